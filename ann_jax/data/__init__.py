@@ -1,0 +1,1 @@
+"""Datasets, augmentation and batches. Nothing here imports jax: worker processes stay off the accelerator."""

@@ -1,0 +1,36 @@
+"""Installs the `ann_jax` package; the commands are in README.md."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = re.search(r"__version__ = '(.+)'", Path('ann_jax/__init__.py').read_text())[1]
+
+setup(
+    name='ann_jax',
+    version=version,
+    description='Asymmetric Non-local Neural Networks for semantic segmentation in JAX',
+    long_description=Path('README.md').read_text(),
+    long_description_content_type='text/markdown',
+    packages=find_packages(include=['ann_jax', 'ann_jax.*']),
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py>=2.1',
+        'flax>=0.12.8',
+        'grain>=0.2.18',
+        'jax>=0.10.2',
+        'ml_collections>=1.1',
+        'numpy>=2.0',
+        'opencv-python-headless>=4.10',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'pillow>=10.3',
+        'tensorboardX>=2.6.2',
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'dev': ['pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
+        'torch': ['torch>=2.4'],
+    },
+)
