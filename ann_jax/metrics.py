@@ -1,0 +1,69 @@
+"""Confusion matrix and the scores read from it: IoU per class, mIoU, pixel and mean accuracy."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ann_jax.typing import IGNORE
+
+
+class Scores(NamedTuple):
+    """Fractions in 0 .. 1; a class that neither truth nor prediction holds has NaN and is left out of means."""
+
+    iou: np.ndarray  # (K,)
+    accuracy: np.ndarray  # (K,) share of the true pixels of a class that were found
+    miou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+
+
+def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+    """Counts pixels by true and predicted class; ignored pixels are left out.
+
+    Args:
+        labels: integers below `num_classes`, or IGNORE; any shape.
+        predictions: integers below `num_classes`, of the same shape.
+        num_classes: K.
+
+    Returns:
+        (K, K) int32, rows are true classes. Sum over batches in int64 on the host.
+    """
+    valid = labels != IGNORE
+    cell = jnp.where(valid, labels.astype(jnp.int32) * num_classes + predictions, num_classes**2)
+    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cell.ravel()].add(1)
+    return counts[:-1].reshape(num_classes, num_classes)
+
+
+def scores(confusion: np.ndarray) -> Scores:
+    """Reads the scores off a (K, K) confusion matrix whose rows are true classes."""
+    confusion = np.asarray(confusion, np.float64)
+    hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        iou = hits / (true + predicted - hits)
+        accuracy = hits / true
+        pixel_accuracy = hits.sum() / confusion.sum()
+    return Scores(iou, accuracy, _mean(iou), _mean(accuracy), float(pixel_accuracy))
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float('nan')
+
+
+def table(classes: Sequence[str], result: Scores) -> str:
+    """A table for people: IoU and accuracy of each class in percent, then the means."""
+    width = max(map(len, (*classes, 'pixel accuracy')))
+    percent = lambda x: '     -' if np.isnan(x) else f'{100 * x:6.2f}'
+    lines = [f'{"class":<{width}}     IoU     acc', '-' * (width + 16)]
+    lines += [
+        f'{name:<{width}}  {percent(iou)}  {percent(accuracy)}'
+        for name, iou, accuracy in zip(classes, result.iou, result.accuracy, strict=True)
+    ]
+    lines += [
+        '-' * (width + 16),
+        f'{"mean":<{width}}  {percent(result.miou)}  {percent(result.mean_accuracy)}',
+        f'{"pixel accuracy":<{width}}          {percent(result.pixel_accuracy)}',
+    ]
+    return '\n'.join(lines)

@@ -1,0 +1,151 @@
+"""The non-local block family of the paper (Sec. 3): NB, FNB, APNB and AFNB are one module.
+
+| block | low | high | sampling |
+|---|---|---|---|
+| NB (Sec. 3.1) | Stage5 | Stage5 | 'all' |
+| APNB (Sec. 3.2) | Stage5 | Stage5 | 'average', sizes (1, 3, 6, 8) |
+| FNB (Sec. 3.3) | Stage4 | Stage5 | 'all' |
+| AFNB (Sec. 3.3) | Stage4 | Stage5 | 'average', sizes (1, 3, 6, 8) |
+
+The names `query`, `key` and `value` stand for the paper's phi, theta and gamma.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ann_jax.models.layers import Conv, ConvBN, Dropout2d
+from ann_jax.ops import resize_bilinear, sample_anchors
+
+SHARES = ('query_key', 'key_value', 'none')
+
+
+class Attention(nn.Module):
+    """Attention of every pixel of `high` to the anchors of `low`: W_o(softmax(phi theta_P) gamma_P).
+
+    Equations 8 to 10 of the paper, 14 to 16 for two inputs, with the scale 1 / sqrt(C^) of the
+    released code. W_o starts at zero, so a new block passes `high` on unchanged.
+
+    Attributes:
+        channels: C^, the width of query, key and value.
+        sampling, sizes: how anchors are sampled, see `ops.sample_anchors`.
+        share: 'query_key' uses one projection for both (the released code, where low is high),
+            'key_value' one for key and value (the paper's text, Sec. 3.4), 'none' three.
+        conv_bias: whether convolutions before batch normalisation have a bias, as in the released code.
+    """
+
+    channels: int = 256
+    sampling: str = 'average'
+    sizes: Sequence[int] = (1, 3, 6, 8)
+    share: str = 'none'
+    conv_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, low: jax.Array, high: jax.Array, train: bool) -> jax.Array:
+        """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, C)."""
+        if self.share not in SHARES:
+            raise ValueError(f'unknown share {self.share!r}; known: {", ".join(SHARES)}')
+        if self.share == 'query_key' and low is not high:
+            raise ValueError("share='query_key' needs one input; a fusion block has two: use 'none'")
+
+        def project(x, name, momentum=0.9):
+            layer = ConvBN(
+                self.channels, bias=self.conv_bias, momentum=momentum, dtype=self.dtype, name=name
+            )
+            return layer(x, train)
+
+        if self.share == 'query_key':
+            # torch runs the shared projection twice a step and so moves its statistics twice.
+            query = key = project(low, 'key', momentum=0.9**2)
+        else:
+            query, key = project(high, 'query'), project(low, 'key')
+        if self.share == 'key_value':
+            value = key
+        else:
+            value = Conv(self.channels, bias=True, dtype=self.dtype, name='value')(low)
+
+        rng = None
+        if self.sampling == 'random':
+            # Evaluation always draws the same anchors, so that its result does not change between runs.
+            rng = self.make_rng('sampling') if train else jax.random.key(0)
+        key = sample_anchors(key, self.sampling, self.sizes, rng)
+        value = sample_anchors(value, self.sampling, self.sizes, rng)
+
+        query = query.reshape(*query.shape[:1], -1, self.channels)
+        similarity = jnp.einsum('bnc,bsc->bns', query, key, preferred_element_type=jnp.float32)
+        weights = nn.softmax(similarity * self.channels**-0.5)
+        attended = jnp.einsum('bns,bsc->bnc', weights.astype(self.dtype), value)
+        attended = attended.reshape(*high.shape[:3], self.channels)
+        return Conv(
+            high.shape[-1], bias=True, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='out'
+        )(attended)
+
+
+class NonLocalBlock(nn.Module):
+    """Concatenates attention and input and projects them: BN(conv(cat[W_o(O), X])) (Eq. 11 and 17).
+
+    Attributes:
+        features: output channels.
+        relu: whether ReLU follows; the released code has one in APNB and none in AFNB.
+        dropout: rate of the Dropout2d at the end.
+        The others: see `Attention`.
+    """
+
+    features: int
+    relu: bool
+    channels: int = 256
+    sampling: str = 'average'
+    sizes: Sequence[int] = (1, 3, 6, 8)
+    share: str = 'none'
+    dropout: float = 0.05
+    conv_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, lows: Sequence[jax.Array], high: jax.Array, train: bool) -> jax.Array:
+        """Maps to (B, H, W, features).
+
+        Args:
+            lows: maps (B, H_l, W_l, C_l) that keys and values come from; with several, their
+                responses are summed (Table 9). `[high]` makes the block a self-attention.
+            high: (B, H, W, C) map that queries come from.
+            train: whether to drop channels and take batch statistics.
+        """
+        responses = [
+            Attention(
+                self.channels,
+                self.sampling,
+                self.sizes,
+                self.share,
+                self.conv_bias,
+                self.dtype,
+                name=f'attention_{i}',
+            )(low, high, train)
+            for i, low in enumerate(lows)
+        ]
+        x = jnp.concatenate([sum(responses), high.astype(self.dtype)], -1)
+        x = ConvBN(self.features, bias=self.conv_bias, relu=self.relu, dtype=self.dtype, name='project')(
+            x, train
+        )
+        return Dropout2d(self.dropout)(x, train)
+
+
+class CommonFusion(nn.Module):
+    """The fusion that Table 6 compares with: high + ReLU(BN(conv(low))), summed over the low maps."""
+
+    conv_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, lows: Sequence[jax.Array], high: jax.Array, train: bool) -> jax.Array:
+        """(B, H_l, W_l, C_l) each, (B, H, W, C) -> (B, H, W, C); larger low maps are resized."""
+        for i, low in enumerate(lows):
+            layer = ConvBN(high.shape[-1], bias=self.conv_bias, dtype=self.dtype, name=f'fuse_{i}')
+            response = layer(low, train)
+            if response.shape != high.shape:
+                response = resize_bilinear(response, high.shape[1:3], True)
+            high = high + response
+        return high

@@ -1,0 +1,132 @@
+"""Convolution, batch normalisation, max pooling and dropout with torch's semantics in NHWC.
+
+Parameters are float32; `dtype` is what convolutions compute in. Kernels are (height, width, in, out).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class Conv(nn.Module):
+    """Convolution with torch's symmetric padding: size is kept at stride 1, (n - 1) // stride + 1 else.
+
+    A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    bias: bool = False
+    kernel_init: nn.initializers.Initializer = he_normal
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+        k = self.kernel_size
+        kernel = self.param('kernel', self.kernel_init, (k, k, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if k == 1:
+            y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        else:
+            pad = self.dilation * (k - 1) // 2
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=((pad, pad), (pad, pad)),
+                rhs_dilation=(self.dilation, self.dilation),
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            )
+        if self.bias:
+            y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with torch's running statistics (unbiased variance), all in float32.
+
+    Under a jit whose batch is sharded over devices, the means below run over the global batch: that
+    is the synchronised batch normalisation of the paper (Sec. 4.2).
+    """
+
+    momentum: float = 0.9  # share of the old statistics that is kept: 1 - torch's momentum
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`."""
+        features = (x.shape[-1],)
+        scale = self.param('scale', nn.initializers.ones, features)
+        bias = self.param('bias', nn.initializers.zeros, features)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, features)
+
+        y = x.astype(jnp.float32)
+        if train:
+            mean = y.mean((0, 1, 2))
+            # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
+            var = jnp.square(y - mean).mean((0, 1, 2))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased = var * (count / max(count - 1, 1))
+                m = self.momentum
+                running_mean.value = m * running_mean.value + (1 - m) * mean
+                running_var.value = m * running_var.value + (1 - m) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+        return y.astype(x.dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution, batch normalisation and, unless `relu` is off, ReLU."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    bias: bool = False
+    relu: bool = True
+    momentum: float = 0.9
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.bias,
+            dtype=self.dtype,
+            name='conv',
+        )(x)
+        x = BatchNorm(self.momentum, name='bn')(x, train)
+        return nn.relu(x) if self.relu else x
+
+
+class Dropout2d(nn.Module):
+    """Drops whole channels of an image, as torch's Dropout2d; draws from the 'dropout' stream."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, C) -> the same shape and dtype."""
+        return nn.Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
+
+
+def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
+    """3x3 max pooling of stride 2 and padding 1; output sizes round down, or up with `ceil`.
+
+    (B, H, W, C) -> (B, H', W', C).
+    """
+    # Rounding up adds a window over the last row or column when the size is even.
+    padding = [(1, 1 + int(ceil and n % 2 == 0)) for n in x.shape[1:3]]
+    return nn.max_pool(x, (3, 3), (2, 2), padding)
