@@ -24,3 +24,7 @@ class Batch(TypedDict):
 
 class DataError(ValueError):
     """Input that cannot be used; the message names the file, the values and the cure."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key, the value and the cure."""

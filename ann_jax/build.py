@@ -1,0 +1,134 @@
+"""From the config to the objects of a run; below this floor everything takes explicit arguments."""
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from ann_jax.data import datasets
+from ann_jax.data.scenes import SceneSource
+from ann_jax.data.transforms import Augment
+from ann_jax.inference import normalizer
+from ann_jax.losses import segmentation_loss
+from ann_jax.models.ann import ANN
+from ann_jax.models.resnet import ResNet
+from ann_jax.optim import poly_schedule, sgd
+from ann_jax.typing import ConfigError
+
+
+def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True):
+    """The samples of a split, the first `limit` of them if that is not 0.
+
+    Raises:
+        DataError: see `datasets.open_source`.
+    """
+    c = config.dataset
+    name = c.stand_in if c.stand_in and not c.root else c.name
+    if name == 'scenes':
+        count = c.scenes.train_count if split == c.train_split else c.scenes.eval_count
+        samples = SceneSource(
+            split=split, count=count, height=c.scenes.height, width=c.scenes.width, seed=config.seed
+        )
+    else:
+        samples = datasets.open_source(name, root=c.root, split=split, strict=strict)
+    return Head(samples, limit) if 0 < limit < len(samples) else samples
+
+
+def augment(config: ConfigDict) -> Augment:
+    """The random transform of training."""
+    c = config.augment
+    mean = config.input.mean
+    return Augment(
+        crop=tuple(c.crop),
+        scale_range=tuple(c.scale_range),
+        aspect_range=tuple(c.aspect_range),
+        flip=c.flip,
+        brightness=c.brightness,
+        mean=tuple(reversed(mean)) if config.input.bgr else tuple(mean),
+        resize_short=c.resize_short or None,
+    )
+
+
+def model(config: ConfigDict, num_classes: int) -> ANN:
+    """The network."""
+    c = config.model
+    dtype = jnp.dtype(c.dtype)
+    backbone = ResNet(
+        depth=c.depth,
+        width=c.width,
+        stem_widths=tuple(c.stem_widths),
+        output_stride=c.output_stride,
+        multi_grid=tuple(c.multi_grid),
+        contract_dilation=c.contract_dilation,
+        ceil_pool=c.ceil_pool,
+        dtype=dtype,
+    )
+    return ANN(
+        num_classes,
+        backbone,
+        variant=c.variant,
+        fuse_stages=tuple(c.fuse_stages),
+        sampling=c.sampling,
+        sizes=tuple(c.sizes),
+        share=c.share,
+        key_channels=c.key_channels,
+        head_channels=c.head_channels,
+        aux_channels=c.aux_channels,
+        dropout=c.dropout,
+        conv_bias=c.conv_bias,
+        dtype=dtype,
+    )
+
+
+def normalize(config: ConfigDict) -> Callable:
+    """What the backbone's input passes first."""
+    return normalizer(mean=tuple(config.input.mean), std=tuple(config.input.std), bgr=config.input.bgr)
+
+
+def schedule(config: ConfigDict) -> optax.Schedule:
+    """Step -> learning rate."""
+    return poly_schedule(config.optim.learning_rate, config.train.steps, config.optim.power)
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """SGD with the schedule of the config."""
+    c = config.optim
+    return sgd(schedule(config), momentum=c.momentum, weight_decay=c.weight_decay, decay=c.decay)
+
+
+def loss(config: ConfigDict, num_classes: int) -> Callable:
+    """(main logits, auxiliary logits, labels) -> `Loss`.
+
+    Raises:
+        ConfigError: there are class weights, but not one per class.
+    """
+    c = config.loss
+    if c.class_weights and len(c.class_weights) != num_classes:
+        raise ConfigError(
+            f'loss.class_weights holds {len(c.class_weights)} numbers, but {config.dataset.name} has '
+            f'{num_classes} classes: give one per class, or () for none'
+        )
+    return functools.partial(
+        segmentation_loss,
+        ohem=c.ohem,
+        threshold=c.threshold,
+        min_kept=c.min_kept,
+        per_image=c.per_image,
+        aux_weight=c.aux_weight,
+        class_weights=tuple(c.class_weights) or None,
+    )
+
+
+class Head:
+    """The first `count` samples of a source."""
+
+    def __init__(self, source, count):
+        self._source, self._count, self.dataset = source, count, source.dataset
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        return self._source[index]

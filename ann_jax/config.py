@@ -1,0 +1,156 @@
+"""The defaults of every run, and the string arguments that choose among variants of a config.
+
+A file in `configs/` starts from `defaults()`, which hold the settings the paper shares between
+datasets, and changes what its dataset needs. Arguments follow the file's name after a colon:
+
+    --config=configs/cityscapes.py:variant=apnb,runlocal
+"""
+
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ann_jax.models.ann import VARIANTS
+from ann_jax.typing import ConfigError
+
+# Normalisation of torchvision's and mmseg's weights; also the choice when training from nothing.
+IMAGENET_RGB = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375), 'bgr': False}
+# Normalisation of the authors' weights: blue first, means only.
+AUTHORS_BGR = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.0, 1.0, 1.0), 'bgr': True}
+
+
+def defaults() -> ConfigDict:
+    """Settings of the paper and, where it is silent, of its authors' code."""
+    return ConfigDict(
+        {
+            'seed': 0,
+            'dataset': {
+                'name': '',
+                'root': '',  # folder of the dataset as its makers lay it out
+                'train_split': 'train',
+                'eval_split': 'val',
+                'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error
+                # Read by the embedded dataset only, whose pictures are drawn on the fly.
+                'scenes': {'train_count': 10_000, 'eval_count': 100, 'height': 128, 'width': 256},
+            },
+            'augment': {
+                'crop': (769, 769),
+                'scale_range': (0.5, 2.0),
+                'aspect_range': (0.9, 1.1),
+                'flip': True,
+                'brightness': 10,
+                'resize_short': 0,  # length the short side is brought to before all else; 0 for none
+            },
+            'loader': {'workers': 0, 'threads': 2},
+            'input': dict(AUTHORS_BGR),
+            'model': {
+                'depth': 101,
+                'width': 64,
+                'stem_widths': (64, 64, 128),
+                'output_stride': 8,
+                'multi_grid': (1, 1, 1),
+                'contract_dilation': True,
+                'ceil_pool': True,
+                'variant': 'full',
+                'fuse_stages': (4,),
+                'sampling': 'average',
+                'sizes': (1, 3, 6, 8),
+                'share': 'query_key',
+                'key_channels': 256,
+                'head_channels': 512,
+                'aux_channels': 512,
+                'dropout': 0.05,
+                'conv_bias': True,
+                'align_corners': True,
+                'dtype': 'float32',
+            },
+            'loss': {
+                'ohem': True,
+                'threshold': 0.7,
+                'min_kept': 100_000,
+                'per_image': True,
+                'aux_weight': 0.4,
+                'class_weights': (),  # one per class; () for none
+            },
+            'optim': {
+                'learning_rate': 0.01,
+                'power': 0.9,
+                'momentum': 0.9,
+                'weight_decay': 1e-4,
+                'decay': 'all',
+            },
+            'train': {
+                'steps': 60_000,
+                'batch_size': 16,  # over all devices
+                'log_every': 50,
+                'checkpoint_every': 1000,
+                'eval_every': 5000,
+            },
+            'eval': {
+                'batch_size': 0,  # over all devices; 0 for one image per device
+                'limit': 0,  # images evaluated; 0 for all
+                'pictures': 8,
+            },
+        }
+    )
+
+
+def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
+    """Parses 'variant=apnb,runlocal' into a value per known name; `runlocal` alone means True.
+
+    Args:
+        argument: what follows the colon of `--config=file.py:argument`.
+        **spec: known names and their defaults, whose types the values take. `variant` and `runlocal`
+            are known always.
+
+    Raises:
+        ConfigError: an unknown name or variant, with the nearest known one, or a value of another type.
+    """
+    values = {'variant': 'full', 'runlocal': False} | spec
+    for item in filter(None, (argument or '').split(',')):
+        name, has_value, text = item.partition('=')
+        if name not in values:
+            raise ConfigError(f'unknown config argument {name!r}; {_nearest(name, values)}')
+        kind = type(values[name])
+        if kind is bool:
+            if has_value and text.lower() not in ('true', 'false'):
+                raise ConfigError(f'config argument {name} is true or false, not {text!r}')
+            values[name] = text.lower() != 'false'
+        else:
+            try:
+                values[name] = kind(text)
+            except ValueError as error:
+                raise ConfigError(f'config argument {name} takes {kind.__name__}, not {text!r}') from error
+    if values['variant'] not in VARIANTS:
+        raise ConfigError(f'unknown variant {values["variant"]!r}; {_nearest(values["variant"], VARIANTS)}')
+    return values
+
+
+def _nearest(name, known) -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.4)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    return f'{hint}known: {", ".join(known)}'
+
+
+def finish(config: ConfigDict, argument: dict[str, Any]) -> ConfigDict:
+    """Applies the variant and, for `runlocal`, shrinks the run to a minute on a laptop."""
+    config.model.variant = argument['variant']
+    if argument['runlocal']:
+        config.dataset.stand_in = 'scenes'
+        config.dataset.scenes.update(train_count=64, eval_count=4, height=96, width=192)
+        config.augment.update(crop=(65, 65), resize_short=0)
+        config.model.update(
+            depth=18 if config.model.depth < 50 else 50,
+            width=8,
+            stem_widths=tuple(n // 8 for n in config.model.stem_widths),
+            key_channels=16,
+            head_channels=32,
+            aux_channels=16,
+        )
+        config.loss.min_kept = 1000
+        # The embedded scenes that stand in for absent data have classes of their own.
+        config.loss.class_weights = ()
+        config.train.update(steps=10, batch_size=2, log_every=2, checkpoint_every=5, eval_every=10)
+        config.eval.update(batch_size=0, limit=4, pictures=2)
+    return config

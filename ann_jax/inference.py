@@ -1,0 +1,45 @@
+"""Protocols as functions (variables, image) -> logits of the image's size."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ann_jax.ops import resize_bilinear
+
+Normalize = Callable[[jax.Array], jax.Array]
+
+
+def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Normalize:
+    """The map from pixels to what a backbone was trained on; it belongs with the weights.
+
+    Args:
+        mean, std: per channel in grey levels, in the channel order the backbone sees.
+        bgr: whether the backbone sees blue first.
+
+    Returns:
+        A function from (B, H, W, 3) uint8 RGB to float32.
+    """
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def normalize(image):
+        image = image.astype(jnp.float32)
+        return ((image[..., ::-1] if bgr else image) - mean) / std
+
+    return normalize
+
+
+def whole_image(model: nn.Module, normalize: Normalize, align_corners: bool) -> Callable:
+    """Single scale, the whole image at once.
+
+    Returns:
+        A function from variables and (B, H, W, 3) uint8 RGB to (B, H, W, classes) float32 logits.
+    """
+
+    def logits(variables, image):
+        output = model.apply(variables, normalize(image))
+        return resize_bilinear(output.main, image.shape[1:3], align_corners)
+
+    return logits

@@ -1,0 +1,54 @@
+"""The command: python -m ann_jax.main --config=configs/cityscapes.py --workdir=runs/cityscapes."""
+
+import logging
+import sys
+from pathlib import Path
+
+import absl.logging
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ann_jax.typing import ConfigError, DataError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb.'
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config> if not given.')
+_MODE = flags.DEFINE_enum(
+    'mode',
+    'train',
+    ['train', 'evaluate', 'check'],
+    'train: train, or resume. evaluate: score the best checkpoint. check: list the bad files of the dataset.',
+)
+
+
+def main(argv):
+    """Runs the mode; an error of the user's ends it with one line and exit status 1."""
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected argument {argv[1]!r}: settings are --config.key=value')
+    logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
+    logging.getLogger('ann_jax').setLevel(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.WARNING)  # libraries that log through absl talk much
+    # Imported late: worker processes import this file again, and need neither jax nor the network.
+    from ann_jax import check, train
+
+    config = _CONFIG.value
+    name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
+    workdir = Path(_WORKDIR.value or f'runs/{name}')
+    try:
+        with logging_redirect_tqdm():
+            match _MODE.value:
+                case 'train':
+                    train.train(config, workdir)
+                case 'evaluate':
+                    train.evaluate_best(config, workdir)
+                case 'check':
+                    sys.exit(check.check(config))
+    except (ConfigError, DataError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main)
