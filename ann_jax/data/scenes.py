@@ -1,0 +1,242 @@
+"""Procedural street scenes: a segmentation bench whose hardest classes need long range context.
+
+A scene is a function of (seed, split, index, height, width): nothing is stored, any size and count will do.
+Two pairs of classes come out of the same drawing code with the same random numbers, so no local look tells
+them apart. Only a cue more than half the image width away does:
+
+- `stopped car` or `moving car`: the lamp of the one traffic light is red or green. A small, local cue.
+- `pedestrian` or `worker`: the one structure is a tower crane, its jib and its ballast on opposite sides of
+  the mast, or a gantry, with both on the same side. A large cue: jib and ballast are further apart than 40 px
+  at 128x256, each is on either side with probability 1/2, and only the two together say which it is.
+
+Both coins have a random stream of their own, so everything else in a picture is independent of them.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ann_jax.data import scene_objects as draw
+from ann_jax.data.classes import Dataset
+from ann_jax.data.scene_objects import CLASSES, COLORS
+from ann_jax.typing import IGNORE, DataError, Sample
+
+COUNTS = {'train': 4096, 'val': 256, 'test': 256}  # default scenes per split
+OBJECTS_END = 0.27  # ambiguous objects end before this share of the width ...
+CUES_START = 0.785  # ... and the cues start after this one, or both mirrored
+
+
+class SceneInfo(NamedTuple):
+    """What a scene's classes hang on; boxes are (top, left, bottom, right), the end exclusive."""
+
+    red: bool  # the lamp is red: its cars are stopped
+    crane: bool  # the structure is a crane: its people are workers
+    lamp_box: tuple[int, int, int, int]
+    structure_box: tuple[int, int, int, int]
+
+
+class SceneSource:
+    """Random access to the scenes of one split; splits never share a scene.
+
+    Attributes:
+      dataset: the `Dataset`.
+      split: name of the split.
+    """
+
+    def __init__(self, *, split='train', count=None, height=128, width=256, seed=0):
+        """Takes 'train', 'val' or 'test'; `count` None means `COUNTS[split]`."""
+        if split not in COUNTS:
+            raise DataError(f'scenes has no split {split!r}: choose from {", ".join(COUNTS)}')
+        self.dataset = Dataset(name='scenes', classes=CLASSES, colors=COLORS, label_map=None)
+        self.split, self.count = split, COUNTS[split] if count is None else count
+        self._render = partial(render, height=height, width=width)
+        self._key = (seed, list(COUNTS).index(split))
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index) -> Sample:
+        """Draws one sample."""
+        if not 0 <= index < self.count:
+            raise IndexError(f'scene {index} of {self.count}')
+        image, label, _ = self._render((*self._key, int(index)))
+        return Sample(name=f'{self.split}_{index:06d}', image=image, label=label)
+
+
+def render(key, height, width, *, red=None, crane=None):
+    """Draws the scene of a key, a tuple of non-negative integers.
+
+    Args:
+      key: what the scene is a function of, together with its size.
+      height: at least 64.
+      width: at least 128; twice the height looks best.
+      red: overrides the lamp's coin and changes nothing else.
+      crane: overrides the structure's coin and changes nothing else.
+
+    Returns:
+      image (height, width, 3) uint8, label (height, width) uint8, and a `SceneInfo`.
+    """
+    if height < 64 or width < 128:
+        raise ValueError(f'a scene needs at least 64x128 pixels, not {height}x{width}')
+    rng = np.random.default_rng((*key, 0))
+    coins = np.random.default_rng((*key, 1)).random(2) < 0.5
+    red, crane = bool(coins[0] if red is None else red), bool(coins[1] if crane is None else crane)
+    canvas = draw.Canvas(height, width)
+    ground, kerb, near = (height * rng.uniform(y, y + 0.03) for y in (0.57, 0.68, 0.92))
+
+    _draw_sky(canvas, rng, ground)
+    _draw_buildings(canvas, rng, ground)
+    _draw_ground(canvas, rng, ground, kerb, near)
+    _draw_far_furniture(canvas, rng, ground, kerb)
+    boxes = _draw_cues(canvas, rng, ground, kerb, red, crane)
+    _draw_far_people(canvas, rng, ground, kerb, draw.WORKER if crane else draw.PEDESTRIAN)
+    _draw_traffic(canvas, rng, kerb, near, draw.STOPPED if red else draw.MOVING)
+    _draw_near_people(canvas, rng, near, draw.WORKER if crane else draw.PEDESTRIAN)
+    _draw_near_furniture(canvas, rng)
+    image, label = canvas.finish()
+    image = _light(image, rng)
+
+    if rng.random() < 0.5:
+        image, label = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+        boxes = [(top, width - right, bottom, width - left) for top, left, bottom, right in boxes]
+    return image, label, SceneInfo(red, crane, *boxes)
+
+
+def _draw_sky(canvas, rng, ground):
+    colors = rng.uniform(((80, 130, 190), (190, 205, 215)), ((140, 185, 235), (250, 235, 230)))
+    size = 2 * canvas.width, int(2 * ground) + 1
+    canvas.image[: size[1]] = cv2.resize(colors[:, None].astype(np.uint8), size)  # blends top into bottom
+    for _ in range(rng.integers(2, 6)):
+        x, y = rng.uniform(0, canvas.width), rng.uniform(0.03, 0.3) * canvas.height
+        cloud = canvas.at(x, y, rng.uniform(4, 9) * canvas.unit)
+        for dx in (-1.5, -0.4, 0.7, 1.6):
+            cloud.oval(dx, 0, 1.2, rng.uniform(0.3, 0.6), (240, 243, 246))
+
+
+def _draw_buildings(canvas, rng, ground):
+    unit, x = canvas.unit, 0.0
+    while x < canvas.width:  # a hazy skyline far behind
+        width, height = rng.uniform(10, 26) * unit, rng.uniform(0.1, 0.38) * canvas.height
+        haze = draw.shade((168, 180, 196), rng.uniform(0.92, 1.06))
+        canvas.rect(x, ground - height, x + width, ground, haze, draw.BUILDING)
+        x += width * rng.uniform(0.9, 1.6)
+    x = -rng.uniform(0, 20) * unit
+    while x < canvas.width:
+        width, height = rng.uniform(26, 52), rng.uniform(0.14, 0.42) * canvas.height / unit
+        draw.building(canvas, rng, x, ground, width, height)
+        x += (width + max(rng.uniform(-14, 14), 0)) * unit
+
+
+def _draw_ground(canvas, rng, ground, kerb, near):
+    unit, width, height = canvas.unit, canvas.width, canvas.height
+    stone, asphalt = rng.uniform(0.85, 1.1), rng.uniform(0.8, 1.15)
+    stone, asphalt, paint = (
+        draw.shade((176, 168, 162), stone),
+        draw.shade((92, 92, 100), asphalt),
+        (226, 226, 214),
+    )
+    lean = rng.uniform(0.3, 0.8)  # lines on the ground lean to one side, which gives it depth
+
+    def slab(x, y, length, depth, color, cls=None):
+        dx = lean * depth
+        canvas.poly([(x + dx, y), (x + dx + length, y), (x + length, y + depth), (x, y + depth)], color, cls)
+
+    canvas.rect(0, ground, width, height, stone, draw.PAVEMENT)
+    for x in np.arange(-0.2 * width, width, 20 * unit).tolist():
+        slab(x, ground, unit / 2, kerb - ground, draw.shade(stone, 0.86))
+        slab(x, near, unit / 2, height - near, draw.shade(stone, 0.86))
+    canvas.rect(0, kerb, width, near, asphalt, draw.ROAD)
+    for y in (kerb - unit, near):
+        canvas.rect(0, y, width, y + unit, draw.shade(stone, 0.7))
+    for x in np.arange(rng.uniform(-20, 0) * unit, width, 22 * unit).tolist():
+        slab(x, (kerb + near) / 2, 11 * unit, 2 * unit, paint, draw.MARKING)
+    x = rng.uniform(0.3, 0.85) * width
+    for y in np.arange(kerb + 2 * unit, near - 2 * unit, 5 * unit).tolist():  # a zebra crossing
+        slab(x + lean * (near - y), y, 16 * unit, 2.5 * unit, paint, draw.MARKING)
+
+
+def _draw_far_furniture(canvas, rng, ground, kerb):
+    unit, width = canvas.unit, canvas.width
+    for _ in range(rng.integers(1, 3)):
+        draw.fence(canvas, rng, rng.uniform(0, 0.8) * width, ground + 2 * unit, rng.uniform(30, 70), 8)
+    for _ in range(rng.integers(2, 5)):
+        foot, size = ground + rng.uniform(2, 5) * unit, rng.uniform(34, 52) * unit
+        draw.tree(canvas, rng, rng.uniform(0, 0.66) * width, foot, size)
+    for _ in range(rng.integers(1, 3)):
+        draw.lamp_post(canvas, rng.uniform(0, 0.7) * width, kerb - 3 * unit, rng.uniform(46, 58))
+
+
+def _draw_near_furniture(canvas, rng):
+    """Draws what hides parts of the scene, but never a cue; last the dirt on the lens, which has no label."""
+    unit, width, height = canvas.unit, canvas.width, canvas.height
+    for _ in range(rng.integers(0, 3)):
+        draw.lamp_post(canvas, rng.uniform(0, 0.7) * width, height - 2 * unit, rng.uniform(72, 90))
+    if rng.random() < 0.5:
+        draw.fence(canvas, rng, rng.uniform(0.2, 0.8) * width, height, rng.uniform(30, 60), 10)
+    if rng.random() < 0.4:
+        draw.tree(canvas, rng, rng.uniform(0.42, 0.62) * width, height - 2 * unit, rng.uniform(60, 76) * unit)
+    for _ in range(rng.integers(0, 4)):
+        x, y, size = rng.uniform(0, 0.7) * width, rng.uniform(0, 1) * height, rng.uniform(1.5, 4.5) * unit
+        canvas.oval(x, y, size, size * rng.uniform(0.6, 1.4), (92, 84, 72), IGNORE)
+
+
+def _draw_cues(canvas, rng, ground, kerb, red, crane):
+    """Draws structure and traffic light on the right, and returns the boxes of lamp and structure."""
+    unit, width = canvas.unit, canvas.width
+    half = 26 * unit
+    x, foot = rng.uniform(CUES_START * width + half, 0.994 * width - half), ground + rng.uniform(6, 8) * unit
+    jib, color = 1 if rng.random() < 0.5 else -1, draw.shade((246, 190, 40), rng.uniform(0.85, 1.05))
+    draw.structure(canvas, x, foot, jib, -jib if crane else jib, color)
+    structure_box = _box(canvas, x - half, foot - 78 * unit, x + half, foot)
+
+    side = 1 if rng.random() < 0.5 else -1  # beside the bare mast, clear of jib and ballast
+    x, y = x + side * rng.uniform(11, 16) * unit, foot - rng.uniform(30, 38) * unit
+    draw.traffic_light(canvas, rng, x, y, kerb - 2 * unit, red)
+    return _box(canvas, x - 4 * unit, y - 9 * unit, x + 4 * unit, y + 9 * unit), structure_box
+
+
+def _box(canvas, left, top, right, bottom):
+    """Whole pixels that hold a rectangle and its border, as (top, left, bottom, right)."""
+    low = [max(math.floor(value) - 1, 0) for value in (top, left)]
+    return *low, min(math.ceil(bottom) + 1, canvas.height), min(math.ceil(right) + 1, canvas.width)
+
+
+def _draw_far_people(canvas, rng, ground, kerb, cls):
+    for _ in range(rng.integers(3, 6)):
+        size, foot = rng.uniform(28, 32) * canvas.unit, rng.uniform(ground + 5 * canvas.unit, kerb)
+        draw.person(canvas, rng, _person_x(canvas, rng, size), foot, size, cls)
+
+
+def _draw_near_people(canvas, rng, near, cls):
+    for _ in range(rng.integers(1, 3)):
+        size, foot = rng.uniform(33, 37) * canvas.unit, rng.uniform(near + 4 * canvas.unit, canvas.height)
+        draw.person(canvas, rng, _person_x(canvas, rng, size), foot, size, cls)
+
+
+def _person_x(canvas, rng, size):
+    return rng.uniform(0.05 * size, OBJECTS_END * canvas.width - 0.2 * size)
+
+
+def _draw_traffic(canvas, rng, kerb, near, cls):
+    """Draws cars on the left, behind each other and by turns further left and right, and maybe a bus."""
+    unit, end = canvas.unit, OBJECTS_END * canvas.width
+    if rng.random() < 0.6:
+        draw.bus(canvas, rng, rng.uniform(0.3, 0.4) * canvas.width, kerb + rng.uniform(10, 16) * unit)
+    count, turn = min(rng.integers(1, 5), 3), rng.integers(2)
+    for index in range(count):
+        depth, place = (index + rng.random()) / count, ((index + turn) % 2 + rng.random()) / 2
+        foot, length = kerb + 8 * unit + depth * (near - kerb - 9 * unit), (44 + 8 * depth) * unit
+        draw.car(canvas, rng, place * (end - 0.85 * length) - 0.15 * length, foot, length, cls)
+
+
+def _light(image, rng):
+    """Returns an image under some weather: tinted, brighter to one side, with stains and noise."""
+    height, width = image.shape[:2]
+    tint = (rng.uniform(0.72, 1.12) * rng.uniform(0.93, 1.07, 3)).tolist()
+    corners, stains = rng.uniform(0.85, 1.15, (2, 2)), rng.normal(0, 0.03, (9, 17))
+    field = sum(cv2.resize(coarse.astype(np.float32), (width, height)) for coarse in (corners, stains))
+    field += (rng.random((height, width), np.float32) - 0.5) * np.float32(rng.uniform(0.04, 0.16))
+    return cv2.multiply(image, cv2.merge([field * gain for gain in tint]), dtype=cv2.CV_8U)  # saturates

@@ -1,0 +1,179 @@
+"""The scenes are what they promise: reproducible, and ambiguous but for a cue far away."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from ann_jax.data.scene_objects import LIGHT, MOVING, PEDESTRIAN, STOPPED, STRUCTURE, WORKER
+from ann_jax.data.scenes import CLASSES, COLORS, COUNTS, SceneSource, render
+from ann_jax.typing import IGNORE, DataError
+
+CARS, PEOPLE = (STOPPED, MOVING), (PEDESTRIAN, WORKER)
+SIZES = [(64, 128), (96, 192), (131, 257), (256, 512), (96, 400), (200, 160)]
+
+
+@pytest.fixture(scope='module')
+def scenes():
+    """400 scenes: images and labels stacked, and a list of infos."""
+    images, labels, infos = zip(*(render((0, 0, index), 128, 256) for index in range(400)), strict=True)
+    return np.stack(images), np.stack(labels), infos
+
+
+def outside(mask, box):
+    top, left, bottom, right = box
+    mask = mask.copy()
+    mask[top:bottom, left:right] = False
+    return mask
+
+
+def test_source_is_deterministic_picklable_and_indexable_at_random():
+    source = SceneSource(split='val', count=5, height=64, width=128, seed=3)
+    other = pickle.loads(pickle.dumps(source))
+    samples = [source[index] for index in range(5)]
+    for index in (3, 0, 4):
+        again = other[np.int64(index)]
+        assert again['name'] == samples[index]['name']
+        np.testing.assert_array_equal(again['image'], samples[index]['image'])
+        np.testing.assert_array_equal(again['label'], samples[index]['label'])
+    assert len(source) == 5 and len({sample['name'] for sample in samples}) == 5
+    with pytest.raises(IndexError):
+        source[5]
+
+
+def test_source_describes_its_classes():
+    dataset = SceneSource().dataset
+    assert (dataset.name, dataset.classes, dataset.colors) == ('scenes', CLASSES, COLORS)
+    assert len(CLASSES) == len(set(CLASSES)) == len(set(COLORS))
+    assert (
+        CLASSES[STOPPED] == 'stopped car'
+        and CLASSES[WORKER] == 'worker'
+        and CLASSES[STRUCTURE] == 'structure'
+    )
+
+
+def test_splits_seeds_and_indices_share_no_scene():
+    sources = [SceneSource(split=split, seed=seed, count=4) for split in COUNTS for seed in (0, 1)]
+    images = {sample['image'].tobytes() for source in sources for sample in source}
+    assert len(images) == 4 * len(sources)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_any_size(size):
+    image, label, _ = render((0, 0, 7), *size)
+    assert image.shape == (*size, 3) and label.shape == size
+    assert image.dtype == label.dtype == np.uint8 and image.flags.c_contiguous
+    assert set(np.unique(label)) <= {*range(len(CLASSES)), IGNORE}
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match='64x128'):
+        render((0,), 63, 128)
+    with pytest.raises(DataError, match='train, val, test'):
+        SceneSource(split='valid')
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_cues_are_more_than_half_a_width_away(size):
+    width = size[1]
+    for index in range(60):
+        _, label, info = render((1, 0, index), *size)
+        objects = np.flatnonzero(np.isin(label, CARS + PEOPLE).any(0))
+        lights = np.flatnonzero((label == LIGHT).any(0))
+        cues = [
+            lights[0],
+            lights[-1],
+            info.structure_box[1] + 2,
+            info.structure_box[3] - 2,
+        ]  # boxes are rounded out
+        gap = min(abs(int(a) - int(b)) for a in cues for b in (objects[0], objects[-1]))
+        assert gap - 2 > width / 2, index  # 2: the unlabelled borders of both
+
+
+def test_the_lamp_changes_its_own_pixels_and_the_names_of_cars_only():
+    for index in range(30):
+        red_image, red_label, info = render((2, 0, index), 128, 256, red=True)
+        green_image, green_label, _ = render((2, 0, index), 128, 256, red=False)
+        changed = (red_image != green_image).any(2)
+        assert changed.sum() > 30 and not outside(changed, info.lamp_box).any()
+        np.testing.assert_array_equal(np.where(red_label == STOPPED, MOVING, red_label), green_label)
+        assert (red_label == STOPPED).sum() > 100 and not (red_label == MOVING).any()
+
+
+def test_the_structure_changes_its_own_pixels_and_the_names_of_people_only():
+    for index in range(30):
+        crane_image, crane_label, info = render((3, 0, index), 128, 256, crane=True)
+        gantry_image, gantry_label, _ = render((3, 0, index), 128, 256, crane=False)
+        changed = (crane_image != gantry_image).any(2)
+        assert changed.sum() > 100 and not outside(changed, info.structure_box).any()
+        renamed = np.where(crane_label == WORKER, PEDESTRIAN, crane_label)
+        assert not outside(renamed != gantry_label, info.structure_box).any()
+        assert (crane_label == WORKER).sum() > 100 and not (crane_label == PEDESTRIAN).any()
+
+
+def test_no_patch_of_40_pixels_tells_crane_from_gantry():
+    """The coin moves the ballast alone, and more than 40 bare rows keep it from the jib."""
+    for index in range(30):
+        images = [render((3, 0, index), 128, 256, crane=crane) for crane in (True, False)]
+        (crane, label, info), (gantry, _, _) = images
+        ballast_top = np.flatnonzero((crane != gantry).any((1, 2)))[0]
+        left, right = info.structure_box[1], info.structure_box[3]
+        beside_mast = np.abs(np.arange(256) - (left + right - 1) / 2) > 6
+        jib_rows = np.flatnonzero((label[: ballast_top - 5, beside_mast] == STRUCTURE).any(1))
+        assert ballast_top - jib_rows[-1] - 2 >= 40
+
+
+def sides(label, info):
+    """Whether jib and ballast are on the mast's side away from the middle of the image."""
+    top, left, bottom, right = info.structure_box
+    mask, middle = label[top:bottom, left:right] == STRUCTURE, (right - left) // 2
+    if left < label.shape[1] // 2:
+        mask = mask[:, ::-1]
+    return tuple(part[:, middle:].sum() > part[:, :middle].sum() for part in (mask[:24], mask[-14:]))
+
+
+def test_jib_and_ballast_say_nothing_on_their_own(scenes):
+    _, labels, infos = scenes
+    counts = np.zeros((2, 2, 2))
+    for label, info in zip(labels, infos, strict=True):
+        jib, ballast = sides(label, info)
+        assert info.crane == (jib != ballast)
+        counts[int(info.crane), int(jib), int(ballast)] += 1
+    for given_crane in counts:
+        assert abs(given_crane.sum(0)[0] / given_crane.sum() - 0.5) < 0.12
+        assert abs(given_crane.sum(1)[0] / given_crane.sum() - 0.5) < 0.12
+
+
+def test_coins_are_fair_and_independent_of_the_rest(scenes):
+    images, labels, infos = scenes
+    rest = [images.mean((1, 2, 3)), images[..., 0].mean((1, 2)) - images[..., 2].mean((1, 2))]
+    rest += [np.isin(labels, pair).sum((1, 2)) for pair in (CARS, PEOPLE)]
+    rest += [[info.structure_box[1] for info in infos], [info.lamp_box[0] for info in infos]]
+    coins = np.array([[info.red, info.crane] for info in infos]).T
+    assert np.all(np.abs(coins.mean(1) - 0.5) < 0.1)
+    for values in (coins[1], *rest):
+        assert abs(np.corrcoef(coins[0], values)[0, 1]) < 0.15
+    for values in rest:
+        assert abs(np.corrcoef(coins[1], values)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize('pair', [CARS, PEOPLE])
+def test_colours_do_not_tell_a_pair_apart(scenes, pair):
+    images, labels, _ = scenes
+    means = [
+        [image[label == cls].mean(0) for image, label in zip(images, labels, strict=True) if cls in label]
+        for cls in pair
+    ]
+    first, second = (np.array(group) for group in means)
+    error = np.sqrt(first.var(0) / len(first) + second.var(0) / len(second))
+    assert np.all(np.abs(first.mean(0) - second.mean(0)) < 3 * error)
+
+
+def test_labels_are_worth_learning(scenes):
+    _, labels, _ = scenes
+    share = np.bincount(labels.ravel(), minlength=256) / labels.size
+    assert 0.005 < share[IGNORE] < 0.1
+    assert set(range(len(CLASSES))) <= set(np.unique(labels[:64]))
+    for pair in (CARS, PEOPLE):
+        assert share[list(pair)].sum() >= 2 * 0.015 and share[list(pair)].min() > 0.012
+        assert np.isin(labels, pair).sum((1, 2)).min() > 100
