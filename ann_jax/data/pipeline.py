@@ -1,0 +1,155 @@
+"""Batches for training and evaluation, read and augmented in threads or in worker processes (grain).
+
+The training stream is a pure function of (source, augment, seed, batch size): step `n` holds the same arrays
+whatever the number of threads and workers, the shards of a batch put together are the batch of one shard, and
+the step number is all there is to save. Worker processes are spawned; they import this module, which keeps
+them off accelerators.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from ann_jax.data.transforms import Augment
+from ann_jax.typing import IGNORE, Batch, Sample
+
+
+@dataclass(frozen=True)
+class _RandomMap(grain.transforms.RandomMap):
+    """Draws and applies the augmentation; drops the name."""
+
+    augment: Augment
+
+    def random_map(self, element: Sample, rng: np.random.Generator) -> Batch:
+        draw = self.augment.draw(rng, *element['label'].shape)
+        sample = self.augment.apply(element, draw)
+        return Batch(image=sample['image'], label=sample['label'])
+
+
+def train_batches(
+    source,
+    augment: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """Returns an endless iterator of augmented batches: every sample once an epoch, in a new order each time.
+
+    Args:
+      source: anything with `__len__` and `__getitem__(i) -> Sample`; picklable if there are workers.
+      augment: the augmentation.
+      batch_size: of all shards together.
+      seed: of the order and the augmentation, 0 <= seed < 2**32.
+      start_step: batches to leave out at the start, at no cost: the step to resume from.
+      shard_index: this shard, which holds samples shard_index::shard_count of each batch.
+      shard_count: number of shards.
+      num_workers: processes to read in; 0: this one. They need absl's flags parsed and a `__main__` guard.
+      num_threads: threads to read with, in each process.
+      prefetch: batches to read ahead, in each process.
+
+    Returns:
+      An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
+      shard_count, *crop) uint8. Its `close()` ends the threads and workers.
+
+    Raises:
+      ValueError: batch_size is not divisible by shard_count; the source is empty.
+      DataError: from the iterator, where the source raises it.
+    """
+    local = _local_size(batch_size, shard_index, shard_count)
+    if not len(source):
+        raise ValueError('the source has no samples to train on')
+    samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment))
+    # Batched before the split over workers: they take whole batches in turn, so their number changes nothing.
+    batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
+    return iter(_read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch))
+
+
+def eval_batches(
+    source,
+    *,
+    batch_size: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+) -> Iterator[tuple[Batch, tuple[str, ...]]]:
+    """Yields every sample once, in order, at its own size.
+
+    Consecutive samples of one size share a batch. Where the size changes or the samples end, it is filled up
+    with image 0 and label IGNORE. Every shard reads all samples, since the sizes make the batches, and keeps
+    its rows: all shards yield the same number of batches, of the same shapes.
+
+    Args:
+      source: as in `train_batches`.
+      batch_size: of all shards together.
+      shard_index: this shard; it holds the shard_index-th run of batch_size / shard_count rows of a batch.
+      shard_count: number of shards.
+      num_workers: as in `train_batches`.
+      num_threads: threads to read with, in each process.
+
+    Yields:
+      (batch, names): image (batch_size / shard_count, H, W, 3) uint8, label (batch_size / shard_count, H, W)
+      uint8; the names of the rows that are samples, which come first.
+
+    Raises:
+      ValueError: batch_size is not divisible by shard_count.
+      DataError: where the source raises it.
+    """
+    local = _local_size(batch_size, shard_index, shard_count)
+    samples = grain.MapDataset.source(source)
+    reader = _read(samples, num_workers=num_workers, num_threads=num_threads, prefetch=2 * num_threads)
+    return _eval_batches(reader, batch_size, slice(shard_index * local, (shard_index + 1) * local))
+
+
+def _eval_batches(reader, batch_size, rows):
+    iterator = iter(reader)
+    try:
+        group = []
+        for sample in iterator:
+            if group and (len(group) == batch_size or sample['label'].shape != group[0]['label'].shape):
+                yield _stack(group, rows)
+                group = []
+            group.append(sample)
+        if group:
+            yield _stack(group, rows)
+    finally:
+        iterator.close()
+
+
+def _stack(group, rows):
+    size = group[0]['label'].shape
+    count = rows.stop - rows.start
+    batch = Batch(
+        image=np.zeros((count, *size, 3), np.uint8), label=np.full((count, *size), IGNORE, np.uint8)
+    )
+    own = group[rows]
+    for i, sample in enumerate(own):
+        batch['image'][i], batch['label'][i] = sample['image'], sample['label']
+    return batch, tuple(sample['name'] for sample in own)
+
+
+def _read(dataset, *, num_workers, num_threads, prefetch):
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    reader = dataset.to_iter_dataset(options)
+    if num_workers:
+        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return reader
+
+
+def _local_size(batch_size, shard_index, shard_count):
+    """Returns the rows of a batch that one shard holds."""
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f'shard_index {shard_index} is not in 0..{shard_count - 1}')
+    if batch_size < 1 or batch_size % shard_count:
+        below = batch_size // shard_count * shard_count
+        near = f'{below} or {below + shard_count}' if below > 0 else f'{shard_count}'
+        raise ValueError(f'batch_size {batch_size} is not divisible among {shard_count} shards: try {near}')
+    return batch_size // shard_count
