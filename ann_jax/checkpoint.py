@@ -7,7 +7,6 @@ checkpoint is named after is also the whole state of the iterator.
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -49,7 +48,7 @@ class Checkpoints:
         return self._manager.best_step()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a state; `like` gives shapes, dtypes and shardings (see `jax.ShapeDtypeStruct`)."""
+        """Reads a state; `like` gives shapes, dtypes and shardings (`state.abstract_state`)."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._manager.restore(step, args=args)['state']
 
@@ -57,8 +56,3 @@ class Checkpoints:
         """Waits for the save under way."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """Shapes and dtypes of a state as `Checkpoints.restore` takes them, all with one sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)

@@ -1,9 +1,11 @@
-"""What training changes from step to step: arrays only."""
+"""What training changes from step to step: arrays only, and their first values."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -23,13 +25,48 @@ class TrainState(struct.PyTreeNode):
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def create_state(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    """A new state; to be jitted, or given to `jax.eval_shape` for its shapes.
+def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
+    """Draws the distributions that the modules declare, with NumPy.
 
-    Random numbers come from `seed` alone, so every process creates the same state.
+    `model.init` gives the like, but compiles a generator for every layer: 20 s for ResNet-101 on two
+    cores, this 1 s. It also gives the same numbers on every backend and in every process.
+
+    Returns:
+        Variables as NumPy arrays.
     """
-    # Parameters do not depend on the image's size: the smallest one compiles fastest.
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, 33, 33, 3)))
+    shapes = jax.eval_shape(lambda: _init(model, seed))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        *_, layer, name = (key.key for key in path)
+        if name == 'kernel' and layer != 'out':
+            height, width, _, features = leaf.shape
+            std = 0.01 if layer.endswith('classifier') else math.sqrt(2 / (height * width * features))
+            return std * rng.standard_normal(leaf.shape, np.float32)
+        return np.full(leaf.shape, 1 if name in ('scale', 'var') else 0, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def create_state(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step, on the host or the default device."""
+    return _first_state(initial_variables(model, seed), tx)
+
+
+def abstract_state(
+    model: nn.Module, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+) -> TrainState:
+    """Shapes, dtypes and sharding of a state, as restoring a checkpoint needs them."""
+    state = jax.eval_shape(lambda: _first_state(_init(model, 0), tx))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def _init(model, seed):
+    # Parameters do not depend on the size of the image.
+    return model.init(jax.random.key(seed), jnp.zeros((1, 33, 33, 3)))
+
+
+def _first_state(variables, tx):
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables['params'],

@@ -1,6 +1,5 @@
 """The run: config -> sources -> batches -> step -> checkpoints -> evaluation -> table and pictures."""
 
-import functools
 import logging
 import math
 from collections import deque
@@ -14,14 +13,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import __version__, build
-from ann_jax.checkpoint import Checkpoints, abstract
+from ann_jax.checkpoint import Checkpoints
 from ann_jax.data.pipeline import eval_batches, train_batches
 from ann_jax.evaluate import evaluate, make_eval_step
 from ann_jax.inference import whole_image
 from ann_jax.metrics import Scores
 from ann_jax.report import Report, write_json
 from ann_jax.sharding import check_batch_size, make_mesh, put_batch, replicated, split_batch
-from ann_jax.state import TrainState, count_parameters, create_state
+from ann_jax.state import TrainState, abstract_state, count_parameters, create_state
 from ann_jax.train_step import make_train_step
 from ann_jax.typing import ConfigError
 
@@ -61,7 +60,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
     )
 
     checkpoints = Checkpoints(workdir / 'checkpoints')
-    create = functools.partial(create_state, model, tx, config.seed)
     first, steps = checkpoints.latest or 0, config.train.steps
     if first >= steps:
         print(f'{workdir} is at step {first} of {steps}: --mode=evaluate evaluates its best checkpoint')
@@ -71,9 +69,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
     if first:
         logger.info('resuming from step %d', first)
-        state = checkpoints.restore(first, abstract(jax.eval_shape(create), replicated(mesh)))
+        state = checkpoints.restore(first, abstract_state(model, tx, replicated(mesh)))
     else:
-        state = jax.jit(create, out_shardings=replicated(mesh))()
+        state = jax.device_put(create_state(model, tx, config.seed), replicated(mesh))
     logger.info('%s parameters', f'{count_parameters(state.params):,}')
 
     batches = train_batches(
@@ -121,8 +119,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> Scores:
         raise ConfigError(f'--workdir={workdir} holds no checkpoint: train first, or name a run that has one')
     evaluation = Evaluation(config, workdir, mesh)
     model, tx = build.model(config, evaluation.num_classes), build.optimizer(config)
-    like = jax.eval_shape(functools.partial(create_state, model, tx, config.seed))
-    state = checkpoints.restore(step, abstract(like, replicated(mesh)))
+    state = checkpoints.restore(step, abstract_state(model, tx, replicated(mesh)))
     checkpoints.close()
     scores = evaluation.run(state, config.dataset.eval_split)
     evaluation.close()
