@@ -23,12 +23,25 @@ _MODE = flags.DEFINE_enum(
 )
 
 
+def parse_flags(argv):
+    """Parses the command line; what is wrong with it ends the program with one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        _CONFIG.value  # noqa: B018  a missing file shows only here
+        return rest
+    except (flags.Error, AttributeError, OSError) as error:
+        # An error inside a config file arrives quoted, with its traceback: the last line says what is wrong.
+        text = str(error).replace('\\n', '\n').strip('\'"\n ')
+        sys.exit(f'error: {text.splitlines()[-1].strip().removeprefix("ann_jax.typing.ConfigError: ")}')
+
+
 def main(argv):
     """Runs the mode; an error of the user's ends it with one line and exit status 1."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}: settings are --config.key=value')
     logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
     logging.getLogger('ann_jax').setLevel(logging.INFO)
+    logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent
     absl.logging.set_verbosity(absl.logging.WARNING)  # libraries that log through absl talk much
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     from ann_jax import check, train
@@ -51,4 +64,4 @@ def main(argv):
 
 if __name__ == '__main__':
     flags.mark_flag_as_required('config')
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ann_jax.typing import ConfigError
+
 SAMPLINGS = ('average', 'max', 'random', 'all')
 
 
@@ -84,7 +86,7 @@ def sample_anchors(
         (B, S, C) anchors in the dtype of x; S = H * W for 'all'.
 
     Raises:
-        ValueError: unknown `sampling`.
+        ConfigError: unknown `sampling`.
     """
     match sampling:
         case 'average':
@@ -95,7 +97,7 @@ def sample_anchors(
             return _random_anchors(x, sizes, rng)
         case 'all':
             return x.reshape(x.shape[0], -1, x.shape[-1])
-    raise ValueError(f'unknown sampling {sampling!r}; known: {", ".join(SAMPLINGS)}')
+    raise ConfigError(f'unknown sampling {sampling!r}; known: {", ".join(SAMPLINGS)}')
 
 
 def _linear_weights(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

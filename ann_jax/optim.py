@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from ann_jax.typing import ConfigError
+
 DECAYS = ('all', 'kernels')
 
 
@@ -23,10 +25,10 @@ def sgd(
         decay: 'all' parameters, as the authors do, or 'kernels' of convolutions only.
 
     Raises:
-        ValueError: unknown `decay`.
+        ConfigError: unknown `decay`.
     """
     if decay not in DECAYS:
-        raise ValueError(f'unknown decay {decay!r}; known: {", ".join(DECAYS)}')
+        raise ConfigError(f'unknown decay {decay!r}; known: {", ".join(DECAYS)}')
 
     def mask(params):
         return jax.tree_util.tree_map_with_path(

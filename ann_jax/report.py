@@ -1,10 +1,10 @@
 """What a run leaves in its folder: config, scores, event files and pictures.
 
-    workdir/config.json     the resolved config
-    workdir/metrics.json    scores of the newest evaluation
-    workdir/tensorboard/    event files
-    workdir/pictures/       image, truth and prediction side by side
-    workdir/checkpoints/    see `checkpoint`
+workdir/config.json     the resolved config
+workdir/metrics.json    scores of the newest evaluation
+workdir/tensorboard/    event files
+workdir/pictures/       image, truth and prediction side by side
+workdir/checkpoints/    see `checkpoint`
 """
 
 import json

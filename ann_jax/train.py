@@ -112,11 +112,12 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> Scores:
         DataError: the dataset cannot be used.
         ConfigError: there is no checkpoint.
     """
-    mesh = make_mesh()
-    checkpoints = Checkpoints(workdir / 'checkpoints')
-    step = checkpoints.best or checkpoints.latest
+    folder = workdir / 'checkpoints'
+    checkpoints = Checkpoints(folder) if folder.is_dir() else None
+    step = checkpoints and (checkpoints.best or checkpoints.latest)
     if step is None:
         raise ConfigError(f'--workdir={workdir} holds no checkpoint: train first, or name a run that has one')
+    mesh = make_mesh()
     evaluation = Evaluation(config, workdir, mesh)
     model, tx = build.model(config, evaluation.num_classes), build.optimizer(config)
     state = checkpoints.restore(step, abstract_state(model, tx, replicated(mesh)))

@@ -10,6 +10,7 @@ from flax import linen as nn
 from ann_jax.models.blocks import CommonFusion, NonLocalBlock
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.models.resnet import ResNet
+from ann_jax.typing import ConfigError
 
 # Rows of Table 6 -> the `fusion` and `context` of the network.
 VARIANTS = {
@@ -69,12 +70,12 @@ class ANN(nn.Module):
         """(B, H, W, 3) normalised image -> logits of the classifier and of the auxiliary head.
 
         Raises:
-            ValueError: unknown variant, sampling, share or fused stage.
+            ConfigError: unknown variant, sampling, share or fused stage.
         """
         if self.variant not in VARIANTS:
-            raise ValueError(f'unknown variant {self.variant!r}; known: {", ".join(VARIANTS)}')
+            raise ConfigError(f'unknown variant {self.variant!r}; known: {", ".join(VARIANTS)}')
         if not set(self.fuse_stages) <= {2, 3, 4}:
-            raise ValueError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
+            raise ConfigError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
         fusion, context = VARIANTS[self.variant]
         stages = self.backbone(image, train)
         x = stages.stage5

@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.ops import resize_bilinear, sample_anchors
+from ann_jax.typing import ConfigError
 
 SHARES = ('query_key', 'key_value', 'none')
 
@@ -47,14 +48,12 @@ class Attention(nn.Module):
     def __call__(self, low: jax.Array, high: jax.Array, train: bool) -> jax.Array:
         """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, C)."""
         if self.share not in SHARES:
-            raise ValueError(f'unknown share {self.share!r}; known: {", ".join(SHARES)}')
+            raise ConfigError(f'unknown share {self.share!r}; known: {", ".join(SHARES)}')
         if self.share == 'query_key' and low is not high:
-            raise ValueError("share='query_key' needs one input; a fusion block has two: use 'none'")
+            raise ConfigError("share='query_key' needs one input; a fusion block has two: use 'none'")
 
         def project(x, name, momentum=0.9):
-            layer = ConvBN(
-                self.channels, bias=self.conv_bias, momentum=momentum, dtype=self.dtype, name=name
-            )
+            layer = ConvBN(self.channels, bias=self.conv_bias, momentum=momentum, dtype=self.dtype, name=name)
             return layer(x, train)
 
         if self.share == 'query_key':

@@ -101,9 +101,7 @@ def from_torch(state: Mapping[str, np.ndarray], target: Mapping) -> dict:
             problems.append(f'{key}: shape {array.shape}, but {"/".join(path)} is {expected[path].shape}')
         else:
             found[path] = np.asarray(array)
-    problems += [
-        f'{"/".join(path)}: no tensor for it' for path in expected if path not in found
-    ]
+    problems += [f'{"/".join(path)}: no tensor for it' for path in expected if path not in found]
     if problems:
         raise ValueError('cannot convert the state dict:\n  ' + '\n  '.join(problems))
     return traverse_util.unflatten_dict(found)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ann_jax.models.layers import BatchNorm, Conv, max_pool
+from ann_jax.typing import ConfigError
 
 # Depth -> (bottleneck blocks, blocks per stage). Depth 10 is for laptops and for receptive-field studies.
 DEPTHS = {
@@ -121,14 +122,14 @@ class ResNet(nn.Module):
         """(B, H, W, 3) normalised image -> features of the four stages.
 
         Raises:
-            ValueError: unknown depth or output stride, or a stem of neither one nor three widths.
+            ConfigError: unknown depth or output stride, or a stem of neither one nor three widths.
         """
         if self.depth not in DEPTHS:
-            raise ValueError(f'no ResNet-{self.depth}; known depths: {", ".join(map(str, DEPTHS))}')
+            raise ConfigError(f'no ResNet-{self.depth}; known depths: {", ".join(map(str, DEPTHS))}')
         if self.output_stride not in PLANS:
-            raise ValueError(f'output_stride must be 8, 16 or 32, not {self.output_stride}')
+            raise ConfigError(f'output_stride must be 8, 16 or 32, not {self.output_stride}')
         if len(self.stem_widths) not in (1, 3):
-            raise ValueError(f'stem_widths must hold one or three numbers, not {tuple(self.stem_widths)}')
+            raise ConfigError(f'stem_widths must hold one or three numbers, not {tuple(self.stem_widths)}')
         bottleneck, sizes = DEPTHS[self.depth]
         x = Stem(self.stem_widths, self.dtype, name='stem')(image, train)
         x = max_pool(x, self.ceil_pool)
