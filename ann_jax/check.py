@@ -1,5 +1,7 @@
 """--mode=check: reads every sample of a dataset and lists what cannot be used."""
 
+import functools
+
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -19,7 +21,8 @@ def check(config: ConfigDict) -> int:
     bad = 0
     for split in dict.fromkeys((config.dataset.train_split, config.dataset.eval_split)):
         source = build.source(config, split, strict=False)
-        errors, pixels = datasets.check(source, lambda items, n=len(source): tqdm(items, f'check {split}', n))
+        progress = functools.partial(tqdm, desc=f'check {split}', unit='image')
+        errors, pixels = datasets.check(source, progress)
         for error in errors:
             print(error)
         print(f'{split}: {len(source)} images, {len(errors)} problems')

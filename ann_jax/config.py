@@ -134,14 +134,14 @@ def _nearest(name, known) -> str:
 
 
 def finish(config: ConfigDict, argument: dict[str, Any]) -> ConfigDict:
-    """Applies the variant and, for `runlocal`, shrinks the run to a minute on a laptop."""
+    """Applies the variant and, for `runlocal`, shrinks the run to a minute on a laptop; locks the config."""
     config.model.variant = argument['variant']
     if argument['runlocal']:
         config.dataset.stand_in = 'scenes'
         config.dataset.scenes.update(train_count=64, eval_count=4, height=96, width=192)
         config.augment.update(crop=(65, 65), resize_short=0)
         config.model.update(
-            depth=18 if config.model.depth < 50 else 50,
+            depth=10,
             width=8,
             stem_widths=tuple(n // 8 for n in config.model.stem_widths),
             key_channels=16,
@@ -153,4 +153,4 @@ def finish(config: ConfigDict, argument: dict[str, Any]) -> ConfigDict:
         config.loss.class_weights = ()
         config.train.update(steps=10, batch_size=2, log_every=2, checkpoint_every=5, eval_every=10)
         config.eval.update(batch_size=0, limit=4, pictures=2)
-    return config
+    return config.lock()  # from here on a misspelt key is an error

@@ -27,7 +27,9 @@ def _log_probability(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, j
     valid = labels != IGNORE
     safe = jnp.where(valid, labels, 0).astype(jnp.int32)
     log_softmax = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jnp.take_along_axis(log_softmax, safe[..., None], -1)[..., 0], safe, valid
+    # A masked sum and not an index: the gradient of indexing is a scatter, slow on every device.
+    at_label = safe[..., None] == jnp.arange(logits.shape[-1])
+    return jnp.where(at_label, log_softmax, 0).sum(-1), safe, valid
 
 
 def _divide(total: jax.Array, count: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ def parse_flags(argv):
     """Parses the command line; what is wrong with it ends the program with one line."""
     try:
         rest = flags.FLAGS(argv)
-        _CONFIG.value  # noqa: B018  a missing file shows only here
+        _CONFIG.value.to_dict()  # a missing file shows only when its config is used
         return rest
     except (flags.Error, AttributeError, OSError) as error:
         # An error inside a config file arrives quoted, with its traceback: the last line says what is wrong.

@@ -11,7 +11,10 @@ from ann_jax.typing import IGNORE
 
 
 class Scores(NamedTuple):
-    """Fractions in 0 .. 1; a class that neither truth nor prediction holds has NaN and is left out of means."""
+    """Fractions in 0 .. 1.
+
+    A class that neither truth nor prediction holds has NaN and is left out of the means.
+    """
 
     iou: np.ndarray  # (K,)
     accuracy: np.ndarray  # (K,) share of the true pixels of a class that were found

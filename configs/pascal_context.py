@@ -11,13 +11,14 @@ does), `runlocal`.
 """
 
 from ann_jax.config import defaults, finish, parse_argument
+from ann_jax.typing import ConfigError
 
 
 def get_config(argument=None):
     """The paper's settings for PASCAL Context."""
     argument = parse_argument(argument, classes=60)
     if argument['classes'] not in (59, 60):
-        raise ValueError(f'classes must be 60 or 59, not {argument["classes"]}')
+        raise ConfigError(f'classes must be 60 or 59, not {argument["classes"]}')
     config = defaults()
     config.dataset.name = 'pascal_context' if argument['classes'] == 60 else 'pascal_context_59'
     config.augment.crop = (480, 480)

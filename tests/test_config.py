@@ -1,0 +1,116 @@
+"""Configs hold the paper's settings, and what is misspelt fails with the nearest name."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from ann_jax import build
+from ann_jax.config import parse_argument
+from ann_jax.data.classes import DATASETS
+from ann_jax.models.ann import VARIANTS
+from ann_jax.typing import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+
+# Paper Sec. 4.2 and the authors' launch scripts: crop, batch, steps, learning rate, weight decay, classes.
+PAPER = {
+    'cityscapes': (769, 8, 60_000, 0.01, 5e-4, 19),
+    'ade20k': (520, 16, 150_000, 0.02, 1e-4, 150),
+    'pascal_context': (480, 16, 28_000, 0.01, 1e-4, 60),
+}
+
+
+def get_config(name, argument=None):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_settings_of_the_paper(name):
+    c = get_config(name)
+    crop, batch, steps, learning_rate, weight_decay, classes = PAPER[name]
+    assert tuple(c.augment.crop) == (crop, crop)
+    assert (c.train.batch_size, c.train.steps) == (batch, steps)
+    assert (c.optim.learning_rate, c.optim.weight_decay) == (learning_rate, weight_decay)
+    assert (c.optim.momentum, c.optim.power) == (0.9, 0.9)
+    assert DATASETS[c.dataset.name].num_classes == classes
+    assert (tuple(c.augment.scale_range), tuple(c.augment.aspect_range)) == ((0.5, 2.0), (0.9, 1.1))
+    assert (c.augment.flip, c.augment.brightness) == (True, 10)
+    assert c.augment.resize_short == (520 if name == 'ade20k' else 0)
+    assert (c.loss.ohem, c.loss.threshold, c.loss.min_kept, c.loss.per_image) == (True, 0.7, 100_000, True)
+    assert c.loss.aux_weight == 0.4
+    m = c.model
+    assert (m.depth, m.width, tuple(m.stem_widths), m.output_stride) == (101, 64, (64, 64, 128), 8)
+    assert (m.variant, m.sampling, tuple(m.sizes), m.share) == ('full', 'average', (1, 3, 6, 8), 'query_key')
+    assert (m.key_channels, m.head_channels, m.dropout) == (256, 512, 0.05)
+    assert (m.align_corners, m.ceil_pool) == (True, True)
+    assert (c.input.bgr, tuple(c.input.mean)) == (True, (102.9801, 115.9465, 122.7717))
+
+
+def test_cityscapes_weights_and_test_set_schedule():
+    weights = get_config('cityscapes').loss.class_weights
+    assert len(weights) == 19
+    assert (weights[0], weights[12], weights[18]) == (0.8373, 1.1116, 1.0507)
+    config = get_config('cityscapes', 'testset')
+    assert (config.train.steps, config.dataset.train_split) == (120_000, 'trainval')
+
+
+def test_pascal_context_without_background():
+    assert get_config('pascal_context', 'classes=59').dataset.name == 'pascal_context_59'
+    with pytest.raises(ConfigError, match='60 or 59'):
+        get_config('pascal_context', 'classes=58')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_names_its_command_and_is_locked(name):
+    text = (CONFIGS / f'{name}.py').read_text()
+    assert f'--config=configs/{name}.py' in text.split('"""')[1]
+    config = get_config(name)
+    with pytest.raises(AttributeError, match='learning_rate'):
+        config.optim.learning_rat = 1.0
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_variant_is_a_config_value(variant):
+    config = get_config('cityscapes', f'variant={variant},runlocal')
+    model = build.model(config, 19)
+    logits = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jax.numpy.zeros((1, 65, 65, 3)))[0]
+    )
+    assert config.model.variant == model.variant == variant
+    assert logits.main.shape == (1, 9, 9, 19)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_runlocal_is_small(name):
+    config = get_config(name, 'runlocal')
+    assert config.train.steps <= 20
+    assert max(config.augment.crop) <= 129
+    source = build.source(config, config.dataset.train_split)  # without a root: the embedded scenes
+    assert len(source) <= 100
+    assert build.loss(config, source.dataset.num_classes)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('varian=apnb', "unknown config argument 'varian'; did you mean 'variant'"),
+        ('variant=apn', "unknown variant 'apn'; did you mean 'apnb'"),
+        ('runlocal=maybe', 'runlocal is true or false'),
+        ('classes=many', 'classes takes int'),
+    ],
+)
+def test_wrong_argument(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_argument(argument, classes=60)
+
+
+def test_wrong_number_of_class_weights():
+    config = get_config('cityscapes')
+    with pytest.raises(ConfigError, match='loss.class_weights holds 19 numbers, but cityscapes has 5'):
+        build.loss(config, 5)
