@@ -1,0 +1,262 @@
+"""The attention blocks against the authors' outputs and against the paper's equations in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from reference import assert_close, below, error, golden, hwio, nhwc, normal, quick, random_variables
+
+from ann_jax.models.blocks import Attention, CommonFusion, NonLocalBlock
+from ann_jax.models.convert import flax_path, from_torch
+from ann_jax.ops import resize_bilinear, sample_anchors
+
+RELEASED = {
+    'apnb': NonLocalBlock(40, relu=True, channels=16, share='query_key', dropout=0.0),
+    'afnb': NonLocalBlock(40, relu=False, channels=16, share='none', dropout=0.0),
+}
+
+
+def flat(tree):
+    return {path: np.asarray(leaf, np.float64) for path, leaf in traverse_util.flatten_dict(tree).items()}
+
+
+def from_golden(arrays, prefix, known):
+    """{path: array} of the tensors below `prefix`; the second copy of a shared projection has no path."""
+    tensors = {flax_path(key, x.ndim): x for key, x in below(arrays, prefix).items()}
+    return {path: hwio(x) if x.ndim == 4 else x for path, x in tensors.items() if path in known}
+
+
+@functools.partial(quick, static_argnums=(0, 4))
+def run(module, variables, inputs, cotangent, train):
+    """Output, running statistics, gradients of the parameters and gradients of the inputs."""
+
+    def apply(params, inputs):
+        variables_ = {**variables, 'params': params}
+        return module.apply(variables_, [inputs[0]], inputs[-1], train, mutable=['batch_stats'])
+
+    output, pull, updates = jax.vjp(apply, variables['params'], inputs, has_aux=True)
+    return output, updates, *pull(cotangent)
+
+
+@functools.cache
+def released(name):
+    """The module, the variables before the training pass, inputs and the golden arrays."""
+    module, arrays = RELEASED[name], golden(f'authors_{name}')
+    inputs = [nhwc(arrays[key]) for key in ('input0', 'input1') if key in arrays]
+    target = jax.eval_shape(
+        lambda inputs: module.init(jax.random.key(0), [inputs[0]], inputs[-1], False), inputs
+    )
+    variables = from_torch(below(arrays, 'state/'), target)
+    stats = {'batch_stats': variables['batch_stats']}
+    after = from_golden(arrays, 'train/state/', traverse_util.flatten_dict(stats))
+    if all(np.array_equal(after[path], leaf) for path, leaf in traverse_util.flatten_dict(stats).items()):
+        # The file holds the statistics after the training pass, and its evaluation used those before
+        # it. The update is new = keep * old + drift; taking it back as our module defines it lets the
+        # evaluation fail where the variance or the momentum is another one.
+        cotangent = nhwc(arrays['cotangent'])
+        update = lambda value: flat(
+            run(module, {**variables, **jax.tree.map(value, stats)}, inputs, cotangent, True)[1]
+        )
+        drift, ones = update(np.zeros_like), update(np.ones_like)
+        before = {
+            path: ((after[path] - drift[path]) / np.round(ones[path] - drift[path], 4)).astype(np.float32)
+            for path in after
+        }
+        variables = {**variables, **traverse_util.unflatten_dict(before)}
+    return module, variables, inputs, arrays
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_evaluation_equals_the_authors(name):
+    module, variables, inputs, arrays = released(name)
+    output, _, params, grad_inputs = run(module, variables, inputs, nhwc(arrays['cotangent']), False)
+    assert_close(output, nhwc(arrays['eval/output']))
+    for i, gradient in enumerate(grad_inputs):
+        assert_close(gradient, nhwc(arrays[f'eval/grad_input{i}']))
+    params = flat({'params': params})
+    expected = from_golden(arrays, 'eval/grad/', params)
+    assert expected.keys() == params.keys()
+    for path in params:
+        assert error(params[path], expected[path]) < 1e-5, path
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_training_equals_the_authors(name):
+    module, variables, inputs, arrays = released(name)
+    output, stats, _, grad_inputs = run(module, variables, inputs, nhwc(arrays['cotangent']), True)
+    assert_close(output, nhwc(arrays['train/output']))
+    for i, gradient in enumerate(grad_inputs):
+        assert_close(gradient, nhwc(arrays[f'train/grad_input{i}']))
+    stats = flat(stats)
+    expected = from_golden(arrays, 'train/state/', stats)
+    assert expected.keys() == stats.keys()
+    for path in stats:
+        assert error(stats[path], expected[path]) < 1e-5, path
+
+
+def evaluate(module, variables, *inputs):
+    # The inputs stay outside the jit: `low is high` must hold inside.
+    return quick(lambda variables: module.apply(variables, *inputs, False))(variables)
+
+
+def conv1x1(params, x):
+    return x @ params['kernel'][0, 0] + params['bias']
+
+
+def conv_bn(variables, name, x):
+    params, stats = variables['params'][name], variables['batch_stats'][name]['bn']
+    y = (conv1x1(params['conv'], x) - stats['mean']) / np.sqrt(stats['var'] + 1e-5)
+    return y * params['bn']['scale'] + params['bn']['bias']
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def anchors_by_definition(x, sampling, sizes):
+    """(B, H, W, C) -> (B, S, C)."""
+    batch, height, width, channels = x.shape
+    if sampling == 'all':
+        return x.reshape(batch, -1, channels)
+    if sampling == 'random':
+        return np.asarray(sample_anchors(x, 'random', sizes, jax.random.key(0)))
+    reduce = {'average': np.mean, 'max': np.max}[sampling]
+    bins = lambda n, size: [slice(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
+    return np.stack(
+        [
+            reduce(x[:, rows, columns], (1, 2))
+            for n in sizes
+            for rows in bins(n, height)
+            for columns in bins(n, width)
+        ],
+        1,
+    )
+
+
+def attention_by_definition(variables, low, high, *, share, sampling, sizes):
+    """Equations 8 to 10, pixel by pixel."""
+    params = variables['params']
+    query = relu(conv_bn(variables, 'key' if share == 'query_key' else 'query', high))
+    key = relu(conv_bn(variables, 'key', low))
+    value = key if share == 'key_value' else conv1x1(params['value'], low)
+    key, value = (anchors_by_definition(x, sampling, sizes) for x in (key, value))
+    attended = np.empty(query.shape)
+    for place in np.ndindex(query.shape[:3]):
+        similarity = key[place[0]] @ query[place] / np.sqrt(query.shape[-1])
+        weights = np.exp(similarity - similarity.max())
+        attended[place] = weights / weights.sum() @ value[place[0]]
+    return conv1x1(params['out'], attended)
+
+
+@pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])
+@pytest.mark.parametrize('share', ['query_key', 'key_value', 'none'])
+def test_attention_by_definition(share, sampling):
+    high = normal(2, 5, 6, 7)
+    low = high if share == 'query_key' else normal(2, 7, 4, 6, seed=1)
+    module = Attention(8, sampling, (1, 2, 3), share)
+    variables = random_variables(module, 2, low, high, False)
+    expected = attention_by_definition(variables, low, high, share=share, sampling=sampling, sizes=(1, 2, 3))
+    assert_close(evaluate(module, variables, low, high), expected)
+
+
+def test_shared_projections_have_no_second_copy():
+    x = normal(1, 5, 5, 6)
+    names = lambda share: set(random_variables(Attention(4, share=share), 0, x, x, False)['params'])
+    assert names('none') == {'query', 'key', 'value', 'out'}
+    assert names('query_key') == {'key', 'value', 'out'}
+    assert names('key_value') == {'query', 'key', 'out'}
+
+
+def test_pooling_to_the_size_of_the_map_is_the_standard_block():
+    x = normal(2, 6, 6, 5)
+    modules = [Attention(4, sampling, (6,), 'query_key') for sampling in ('average', 'max', 'random', 'all')]
+    variables = random_variables(modules[0], 0, x, x, False)
+    *pooled, standard = (evaluate(module, variables, x, x) for module in modules)
+    for output in pooled:
+        assert_close(output, standard)
+
+
+def test_random_anchors_are_drawn_anew_in_training_only():
+    x = jnp.asarray(normal(1, 6, 6, 5))
+    module = Attention(4, 'random', (2,), 'none')
+    variables = random_variables(module, 0, x, x, False)
+
+    @quick
+    def train(key):
+        return module.apply(variables, x, x, True, rngs={'sampling': key}, mutable=['batch_stats'])[0]
+
+    assert_close(train(jax.random.key(1)), train(jax.random.key(1)), 0)
+    assert error(train(jax.random.key(1)), train(jax.random.key(2))) > 1e-3
+    assert_close(evaluate(module, variables, x, x), evaluate(module, variables, x, x), 0)
+
+
+@pytest.mark.parametrize('relu_after', [True, False])
+def test_block_by_definition_with_two_low_maps(relu_after):
+    lows, high = [normal(2, 9, 8, 3), normal(2, 5, 6, 4, seed=1)], normal(2, 5, 6, 7, seed=2)
+    module = NonLocalBlock(10, relu=relu_after, channels=8, sizes=(1, 2))
+    variables = random_variables(module, 3, lows, high, False)
+    responses = [
+        attention_by_definition(
+            {name: tree[f'attention_{i}'] for name, tree in variables.items()},
+            low,
+            high,
+            share='none',
+            sampling='average',
+            sizes=(1, 2),
+        )
+        for i, low in enumerate(lows)
+    ]
+    expected = conv_bn(variables, 'project', np.concatenate([responses[0] + responses[1], high], -1))
+    assert (expected < 0).any()
+    assert_close(evaluate(module, variables, lows, high), relu(expected) if relu_after else expected)
+
+
+def test_block_drops_channels_at_its_end():
+    x = normal(2, 4, 4, 5)
+    module = NonLocalBlock(64, relu=False, channels=4, sizes=(1,), dropout=0.5)
+    variables = random_variables(module, 0, [x], x, False)
+
+    @quick
+    def train(key):
+        return module.apply(variables, [x], x, True, rngs={'dropout': key}, mutable=['batch_stats'])[0]
+
+    output = np.asarray(train(jax.random.key(0)))
+    dropped = (output == 0).all((1, 2))
+    assert 0.3 < dropped.mean() < 0.7
+    assert (output != 0).all((1, 2))[~dropped].all()
+
+
+def test_a_new_block_ignores_its_low_maps():
+    low, high = normal(2, 9, 8, 3), normal(2, 5, 6, 4, seed=1)
+    module = NonLocalBlock(10, relu=False, channels=8, sizes=(1, 2))
+    variables = quick(lambda: module.init(jax.random.key(0), [low], high, False))()
+    expected = conv_bn(
+        jax.tree.map(np.asarray, variables), 'project', np.concatenate([np.zeros_like(high), high], -1)
+    )
+    assert_close(evaluate(module, variables, [low], high), expected)
+
+
+def test_common_fusion_by_definition():
+    lows, high = [normal(2, 5, 6, 3), normal(2, 9, 11, 4, seed=1)], normal(2, 5, 6, 7, seed=2)
+    module = CommonFusion()
+    variables = random_variables(module, 3, lows, high, False)
+    same, larger = (relu(conv_bn(variables, f'fuse_{i}', low)) for i, low in enumerate(lows))
+    expected = high + same + np.asarray(resize_bilinear(jnp.asarray(larger), (5, 6), True))
+    assert_close(evaluate(module, variables, lows, high), expected)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'share': 'all'}, "unknown share 'all'; known: query_key, key_value, none"),
+        ({'share': 'query_key'}, "needs one input; a fusion block has two: use 'none'"),
+        ({'sampling': 'median'}, "unknown sampling 'median'"),
+    ],
+)
+def test_unknown_options(options, message):
+    low, high = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 5))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: Attention(4, **options).init(jax.random.key(0), low, high, False))

@@ -1,0 +1,153 @@
+"""Convolution, batch normalisation, max pooling and dropout against torch's functional operators."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import assert_close, hwio, nchw, nhwc, normal, oihw, quick, torch_gradients
+
+from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d, max_pool
+
+# kernel size, stride, dilation, height, width, bias
+CONVS = [
+    (1, 1, 1, 6, 7, True),
+    (1, 2, 1, 6, 7, False),
+    (3, 1, 1, 6, 7, False),
+    (3, 2, 1, 6, 7, True),
+    (3, 1, 2, 9, 8, True),
+    (3, 1, 4, 9, 8, False),
+    (3, 2, 2, 9, 8, False),
+    (7, 2, 1, 12, 15, False),
+]
+
+
+@pytest.mark.parametrize(('kernel_size', 'stride', 'dilation', 'height', 'width', 'bias'), CONVS)
+def test_conv_equals_conv2d(kernel_size, stride, dilation, height, width, bias):
+    torch = pytest.importorskip('torch')
+    x = normal(2, height, width, 5)
+    params = {'kernel': normal(kernel_size, kernel_size, 5, 4, seed=1), 'bias': normal(4, seed=2)}
+    if not bias:
+        del params['bias']
+    options = {'stride': stride, 'dilation': dilation, 'padding': dilation * (kernel_size // 2)}
+    size = [(n - 1) // stride + 1 for n in (height, width)]
+    cotangent = normal(2, *size, 4, seed=3)
+    output, gradients = torch_gradients(
+        lambda *inputs: torch.conv2d(*inputs, **options),
+        nchw(cotangent),
+        nchw(x),
+        oihw(params['kernel']),
+        *([params['bias']] if bias else []),
+    )
+
+    module = Conv(4, kernel_size, stride, dilation, bias)
+
+    @quick
+    def run(params, x):
+        y, pull = jax.vjp(lambda params, x: module.apply({'params': params}, x), params, x)
+        return y, *pull(cotangent)
+
+    ours, grad_params, grad_x = run(params, x)
+    assert_close(ours, nhwc(output))
+    assert_close(grad_x, nhwc(gradients[0]))
+    assert_close(grad_params['kernel'], hwio(gradients[1]))
+    if bias:
+        assert_close(grad_params['bias'], gradients[2])
+
+
+def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():
+    module = Conv(4, 3, bias=True, dtype=jnp.bfloat16)
+    x = jnp.ones((1, 5, 5, 3))
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    assert jax.eval_shape(module.apply, variables, x).dtype == jnp.bfloat16
+
+
+def norm_variables(channels):
+    params = {'scale': normal(channels, seed=1), 'bias': normal(channels, seed=2)}
+    # The variance is not the square of anything the batch holds, the mean is not 0.
+    stats = {'mean': normal(channels, seed=3) + 2, 'var': np.exp(normal(channels, seed=4))}
+    return {'params': params, 'batch_stats': stats}
+
+
+# The third has a mean that a variance as E[x^2] - E[x]^2 would not survive.
+@pytest.mark.parametrize(('shape', 'offset'), [((2, 5, 7, 3), 0), ((3, 1, 1, 4), 1), ((2, 6, 5, 3), 300)])
+@pytest.mark.parametrize('train', [True, False])
+def test_batch_norm_equals_torch(shape, offset, train):
+    torch = pytest.importorskip('torch')
+    x, cotangent = normal(*shape) + offset, normal(*shape, seed=5)
+    variables = norm_variables(shape[-1])
+    mean, var = (torch.tensor(variables['batch_stats'][name]) for name in ('mean', 'var'))
+    output, gradients = torch_gradients(
+        lambda x, scale, bias: torch.nn.functional.batch_norm(x, mean, var, scale, bias, train, 0.1, 1e-5),
+        nchw(cotangent),
+        nchw(x),
+        variables['params']['scale'],
+        variables['params']['bias'],
+    )
+
+    @quick
+    def run(params, x):
+        def apply(params, x):
+            return BatchNorm().apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
+
+        y, pull, updates = jax.vjp(apply, params, x, has_aux=True)
+        return y, updates['batch_stats'], *pull(cotangent)
+
+    ours, stats, grad_params, grad_x = run(variables['params'], x)
+    # Numbers around 300 have 1.5e-5 of room between them, whoever subtracts their mean.
+    bound = 1e-5 if offset < 100 else 1e-4
+    assert_close(ours, nhwc(output), bound)
+    assert_close(grad_x, nhwc(gradients[0]), bound)
+    assert_close(grad_params['scale'], gradients[1], bound)
+    assert_close(grad_params['bias'], gradients[2], bound)
+    # torch wrote the new running statistics in place.
+    assert_close(stats['mean'], mean)
+    assert_close(stats['var'], var)
+
+
+def test_batch_norm_of_one_pixel():
+    variables = norm_variables(3)
+    y, updates = BatchNorm().apply(variables, normal(1, 1, 1, 3), True, mutable=['batch_stats'])
+    assert_close(y[0, 0, 0], variables['params']['bias'])
+    assert_close(updates['batch_stats']['var'], 0.9 * variables['batch_stats']['var'])
+
+
+def test_batch_norm_takes_bfloat16_statistics_in_float32():
+    x = jnp.asarray(normal(4, 16, 16, 2) + 8, jnp.bfloat16)
+    y, updates = BatchNorm().apply(norm_variables(2), x, True, mutable=['batch_stats'])
+    exact = np.asarray(x, np.float64).mean((0, 1, 2))
+    assert y.dtype == jnp.bfloat16
+    assert_close(updates['batch_stats']['mean'], 0.9 * norm_variables(2)['batch_stats']['mean'] + 0.1 * exact)
+
+
+def test_conv_bn_is_convolution_norm_and_relu():
+    x = normal(2, 5, 6, 3)
+    variables = norm_variables(4)
+    variables = {name: {'bn': tree} for name, tree in variables.items()}
+    variables['params']['conv'] = {'kernel': normal(3, 3, 3, 4, seed=6)}
+    y = Conv(4, 3, 2).apply({'params': variables['params']['conv']}, x)
+    y = BatchNorm().apply({name: tree['bn'] for name, tree in variables.items()}, y, False)
+    assert (y < 0).any()
+    assert_close(ConvBN(4, 3, 2, relu=False).apply(variables, x, False), y)
+    assert_close(ConvBN(4, 3, 2).apply(variables, x, False), jnp.maximum(y, 0))
+
+
+@pytest.mark.parametrize('ceil', [False, True])
+@pytest.mark.parametrize('height', range(1, 11))
+def test_max_pool_equals_max_pool2d(height, ceil):
+    torch = pytest.importorskip('torch')
+    # Every size from 1 to 20, one side odd and one even; all below 0, where padding with 0 would show.
+    x = normal(1, height, 21 - height, 2) - 5
+    output = torch.nn.functional.max_pool2d(torch.tensor(nchw(x)), 3, 2, 1, ceil_mode=ceil)
+    np.testing.assert_array_equal(quick(max_pool, static_argnums=1)(x, ceil), nhwc(output))
+
+
+def test_dropout_drops_whole_channels_and_keeps_the_expectation():
+    x = np.ones((4, 3, 5, 1000), np.float32)
+    y = np.asarray(Dropout2d(0.3).apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
+    channels = y[:, :1, :1]
+    np.testing.assert_array_equal(y, np.broadcast_to(channels, y.shape))
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
+    assert abs(y.mean() - 1) < 0.04  # 4000 draws: four standard deviations
+    assert (channels[0] != channels[1]).any()  # each image its own
+    np.testing.assert_array_equal(Dropout2d(0.3).apply({}, x, False), x)

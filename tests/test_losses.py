@@ -1,0 +1,226 @@
+"""Losses against the authors' outputs, torch, and their definition in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import assert_close, golden, nchw, nhwc, normal, quick, torch_gradients
+
+from ann_jax.losses import cross_entropy, kth_smallest, ohem_cross_entropy, segmentation_loss
+from ann_jax.typing import IGNORE
+
+
+@functools.partial(quick, static_argnums=(3, 4, 5, 6))
+def loss_and_gradients(main, auxiliary, labels, threshold, min_kept, per_image, class_weights):
+    options = {'threshold': threshold, 'min_kept': min_kept, 'per_image': per_image}
+
+    def total(main, auxiliary):
+        loss = segmentation_loss(main, auxiliary, labels, class_weights=class_weights, **options)
+        return loss.total, loss
+
+    (_, loss), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(main, auxiliary)
+    return loss, *gradients
+
+
+@pytest.mark.parametrize('case', [f'case{i}' for i in range(6)])
+def test_loss_equals_the_authors(case):
+    arrays = golden('authors_ohem')
+    labels = np.where(arrays['labels'] == arrays['ignore_label'], IGNORE, arrays['labels']).astype(np.uint8)
+    weights = tuple(arrays['class_weights'].tolist()) if arrays[f'{case}/weighted'] else None
+    loss, main, auxiliary = loss_and_gradients(
+        nhwc(arrays['logits']),
+        nhwc(arrays['aux_logits']),
+        labels,
+        float(arrays[f'{case}/threshold']),
+        int(arrays[f'{case}/min_kept']),
+        False,
+        weights,
+    )
+    assert_close(loss.total, arrays[f'{case}/loss'])
+    assert_close(main, nhwc(arrays[f'{case}/grad_logits']))
+    assert_close(auxiliary, nhwc(arrays[f'{case}/grad_aux_logits']))
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def ohem_by_definition(logits, labels, threshold, min_kept, class_weights):
+    """Loss of (N, K) logits, its gradient, and the number of kept pixels."""
+    gradient = np.zeros(logits.shape)
+    index = np.flatnonzero(labels != IGNORE)
+    if not index.size:
+        return 0.0, gradient, 0
+    log_p = log_softmax(logits)
+    # The order of float32 probabilities decides, as in the code under test.
+    p = np.exp(log_p[index, labels[index]]).astype(np.float32)
+    limit = max(np.sort(p)[min(min_kept, len(p) - 1)], np.float32(threshold))
+    index = index[p < limit]
+    if not index.size:
+        return 0.0, gradient, 0
+    true = labels[index]
+    weights = class_weights[true]
+    gradient[index] = weights[:, None] * np.exp(log_p[index])
+    gradient[index, true] -= weights
+    return -(weights * log_p[index, true]).sum() / len(index), gradient / len(index), len(index)
+
+
+def auxiliary_by_definition(logits, labels, class_weights):
+    """Loss of (N, K) logits, divided by the sum of weights, and its gradient."""
+    gradient = np.zeros(logits.shape)
+    index = np.flatnonzero(labels != IGNORE)
+    if not index.size:
+        return 0.0, gradient
+    log_p, true = log_softmax(logits), labels[index]
+    weights = class_weights[true]
+    gradient[index] = weights[:, None] * np.exp(log_p[index])
+    gradient[index, true] -= weights
+    return -(weights * log_p[index, true]).sum() / weights.sum(), gradient / weights.sum()
+
+
+def random_case(seed, batch, height, width, classes=5):
+    rng = np.random.default_rng(seed)
+    logits = 3 * rng.standard_normal((batch, height, width, classes), np.float32)
+    labels = rng.integers(0, classes, (batch, height, width), np.uint8)
+    labels[rng.random(labels.shape) < 0.2] = IGNORE
+    return logits, labels, rng.uniform(0.5, 2, classes).astype(np.float32)
+
+
+@pytest.mark.parametrize('per_image', [False, True])
+@pytest.mark.parametrize(
+    ('size', 'threshold', 'min_kept', 'weighted'),
+    [
+        ((3, 9, 7), 0.7, 10, True),
+        ((2, 8, 11), 0.3, 50, False),
+        ((2, 5, 4), 0.7, 10_000, False),
+        ((3, 6, 5), 1e-6, 1, True),
+    ],
+)
+def test_loss_by_definition(size, threshold, min_kept, weighted, per_image):
+    logits, labels, weights = random_case(0, *size)
+    auxiliary = normal(*logits.shape, seed=1)
+    labels[0] = IGNORE  # an image without a valid pixel counts 0 in the mean
+    class_weights = weights if weighted else np.ones_like(weights)
+    rows = size[0] if per_image else 1
+    flat = lambda x: x.reshape(rows, -1, *x.shape[3:])
+    expected = [
+        ohem_by_definition(*row, threshold, min_kept, class_weights)
+        for row in zip(flat(logits), flat(labels), strict=True)
+    ]
+    auxiliary_expected = [
+        auxiliary_by_definition(*row, class_weights)
+        for row in zip(flat(auxiliary), flat(labels), strict=True)
+    ]
+
+    loss, grad_main, grad_aux = loss_and_gradients(
+        logits,
+        auxiliary,
+        labels,
+        threshold,
+        min_kept,
+        per_image,
+        tuple(weights.tolist()) if weighted else None,
+    )
+    assert_close(loss.main, np.mean([loss for loss, *_ in expected]))
+    assert_close(loss.auxiliary, np.mean([loss for loss, _ in auxiliary_expected]))
+    assert_close(loss.total, loss.main + 0.4 * loss.auxiliary)
+    assert_close(loss.kept, sum(kept for *_, kept in expected) / (labels != IGNORE).sum())
+    assert_close(flat(np.asarray(grad_main)), np.stack([g for _, g, _ in expected]) / rows)
+    assert_close(flat(np.asarray(grad_aux)), 0.4 * np.stack([g for _, g in auxiliary_expected]) / rows)
+
+
+@pytest.mark.parametrize('ohem', [False, True])
+@pytest.mark.parametrize('per_image', [False, True])
+def test_a_batch_without_valid_pixels(ohem, per_image):
+    logits, labels = normal(2, 4, 5, 3), np.full((2, 4, 5), IGNORE, np.uint8)
+
+    @quick
+    def run(main, auxiliary):
+        def loss(main, auxiliary):
+            result = segmentation_loss(main, auxiliary, labels, ohem=ohem, per_image=per_image)
+            return result.total, result
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(main, auxiliary)
+
+    gradients, result = run(logits, 50 * logits)
+    assert (result.total, result.main, result.auxiliary) == (0, 0, 0)
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, np.zeros_like(logits))
+
+
+def logits_of(p):
+    """Two-class logits whose first class has the probabilities p."""
+    p = np.asarray(p, np.float64)
+    return np.stack([np.log(p), np.log1p(-p)], -1).astype(np.float32)[None]
+
+
+@pytest.mark.parametrize(
+    ('p', 'threshold', 'min_kept', 'kept'),
+    [
+        ([0.1, 0.2, 0.3, 0.9], 0.5, 0, 3),  # the threshold decides
+        ([0.1, 0.2, 0.3, 0.9], 0.15, 2, 2),  # the (min_kept + 1)-th smallest decides, strictly
+        ([0.1, 0.2, 0.3, 0.9], 0.15, 3, 3),
+        ([0.1, 0.2, 0.3, 0.9], 0.15, 100, 3),  # the last pixel never lies below itself
+        ([0.1, 0.2, 0.3, 0.9], 0.95, 100, 4),
+        ([0.5, 0.5, 0.5], 0.5, 1, 0),  # a probability equal to the threshold is easy
+        ([0.5, 0.5, 0.5], 0.500001, 1, 3),
+    ],
+)
+def test_which_pixels_are_kept(p, threshold, min_kept, kept):
+    labels = np.zeros((1, len(p)), np.uint8)
+    loss, count = ohem_cross_entropy(logits_of(p), labels, threshold=threshold, min_kept=min_kept)
+    assert count[0] == kept
+    assert_close(loss[0], -np.log(np.sort(p)[:kept]).mean() if kept else 0)
+
+
+@pytest.mark.parametrize('size', [1, 2, 7, 1000])
+def test_kth_smallest_is_the_sorted_one(size):
+    rng = np.random.default_rng(size)
+    rows = np.stack(
+        [
+            rng.random(size, np.float32),
+            rng.integers(0, 3, size).astype(np.float32),  # ties
+            np.zeros(size, np.float32),
+            # From the smallest normal number to the largest.
+            np.exp2(rng.uniform(-126, 127.9, size)).astype(np.float32),
+            np.full(size, np.finfo(np.float32).max),
+            np.where(rng.random(size) < 0.5, np.float32(2), rng.random(size, np.float32)).astype(np.float32),
+        ]
+    )
+    find = quick(kth_smallest)
+    for k in {0, size // 3, size // 2, size - 1}:
+        found = find(rows, jnp.full(len(rows), k))
+        np.testing.assert_array_equal(found, np.sort(rows)[:, k])
+    each = np.arange(len(rows)) % size  # another k for each row
+    np.testing.assert_array_equal(find(rows, each), np.sort(rows)[np.arange(len(rows)), each])
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_cross_entropy_equals_torch(weighted):
+    torch = pytest.importorskip('torch')
+    logits, labels, weights = random_case(4, 3, 6, 7)
+    reference = functools.partial(
+        torch.nn.functional.cross_entropy,
+        target=torch.tensor(labels.astype(np.int64)),
+        weight=torch.tensor(weights) if weighted else None,
+        ignore_index=IGNORE,
+    )
+    expected, (gradient,) = torch_gradients(reference, np.float32(1), nchw(logits))
+    loss = lambda x: cross_entropy(
+        x.reshape(1, -1, 5), labels.reshape(1, -1), weights if weighted else None
+    ).sum()
+    ours, ours_gradient = quick(jax.value_and_grad(loss))(logits)
+    assert_close(ours, expected)
+    assert_close(ours_gradient, nhwc(gradient))
+
+
+def test_cross_entropy_of_extreme_logits_is_finite():
+    logits = np.array([[[1e4, -1e4, 0], [-1e4, 1e4, 0]]], np.float32)
+    labels = np.array([[0, 0]], np.uint8)
+    loss, gradient = jax.value_and_grad(lambda x: cross_entropy(x, labels).sum())(logits)
+    assert_close(loss, 1e4)
+    assert np.isfinite(gradient).all()
