@@ -1,0 +1,209 @@
+"""The command as a user runs it: train, resume, evaluate, check, and what wrong input prints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from trees import write_tree
+
+REPOSITORY = Path(__file__).parent.parent
+TINY = [
+    '--config.train.steps=6',
+    '--config.train.eval_every=4',
+    '--config.train.checkpoint_every=2',
+    '--config.train.log_every=1',
+    '--config.dataset.scenes.train_count=5',
+    '--config.eval.limit=3',
+]
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+    """One device as on a laptop; programs that several tests run are compiled once."""
+    cache = tmp_path_factory.mktemp('cache')
+    return os.environ | {
+        'XLA_FLAGS': '',
+        'JAX_COMPILATION_CACHE_DIR': str(cache),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+    }
+
+
+def command(config, *arguments):
+    return [sys.executable, '-m', 'ann_jax.main', f'--config=configs/{config}', *arguments]
+
+
+@pytest.fixture(scope='module')
+def run(environment):
+    def run(config, *arguments):
+        return subprocess.run(
+            command(config, *arguments),
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def finished(run, tmp_path_factory):
+    """A run of six steps, and what it printed."""
+    workdir = tmp_path_factory.mktemp('runs') / 'scenes'
+    result = run('scenes.py:runlocal', f'--workdir={workdir}', *TINY)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def parameters(workdir, step):
+    restored = ocp.StandardCheckpointer().restore(workdir / 'checkpoints' / str(step) / 'state')
+    return restored['params'], restored['batch_stats'], restored['opt_state']
+
+
+def test_a_run_leaves_table_scores_pictures_events_and_checkpoints(finished):
+    workdir, result = finished
+    for word in ('moving car', 'mean', 'pixel accuracy', 'best checkpoint'):
+        assert word in result.stdout
+    assert '6/6' in result.stderr and 'step/s' in result.stderr
+    scores = json.loads((workdir / 'metrics.json').read_text())
+    assert scores['step'] == 6 and 0 < scores['miou'] < 1 and len(scores['iou']) == 15
+    assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 6
+    assert list((workdir / 'tensorboard').glob('events*'))
+    pictures = list((workdir / 'pictures').glob('*.png'))
+    assert len(pictures) == 2
+    with Image.open(pictures[0]) as picture:
+        width, height = picture.size
+    assert (height, width) == (96, 3 * 192 + 8)  # image, truth and prediction
+    steps = {int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()}
+    assert steps >= {4, 6}
+
+
+def test_event_files_are_readable(finished):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = accumulator.EventAccumulator(str(finished[0] / 'tensorboard'))
+    events.Reload()
+    losses = events.Scalars('train/loss')
+    assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
+    assert np.isfinite([event.value for event in losses]).all()
+    rates = [event.value for event in events.Scalars('train/learning_rate')]
+    np.testing.assert_allclose(rates, [0.05 * (1 - i / 6) ** 0.9 for i in range(6)], rtol=1e-6)
+
+
+def test_the_same_command_does_nothing_more_and_evaluate_gives_the_best_score(finished, run):
+    workdir, _ = finished
+    again = run('scenes.py:runlocal', f'--workdir={workdir}', *TINY)
+    assert again.returncode == 0 and 'is at step 6 of 6' in again.stdout
+    trained = json.loads((workdir / 'metrics.json').read_text())
+    result = run('scenes.py:runlocal', f'--workdir={workdir}', *TINY, '--mode=evaluate')
+    assert result.returncode == 0, result.stderr
+    evaluated = json.loads((workdir / 'metrics.json').read_text())
+    assert evaluated['step'] in (4, 6) and evaluated['miou'] >= trained['miou']
+    if evaluated['step'] == 6:
+        assert evaluated == trained
+
+
+def test_kill_and_resume_equals_a_run_without_a_break(finished, run, environment, tmp_path):
+    """Parameters, statistics and velocity after kill -9 and resume are those of one run, bit for bit."""
+    workdir = tmp_path / 'killed'
+    arguments = ('scenes.py:runlocal', f'--workdir={workdir}', *TINY)
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 300
+    while not (workdir / 'checkpoints' / '2').is_dir() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / 'checkpoints' / '6').is_dir(), 'the run ended before it was killed'
+    result = run(*arguments)
+    assert result.returncode == 0 and 'resuming from step' in result.stderr, result.stderr
+    for one, other in zip(parameters(finished[0], 6), parameters(workdir, 6), strict=True):
+        flat = lambda tree: [x for _, x in sorted(_leaves(tree))]
+        for a, b in zip(flat(one), flat(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def _leaves(tree, prefix=''):
+    if isinstance(tree, dict):
+        tree = tree.items()
+    elif isinstance(tree, list | tuple):
+        tree = enumerate(tree)
+    else:
+        return [(prefix, np.asarray(tree))] if tree is not None else []
+    return [leaf for key, value in tree for leaf in _leaves(value, f'{prefix}/{key}')]
+
+
+@pytest.mark.parametrize('name', ['cityscapes', 'ade20k', 'pascal_context', 'camvid'])
+def test_training_starts_from_every_config_given_data(name, run, tmp_path):
+    write_tree(name, tmp_path / 'data', num_train=3, num_val=2, size=(70, 90))
+    result = run(
+        f'{name}.py:runlocal',
+        f'--config.dataset.root={tmp_path / "data"}',
+        f'--workdir={tmp_path / "run"}',
+        '--config.train.steps=2',
+        '--config.loader.workers=1',
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+    assert scores['step'] == 2 and scores['split'] == 'val'
+
+
+def test_check_lists_every_bad_file(run, tmp_path):
+    files = write_tree('camvid', tmp_path, num_train=4, num_val=2)
+    root = f'--config.dataset.root={tmp_path}'
+    assert run('camvid.py', root, '--mode=check').returncode == 0
+    (cut, _, _), (_, lonely, _) = files['train'][0], files['train'][1]
+    cut.write_bytes(cut.read_bytes()[:200])
+    lonely.unlink()
+    small = files['val'][0][1]
+    Image.fromarray(np.full((5, 5), 3, np.uint8)).save(small)
+    result = run('camvid.py', root, '--mode=check')
+    assert result.returncode == 1
+    for path in (cut, lonely, small):
+        assert str(path) in result.stdout
+
+
+@pytest.mark.parametrize(
+    ('config', 'arguments', 'message'),
+    [
+        ('cityscapes.py', [], 'set --config.dataset.root'),
+        ('cityscapes.py', ['--config.optim.learning_rat=1'], 'Did you mean "learning_rate"'),
+        ('cityscapes.py:variant=apn', [], "did you mean 'apnb'"),
+        ('scenes.py', ['--config.model.depth=77'], 'no ResNet-77; known depths'),
+        ('scenes.py', ['--mode=evaluate', '--workdir=runs/absent'], 'holds no checkpoint'),
+        ('absent.py', [], 'configs/absent.py'),
+    ],
+)
+def test_wrong_input_ends_with_one_line(run, config, arguments, message, tmp_path):
+    if not any('workdir' in argument for argument in arguments):
+        arguments = [*arguments, f'--workdir={tmp_path}']
+    result = run(config, *arguments)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ') and message in last
+    assert 'Traceback' not in result.stderr
+
+
+def test_a_bad_label_stops_training_and_names_file_and_cure(run, tmp_path):
+    files = write_tree('camvid', tmp_path / 'data', num_train=2, size=(70, 90))
+    bad = files['train'][1][1]
+    Image.fromarray(np.full((70, 90), 77, np.uint8)).save(bad)
+    result = run(
+        'camvid.py:runlocal', f'--config.dataset.root={tmp_path / "data"}', f'--workdir={tmp_path / "run"}'
+    )
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ') and str(bad) in last and '77' in last
