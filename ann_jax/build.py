@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 from ann_jax.data import datasets
 from ann_jax.data.scenes import SceneSource
 from ann_jax.data.transforms import Augment
+from ann_jax.errors import ConfigError
 from ann_jax.inference import normalizer
 from ann_jax.losses import segmentation_loss
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
-from ann_jax.typing import ConfigError
 
 
 def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True):
@@ -27,9 +27,12 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
     c = config.dataset
     name = c.stand_in if c.stand_in and not c.root else c.name
     if name == 'scenes':
-        count = c.scenes.train_count if split == c.train_split else c.scenes.eval_count
+        # A stand-in has not the splits of the dataset it stands in for, such as 'trainval'.
+        split, count = (
+            ('train', c.scenes.train_count) if split == c.train_split else ('val', c.scenes.eval_count)
+        )
         samples = SceneSource(
-            split=split, count=count, height=c.scenes.height, width=c.scenes.width, seed=config.seed
+            split=split, count=count, height=c.scenes.height, width=c.scenes.width, seed=c.scenes.seed
         )
     else:
         samples = datasets.open_source(name, root=c.root, split=split, strict=strict)

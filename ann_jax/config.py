@@ -6,13 +6,12 @@ datasets, and changes what its dataset needs. Arguments follow the file's name a
     --config=configs/cityscapes.py:variant=apnb,runlocal
 """
 
-import difflib
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.ann import VARIANTS
-from ann_jax.typing import ConfigError
 
 # Normalisation of torchvision's and mmseg's weights; also the choice when training from nothing.
 IMAGENET_RGB = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375), 'bgr': False}
@@ -32,7 +31,7 @@ def defaults() -> ConfigDict:
                 'eval_split': 'val',
                 'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error
                 # Read by the embedded dataset only, whose pictures are drawn on the fly.
-                'scenes': {'train_count': 10_000, 'eval_count': 100, 'height': 128, 'width': 256},
+                'scenes': {'seed': 0, 'train_count': 10_000, 'eval_count': 100, 'height': 96, 'width': 208},
             },
             'augment': {
                 'crop': (769, 769),
@@ -111,7 +110,7 @@ def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
     for item in filter(None, (argument or '').split(',')):
         name, has_value, text = item.partition('=')
         if name not in values:
-            raise ConfigError(f'unknown config argument {name!r}; {_nearest(name, values)}')
+            raise ConfigError(unknown('config argument', name, values))
         kind = type(values[name])
         if kind is bool:
             if has_value and text.lower() not in ('true', 'false'):
@@ -123,14 +122,8 @@ def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
             except ValueError as error:
                 raise ConfigError(f'config argument {name} takes {kind.__name__}, not {text!r}') from error
     if values['variant'] not in VARIANTS:
-        raise ConfigError(f'unknown variant {values["variant"]!r}; {_nearest(values["variant"], VARIANTS)}')
+        raise ConfigError(unknown('variant', values['variant'], VARIANTS))
     return values
-
-
-def _nearest(name, known) -> str:
-    near = difflib.get_close_matches(name, known, 1, 0.4)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    return f'{hint}known: {", ".join(known)}'
 
 
 def finish(config: ConfigDict, argument: dict[str, Any]) -> ConfigDict:

@@ -9,7 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ann_jax.typing import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb.'
@@ -32,7 +32,7 @@ def parse_flags(argv):
     except (flags.Error, AttributeError, OSError) as error:
         # An error inside a config file arrives quoted, with its traceback: the last line says what is wrong.
         text = str(error).replace('\\n', '\n').strip('\'"\n ')
-        sys.exit(f'error: {text.splitlines()[-1].strip().removeprefix("ann_jax.typing.ConfigError: ")}')
+        sys.exit(f'error: {text.splitlines()[-1].strip().removeprefix("ann_jax.errors.ConfigError: ")}')
 
 
 def main(argv):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ann_jax.typing import ConfigError
+from ann_jax.errors import ConfigError, unknown
 
 SAMPLINGS = ('average', 'max', 'random', 'all')
 
@@ -97,7 +97,7 @@ def sample_anchors(
             return _random_anchors(x, sizes, rng)
         case 'all':
             return x.reshape(x.shape[0], -1, x.shape[-1])
-    raise ConfigError(f'unknown sampling {sampling!r}; known: {", ".join(SAMPLINGS)}')
+    raise ConfigError(unknown('sampling', sampling, SAMPLINGS))
 
 
 def _linear_weights(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from ann_jax.typing import ConfigError
+from ann_jax.errors import ConfigError, unknown
 
 DECAYS = ('all', 'kernels')
 
@@ -28,7 +28,7 @@ def sgd(
         ConfigError: unknown `decay`.
     """
     if decay not in DECAYS:
-        raise ConfigError(f'unknown decay {decay!r}; known: {", ".join(DECAYS)}')
+        raise ConfigError(unknown('decay', decay, DECAYS))
 
     def mask(params):
         return jax.tree_util.tree_map_with_path(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ann_jax.typing import ConfigError
+from ann_jax.errors import ConfigError
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ann_jax import __version__, build
 from ann_jax.checkpoint import Checkpoints
 from ann_jax.data.pipeline import eval_batches, train_batches
+from ann_jax.errors import ConfigError
 from ann_jax.evaluate import evaluate, make_eval_step
 from ann_jax.inference import whole_image
 from ann_jax.metrics import Scores
@@ -22,7 +23,6 @@ from ann_jax.report import Report, write_json
 from ann_jax.sharding import check_batch_size, make_mesh, put_batch, replicated, split_batch
 from ann_jax.state import TrainState, abstract_state, count_parameters, create_state
 from ann_jax.train_step import make_train_step
-from ann_jax.typing import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,3 @@ class Batch(TypedDict):
 
     image: np.ndarray  # (B, H, W, 3) uint8 RGB
     label: np.ndarray  # (B, H, W) uint8: class index, or IGNORE
-
-
-class DataError(ValueError):
-    """Input that cannot be used; the message names the file, the values and the cure."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the key, the value and the cure."""

@@ -11,7 +11,7 @@ does), `runlocal`.
 """
 
 from ann_jax.config import defaults, finish, parse_argument
-from ann_jax.typing import ConfigError
+from ann_jax.errors import ConfigError
 
 
 def get_config(argument=None):

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 FLOORS = [
-    ['__init__', 'data/__init__', 'models/__init__', 'typing'],
+    ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors'],
     ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'data/classes', 'data/transforms'],
     ['data/scene_objects', 'data/datasets', 'data/pipeline', 'models/layers', 'models/convert'],
     ['data/scenes', 'inference', 'state', 'report', 'evaluate', 'models/resnet', 'models/blocks'],

@@ -9,8 +9,8 @@ import pytest
 from ann_jax import build
 from ann_jax.config import parse_argument
 from ann_jax.data.classes import DATASETS
+from ann_jax.errors import ConfigError
 from ann_jax.models.ann import VARIANTS
-from ann_jax.typing import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))

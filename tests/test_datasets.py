@@ -11,7 +11,8 @@ from trees import write_tree
 
 from ann_jax.data.classes import INVALID, voc_colors
 from ann_jax.data.datasets import DATASETS, FolderSource, check, open_source, read_image
-from ann_jax.typing import IGNORE, DataError
+from ann_jax.errors import DataError
+from ann_jax.typing import IGNORE
 
 CAMVID = Path(__file__).parents[2] / 'shared/data/camvid'
 NAMES = sorted(DATASETS)

@@ -182,7 +182,7 @@ def test_check_lists_every_bad_file(run, tmp_path):
         ('cityscapes.py', [], 'set --config.dataset.root'),
         ('cityscapes.py', ['--config.optim.learning_rat=1'], 'Did you mean "learning_rate"'),
         ('cityscapes.py:variant=apn', [], "did you mean 'apnb'"),
-        ('scenes.py', ['--config.model.depth=77'], 'no ResNet-77; known depths'),
+        ('scenes.py', ['--config.model.depth=77'], 'unknown ResNet depth 77; known: 10'),
         ('scenes.py', ['--mode=evaluate', '--workdir=runs/absent'], 'holds no checkpoint'),
         ('absent.py', [], 'configs/absent.py'),
     ],

@@ -10,7 +10,8 @@ from trees import write_tree
 from ann_jax.data.datasets import open_source
 from ann_jax.data.pipeline import eval_batches, train_batches
 from ann_jax.data.transforms import Augment
-from ann_jax.typing import IGNORE, DataError
+from ann_jax.errors import DataError
+from ann_jax.typing import IGNORE
 
 PLAIN = Augment((4, 6), scale_range=(1, 1), flip=False, brightness=0)
 RANDOM = Augment((5, 7), mean=(0, 0, 0))

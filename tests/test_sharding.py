@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from ann_jax.errors import ConfigError
 from ann_jax.evaluate import evaluate, make_eval_step
 from ann_jax.inference import normalizer, whole_image
 from ann_jax.losses import segmentation_loss
@@ -13,7 +14,7 @@ from ann_jax.optim import poly_schedule, sgd
 from ann_jax.sharding import check_batch_size, make_mesh, put_batch, replicated, split_batch
 from ann_jax.state import create_state
 from ann_jax.train_step import make_train_step
-from ann_jax.typing import IGNORE, ConfigError
+from ann_jax.typing import IGNORE
 
 CLASSES = 5
 MODEL = ANN(

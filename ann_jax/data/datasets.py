@@ -3,7 +3,6 @@
 The datasets themselves are the table of `classes.py`. What is wrong with a file is a `DataError` naming it.
 """
 
-import difflib
 import io
 import os
 from collections.abc import Callable, Iterable
@@ -15,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ann_jax.data.classes import DATASETS, INVALID, Dataset
-from ann_jax.typing import IGNORE, DataError, Sample
+from ann_jax.errors import DataError, unknown
+from ann_jax.typing import IGNORE, Sample
 
 # Several threads read samples at once: OpenCV's own threads on top would fight them for the same cores.
 cv2.setNumThreads(0)
@@ -23,32 +23,24 @@ cv2.setNumThreads(0)
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
-    """Returns the error for a name that is not among `known`, with the nearest one."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    return DataError(f'no {kind} {name!r}: {hint}known: {", ".join(known)}')
-
-
 class FolderSource:
     """Random access to the samples of one split of a dataset on disk.
 
     Attributes:
-      dataset: the `Dataset`.
-      split: name of the split.
-      problems: what is wrong with the files' pairing, one text each; always empty when `strict`.
+        dataset: the `Dataset`.
+        split: name of the split.
+        problems: what is wrong with the files' pairing, one text each; always empty when `strict`.
     """
 
     def __init__(self, dataset: Dataset, root: str | os.PathLike, split: str, *, strict: bool = True):
         """Finds and pairs the files.
 
         Raises:
-          DataError: unknown split, missing root or folder, no images; and, when `strict`, an image without a
-            label or a label without an image. Otherwise those are left out and described in `problems`.
+            DataError: unknown split, missing root or folder, no images; and, when `strict`, an image without
+                a label or a label without an image. Otherwise those are left out and described in `problems`.
         """
         if split not in dataset.splits:
-            raise unknown_name(f'{dataset.name} split', split, dataset.splits)
+            raise DataError(unknown(f'{dataset.name} split', split, dataset.splits))
         self.dataset, self.split = dataset, split
         self._root = os.path.expanduser(root or '')
         self._samples, self.problems = _pair_files(dataset, self._root, split)
@@ -63,7 +55,8 @@ class FolderSource:
         """Reads one sample.
 
         Raises:
-          DataError: a file is unreadable or truncated, sizes differ, or the label has values outside the map.
+            DataError: a file is unreadable or truncated, sizes differ, or the label has values that are not
+                in the map.
         """
         name, image_path, label_path = self._samples[index]
         image_path, label_path = os.path.join(self._root, image_path), os.path.join(self._root, label_path)
@@ -81,10 +74,10 @@ def open_source(name: str, *, root: str | os.PathLike, split: str, strict: bool 
     """Returns the source of a split of the dataset `name` of DATASETS under `root`.
 
     Raises:
-      DataError: as `FolderSource`, or the name is unknown.
+        DataError: as `FolderSource`, or the name is unknown.
     """
     if name not in DATASETS:
-        raise unknown_name('dataset', name, DATASETS)
+        raise DataError(unknown('dataset', name, DATASETS))
     return FolderSource(DATASETS[name], root, split, strict=strict)
 
 
@@ -160,7 +153,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """Returns the image file as (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
     Raises:
-      DataError: it cannot be read, or is truncated.
+        DataError: it cannot be read, or is truncated.
     """
     try:
         data = Path(path).read_bytes()
@@ -180,7 +173,7 @@ def read_label(path: str | os.PathLike, dataset: Dataset) -> np.ndarray:
     """Returns the label file mapped to (H, W) uint8: class index, or IGNORE.
 
     Raises:
-      DataError: it is unreadable or truncated, holds colours, or values that the dataset does not list.
+        DataError: it is unreadable or truncated, holds colours, or values that the dataset does not list.
     """
     try:
         # Not OpenCV: it turns the indices of a palette PNG into colours.
@@ -220,13 +213,13 @@ def check(
     """Reads every sample of a source and collects what is wrong instead of stopping at the first.
 
     Args:
-      source: any source; a `FolderSource` built with `strict=False` adds its pairing problems.
-      progress: wraps the list that is walked, such as `tqdm`.
-      num_threads: samples read at a time.
+        source: any source; a `FolderSource` built with `strict=False` adds its pairing problems.
+        progress: wraps the list that is walked, such as `tqdm`.
+        num_threads: samples read at a time.
 
     Returns:
-      (errors, counts): counts are pixels per class, (num_classes + 1,) int64, the last of ignored pixels.
-      Samples with errors count nothing.
+        (errors, counts): counts are pixels per class, (num_classes + 1,) int64, the last of ignored pixels.
+        Samples with errors count nothing.
     """
     num_classes = source.dataset.num_classes
     errors, counts = list(getattr(source, 'problems', [])), np.zeros(256, np.int64)

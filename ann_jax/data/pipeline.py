@@ -44,24 +44,24 @@ def train_batches(
     """Returns an endless iterator of augmented batches: every sample once an epoch, in a new order each time.
 
     Args:
-      source: anything with `__len__` and `__getitem__(i) -> Sample`; picklable if there are workers.
-      augment: the augmentation.
-      batch_size: of all shards together.
-      seed: of the order and the augmentation, 0 <= seed < 2**32.
-      start_step: batches to leave out at the start, at no cost: the step to resume from.
-      shard_index: this shard, which holds samples shard_index::shard_count of each batch.
-      shard_count: number of shards.
-      num_workers: processes to read in; 0: this one. They need absl's flags parsed and a `__main__` guard.
-      num_threads: threads to read with, in each process.
-      prefetch: batches to read ahead, in each process.
+        source: anything with `__len__` and `__getitem__(i) -> Sample`; picklable if there are workers.
+        augment: the augmentation.
+        batch_size: of all shards together.
+        seed: of the order and the augmentation, 0 <= seed < 2**32.
+        start_step: batches to leave out at the start, at no cost: the step to resume from.
+        shard_index: this shard, which holds samples shard_index::shard_count of each batch.
+        shard_count: number of shards.
+        num_workers: processes to read in; 0: this one. They need absl's flags parsed and a `__main__` guard.
+        num_threads: threads to read with, in each process.
+        prefetch: batches to read ahead, in each process.
 
     Returns:
-      An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
-      shard_count, *crop) uint8. Its `close()` ends the threads and workers.
+        An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
+        shard_count, *crop) uint8. Its `close()` ends the threads and workers.
 
     Raises:
-      ValueError: batch_size is not divisible by shard_count; the source is empty.
-      DataError: from the iterator, where the source raises it.
+        ValueError: batch_size is not divisible by shard_count; the source is empty.
+        DataError: from the iterator, where the source raises it.
     """
     local = _local_size(batch_size, shard_index, shard_count)
     if not len(source):
@@ -88,20 +88,20 @@ def eval_batches(
     its rows: all shards yield the same number of batches, of the same shapes.
 
     Args:
-      source: as in `train_batches`.
-      batch_size: of all shards together.
-      shard_index: this shard; it holds the shard_index-th run of batch_size / shard_count rows of a batch.
-      shard_count: number of shards.
-      num_workers: as in `train_batches`.
-      num_threads: threads to read with, in each process.
+        source: as in `train_batches`.
+        batch_size: of all shards together.
+        shard_index: this shard; it holds the shard_index-th run of batch_size / shard_count rows of a batch.
+        shard_count: number of shards.
+        num_workers: as in `train_batches`.
+        num_threads: threads to read with, in each process.
 
     Yields:
-      (batch, names): image (batch_size / shard_count, H, W, 3) uint8, label (batch_size / shard_count, H, W)
-      uint8; the names of the rows that are samples, which come first.
+        (batch, names): image (batch_size / shard_count, H, W, 3) uint8, label (batch_size / shard_count, H,
+        W) uint8; the names of the rows that are samples, which come first.
 
     Raises:
-      ValueError: batch_size is not divisible by shard_count.
-      DataError: where the source raises it.
+        ValueError: batch_size is not divisible by shard_count.
+        DataError: where the source raises it.
     """
     local = _local_size(batch_size, shard_index, shard_count)
     samples = grain.MapDataset.source(source)

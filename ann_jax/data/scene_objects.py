@@ -20,7 +20,7 @@ _TABLE = (  # name, colour in label pictures; the position is the class index
     ('fence', (160, 130, 98)),
     ('tree', (88, 158, 84)),
     ('pole', (60, 60, 66)),
-    ('traffic light', (250, 208, 60)),
+    ('barrier', (250, 208, 60)),
     ('structure', (196, 150, 40)),
     ('bus', (120, 82, 172)),
     ('stopped car', (214, 52, 70)),
@@ -30,7 +30,7 @@ _TABLE = (  # name, colour in label pictures; the position is the class index
 )
 CLASSES = tuple(name for name, _ in _TABLE)
 COLORS = tuple(color for _, color in _TABLE)
-(SKY, BUILDING, ROAD, MARKING, PAVEMENT, FENCE, TREE, POLE, LIGHT, STRUCTURE, BUS) = range(11)
+(SKY, BUILDING, ROAD, MARKING, PAVEMENT, FENCE, TREE, POLE, BARRIER, STRUCTURE, BUS) = range(11)
 STOPPED, MOVING, PEDESTRIAN, WORKER = range(11, 15)
 
 _PAINTS = (
@@ -178,36 +178,38 @@ def fence(canvas, rng, x, foot, length, height):
     boards.rect(0, 0.8 * height - 1, length, 0.8 * height, shade(wood, 1.2))
 
 
-def structure(canvas, x, foot, jib, ballast, color):
-    """Draws a mast, 78 units high, with a jib on top and a ballast at its foot, each on side -1 or 1."""
+def structure(canvas, x, foot, side, crane, color):
+    """Draws a mast, 78 units high, with a jib on side -1 or 1: on top of a crane, halfway up a hoist."""
     mast, dark = canvas.at(x, foot, canvas.unit), shade(color, 0.6)
     mast.rect(-3, 0, 3, 74, color, STRUCTURE)
     mast.poly([(-3, 70), (0, 78), (3, 70)], color, STRUCTURE)
     for low in range(5, 66, 6):
         mast.rect(-1.6, low, 1.6, low + 4, dark)
+    mast.rect(-13, 0, 13, 8, (132, 128, 124), STRUCTURE)
 
-    arm = canvas.at(x, foot, jib * canvas.unit, canvas.unit)
-    arm.rect(0, 67, 26, 72, color, STRUCTURE)
+    height = 72 if crane else 52
+    arm = canvas.at(x, foot, side * canvas.unit, canvas.unit)
+    for start, end in ((3, 26), (-16, -3)):
+        arm.rect(start, height - 6, end, height, color, STRUCTURE)
     for left in range(5, 25, 5):
-        arm.rect(left, 68, left + 3, 71, dark)
-    arm.rect(21.3, 60, 22.7, 72, dark, STRUCTURE)
-    arm.rect(19.5, 55, 24.5, 60, (70, 72, 80), STRUCTURE)
-
-    slab = canvas.at(x, foot, ballast * canvas.unit, canvas.unit)
-    slab.rect(0, 0, 26, 4, color, STRUCTURE)
-    slab.rect(13, 4, 26, 13, (132, 128, 124), STRUCTURE)
-    slab.rect(19, 4, 20, 13, (96, 94, 92))
+        arm.rect(left, height - 5, left + 3, height - 1, dark)
+    arm.rect(-16, height - 12, -9, height - 3, (70, 72, 80), STRUCTURE)
+    arm.rect(21.3, height - 14, 22.7, height, dark, STRUCTURE)
+    arm.rect(19.5, height - 18, 24.5, height - 13, (70, 72, 80), STRUCTURE)
 
 
-def traffic_light(canvas, rng, x, y, foot, red):
-    """Draws a post with two lamps around (x, y), one of them lit: red above or green below."""
-    canvas.at(x, foot, canvas.unit, 1).rect(-1, 0, 1, foot - y, (62, 66, 74), POLE)
-    head = canvas.at(x, y, canvas.unit)
-    head.rect(-5, -10, 5, 10, (226, 226, 220), LIGHT)
-    head.rect(-4.4, -9.4, 4.4, 9.4, (26, 28, 32))
-    glow = rng.uniform(0.65, 1)
-    head.oval(0, 4.6, 3.4, 3.4, shade((255, 62, 44), glow if red else 0.2))
-    head.oval(0, -4.6, 3.4, 3.4, shade((60, 240, 120), 0.2 if red else glow))
+def barrier(canvas, rng, x, foot, side, lowered):
+    """Draws a level crossing's post, lamp and boom, which points to side -1 or 1 if lowered, else up."""
+    post, glow = canvas.at(x, foot, side * canvas.unit, canvas.unit), rng.uniform(0.75, 1)
+    post.rect(-4, 0, 4, 12, (72, 76, 84), BARRIER)
+    post.rect(-1.5, 12, 1.5, 24, (72, 76, 84), BARRIER)
+    post.oval(0, 26, 6, 6, (32, 34, 38), BARRIER)
+    post.oval(0, 26, 4, 4, shade((255, 62, 44) if lowered else (60, 240, 120), glow))
+    for low in range(0, 36, 6):
+        color = (228, 46, 46) if low % 12 else (244, 244, 240)
+        along, across = (low, low + 6), (6, 11)
+        (left, right), (bottom, top) = (along, across) if lowered else (across, along)
+        post.rect(left, bottom, right, top, color, BARRIER)
 
 
 def car(canvas, rng, x, foot, length, cls):

@@ -4,10 +4,8 @@ A scene is a function of (seed, split, index, height, width): nothing is stored,
 Two pairs of classes come out of the same drawing code with the same random numbers, so no local look tells
 them apart. Only a cue more than half the image width away does:
 
-- `stopped car` or `moving car`: the lamp of the one traffic light is red or green. A small, local cue.
-- `pedestrian` or `worker`: the one structure is a tower crane, its jib and its ballast on opposite sides of
-  the mast, or a gantry, with both on the same side. A large cue: jib and ballast are further apart than 40 px
-  at 128x256, each is on either side with probability 1/2, and only the two together say which it is.
+- `stopped car` or `moving car`: the boom of the one level crossing is lowered or raised.
+- `pedestrian` or `worker`: the jib of the one structure is halfway up its mast (a hoist) or on top (a crane).
 
 Both coins have a random stream of their own, so everything else in a picture is independent of them.
 """
@@ -22,7 +20,8 @@ import numpy as np
 from ann_jax.data import scene_objects as draw
 from ann_jax.data.classes import Dataset
 from ann_jax.data.scene_objects import CLASSES, COLORS
-from ann_jax.typing import IGNORE, DataError, Sample
+from ann_jax.errors import DataError, unknown
+from ann_jax.typing import IGNORE, Sample
 
 COUNTS = {'train': 4096, 'val': 256, 'test': 256}  # default scenes per split
 OBJECTS_END = 0.27  # ambiguous objects end before this share of the width ...
@@ -32,9 +31,9 @@ CUES_START = 0.785  # ... and the cues start after this one, or both mirrored
 class SceneInfo(NamedTuple):
     """What a scene's classes hang on; boxes are (top, left, bottom, right), the end exclusive."""
 
-    red: bool  # the lamp is red: its cars are stopped
-    crane: bool  # the structure is a crane: its people are workers
-    lamp_box: tuple[int, int, int, int]
+    lowered: bool  # the barrier is lowered: cars are stopped
+    crane: bool  # the structure is a crane: people are workers
+    barrier_box: tuple[int, int, int, int]
     structure_box: tuple[int, int, int, int]
 
 
@@ -42,14 +41,14 @@ class SceneSource:
     """Random access to the scenes of one split; splits never share a scene.
 
     Attributes:
-      dataset: the `Dataset`.
-      split: name of the split.
+        dataset: the `Dataset`.
+        split: name of the split.
     """
 
     def __init__(self, *, split='train', count=None, height=128, width=256, seed=0):
         """Takes 'train', 'val' or 'test'; `count` None means `COUNTS[split]`."""
         if split not in COUNTS:
-            raise DataError(f'scenes has no split {split!r}: choose from {", ".join(COUNTS)}')
+            raise DataError(unknown('scenes split', split, COUNTS))
         self.dataset = Dataset(name='scenes', classes=CLASSES, colors=COLORS, label_map=None)
         self.split, self.count = split, COUNTS[split] if count is None else count
         self._render = partial(render, height=height, width=width)
@@ -66,24 +65,24 @@ class SceneSource:
         return Sample(name=f'{self.split}_{index:06d}', image=image, label=label)
 
 
-def render(key, height, width, *, red=None, crane=None):
+def render(key, height, width, *, lowered=None, crane=None):
     """Draws the scene of a key, a tuple of non-negative integers.
 
     Args:
-      key: what the scene is a function of, together with its size.
-      height: at least 64.
-      width: at least 128; twice the height looks best.
-      red: overrides the lamp's coin and changes nothing else.
-      crane: overrides the structure's coin and changes nothing else.
+        key: what the scene is a function of, together with its size.
+        height: at least 64.
+        width: at least 128; twice the height looks best.
+        lowered: overrides the barrier's coin and changes nothing else.
+        crane: overrides the structure's coin and changes nothing else.
 
     Returns:
-      image (height, width, 3) uint8, label (height, width) uint8, and a `SceneInfo`.
+        image (height, width, 3) uint8, label (height, width) uint8, and a `SceneInfo`.
     """
     if height < 64 or width < 128:
         raise ValueError(f'a scene needs at least 64x128 pixels, not {height}x{width}')
     rng = np.random.default_rng((*key, 0))
     coins = np.random.default_rng((*key, 1)).random(2) < 0.5
-    red, crane = bool(coins[0] if red is None else red), bool(coins[1] if crane is None else crane)
+    lowered, crane = (bool(a if b is None else b) for a, b in zip(coins, (lowered, crane), strict=True))
     canvas = draw.Canvas(height, width)
     ground, kerb, near = (height * rng.uniform(y, y + 0.03) for y in (0.57, 0.68, 0.92))
 
@@ -91,9 +90,9 @@ def render(key, height, width, *, red=None, crane=None):
     _draw_buildings(canvas, rng, ground)
     _draw_ground(canvas, rng, ground, kerb, near)
     _draw_far_furniture(canvas, rng, ground, kerb)
-    boxes = _draw_cues(canvas, rng, ground, kerb, red, crane)
+    boxes = _draw_cues(canvas, rng, ground, kerb, lowered, crane)
     _draw_far_people(canvas, rng, ground, kerb, draw.WORKER if crane else draw.PEDESTRIAN)
-    _draw_traffic(canvas, rng, kerb, near, draw.STOPPED if red else draw.MOVING)
+    _draw_traffic(canvas, rng, kerb, near, draw.STOPPED if lowered else draw.MOVING)
     _draw_near_people(canvas, rng, near, draw.WORKER if crane else draw.PEDESTRIAN)
     _draw_near_furniture(canvas, rng)
     image, label = canvas.finish()
@@ -102,7 +101,7 @@ def render(key, height, width, *, red=None, crane=None):
     if rng.random() < 0.5:
         image, label = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
         boxes = [(top, width - right, bottom, width - left) for top, left, bottom, right in boxes]
-    return image, label, SceneInfo(red, crane, *boxes)
+    return image, label, SceneInfo(lowered, crane, *boxes)
 
 
 def _draw_sky(canvas, rng, ground):
@@ -183,19 +182,18 @@ def _draw_near_furniture(canvas, rng):
         canvas.oval(x, y, size, size * rng.uniform(0.6, 1.4), (92, 84, 72), IGNORE)
 
 
-def _draw_cues(canvas, rng, ground, kerb, red, crane):
-    """Draws structure and traffic light on the right, and returns the boxes of lamp and structure."""
+def _draw_cues(canvas, rng, ground, kerb, lowered, crane):
+    """Draws structure and barrier on the right, and returns the boxes of barrier and structure."""
     unit, width = canvas.unit, canvas.width
     half = 26 * unit
     x, foot = rng.uniform(CUES_START * width + half, 0.994 * width - half), ground + rng.uniform(6, 8) * unit
     jib, color = 1 if rng.random() < 0.5 else -1, draw.shade((246, 190, 40), rng.uniform(0.85, 1.05))
-    draw.structure(canvas, x, foot, jib, -jib if crane else jib, color)
+    draw.structure(canvas, x, foot, jib, crane, color)
     structure_box = _box(canvas, x - half, foot - 78 * unit, x + half, foot)
 
-    side = 1 if rng.random() < 0.5 else -1  # beside the bare mast, clear of jib and ballast
-    x, y = x + side * rng.uniform(11, 16) * unit, foot - rng.uniform(30, 38) * unit
-    draw.traffic_light(canvas, rng, x, y, kerb - 2 * unit, red)
-    return _box(canvas, x - 4 * unit, y - 9 * unit, x + 4 * unit, y + 9 * unit), structure_box
+    side, foot = 1 if rng.random() < 0.5 else -1, kerb + rng.uniform(-2, 2) * unit
+    draw.barrier(canvas, rng, x - side * 18 * unit, foot, side, lowered)
+    return _box(canvas, x - 24 * unit, foot - 36 * unit, x + 24 * unit, foot), structure_box
 
 
 def _box(canvas, left, top, right, bottom):

@@ -32,13 +32,13 @@ class Augment:
     """Random scale, aspect, crop, flip and brightness.
 
     Attributes:
-      crop: (height, width) of the result.
-      scale_range: the scale is uniform in it.
-      aspect_range: the width's scale is multiplied by a number uniform in it.
-      flip: mirror left and right with probability 1/2.
-      brightness: a grey level uniform over the integers -brightness..brightness is added.
-      mean: RGB of the padding to the right and below, where the resized image is smaller than the crop.
-      resize_short: length to which the short side is brought before the random scale; None leaves the size.
+        crop: (height, width) of the result.
+        scale_range: the scale is uniform in it.
+        aspect_range: the width's scale is multiplied by a number uniform in it.
+        flip: mirror left and right with probability 1/2.
+        brightness: a grey level uniform over the integers -brightness..brightness is added.
+        mean: RGB of the padding to the right and below, where the resized image is smaller than the crop.
+        resize_short: length to which the short side is brought before the random scale; None leaves the size.
     """
 
     crop: tuple[int, int]

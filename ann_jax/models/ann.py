@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.blocks import CommonFusion, NonLocalBlock
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.models.resnet import ResNet
-from ann_jax.typing import ConfigError
 
 # Rows of Table 6 -> the `fusion` and `context` of the network.
 VARIANTS = {
@@ -73,7 +73,7 @@ class ANN(nn.Module):
             ConfigError: unknown variant, sampling, share or fused stage.
         """
         if self.variant not in VARIANTS:
-            raise ConfigError(f'unknown variant {self.variant!r}; known: {", ".join(VARIANTS)}')
+            raise ConfigError(unknown('variant', self.variant, VARIANTS))
         if not set(self.fuse_stages) <= {2, 3, 4}:
             raise ConfigError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
         fusion, context = VARIANTS[self.variant]

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.ops import resize_bilinear, sample_anchors
-from ann_jax.typing import ConfigError
 
 SHARES = ('query_key', 'key_value', 'none')
 
@@ -48,7 +48,7 @@ class Attention(nn.Module):
     def __call__(self, low: jax.Array, high: jax.Array, train: bool) -> jax.Array:
         """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, C)."""
         if self.share not in SHARES:
-            raise ConfigError(f'unknown share {self.share!r}; known: {", ".join(SHARES)}')
+            raise ConfigError(unknown('share', self.share, SHARES))
         if self.share == 'query_key' and low is not high:
             raise ConfigError("share='query_key' needs one input; a fusion block has two: use 'none'")
 

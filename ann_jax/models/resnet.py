@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.layers import BatchNorm, Conv, max_pool
-from ann_jax.typing import ConfigError
 
 # Depth -> (bottleneck blocks, blocks per stage). Depth 10 is for laptops and for receptive-field studies.
 DEPTHS = {
@@ -125,9 +125,9 @@ class ResNet(nn.Module):
             ConfigError: unknown depth or output stride, or a stem of neither one nor three widths.
         """
         if self.depth not in DEPTHS:
-            raise ConfigError(f'no ResNet-{self.depth}; known depths: {", ".join(map(str, DEPTHS))}')
+            raise ConfigError(unknown('ResNet depth', self.depth, DEPTHS))
         if self.output_stride not in PLANS:
-            raise ConfigError(f'output_stride must be 8, 16 or 32, not {self.output_stride}')
+            raise ConfigError(unknown('output stride', self.output_stride, PLANS))
         if len(self.stem_widths) not in (1, 3):
             raise ConfigError(f'stem_widths must hold one or three numbers, not {tuple(self.stem_widths)}')
         bottleneck, sizes = DEPTHS[self.depth]

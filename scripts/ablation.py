@@ -1,0 +1,69 @@
+"""The comparison of Table 6 on the embedded scenes: trains each variant with several seeds, prints a table.
+
+    python scripts/ablation.py --workdir=runs/ablation
+
+A finished run is not repeated, so that a broken-off comparison goes on where it stopped; more --seeds or
+--variants add to it. Arguments after `--` go to every run, e.g. `-- --config.train.steps=100`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ann_jax.models.ann import VARIANTS
+
+PAIRS = (('stopped car', 'moving car'), ('pedestrian', 'worker'))
+
+
+def main():
+    """Parses the command line, trains what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--config', default='configs/scenes.py')
+    parser.add_argument('--workdir', type=Path, default=Path('runs/ablation'))
+    parser.add_argument(
+        '--variants', nargs='+', default=['baseline', 'afnb', 'apnb', 'full'], choices=VARIANTS
+    )
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('arguments', nargs='*', help='passed on to every run')
+    options = parser.parse_args()
+
+    # Seed by seed, so that every variant has a row early.
+    for seed in options.seeds:
+        for variant in options.variants:
+            train(options.config, variant, seed, options.workdir, options.arguments)
+    print(table(options.workdir, options.variants, options.seeds))
+
+
+def folder(workdir, variant, seed):
+    """Where a run is written."""
+    return workdir / f'{variant}_{seed}'
+
+
+def train(config, variant, seed, workdir, arguments):
+    """Trains one variant with one seed, unless that is done."""
+    run = folder(workdir, variant, seed)
+    command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}:variant={variant}']
+    subprocess.run([*command, f'--workdir={run}', f'--config.seed={seed}', *arguments], check=True)
+
+
+def table(workdir, variants, seeds):
+    """Mean and standard deviation over the seeds of mIoU, and of the IoU of the look-alike classes."""
+    lines = ['| variant | mIoU | cars (IoU) | people (IoU) |', '|---|---|---|---|']
+    for variant in variants:
+        rows = []
+        for seed in seeds:
+            scores = json.loads((folder(workdir, variant, seed) / 'metrics.json').read_text())
+            pairs = [np.mean([scores['iou'][name] or 0 for name in pair]) for pair in PAIRS]
+            rows.append([scores['miou'], *pairs])
+        rows = 100 * np.array(rows)
+        cells = [f'{mean:.1f} ± {std:.1f}' for mean, std in zip(rows.mean(0), rows.std(0), strict=True)]
+        lines.append(f'| {variant} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    main()
