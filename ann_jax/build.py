@@ -28,15 +28,17 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
     name = c.stand_in if c.stand_in and not c.root else c.name
     if name == 'scenes':
         # A stand-in has not the splits of the dataset it stands in for, such as 'trainval'.
-        split, count = (
-            ('train', c.scenes.train_count) if split == c.train_split else ('val', c.scenes.eval_count)
-        )
+        train = split == c.train_split
         samples = SceneSource(
-            split=split, count=count, height=c.scenes.height, width=c.scenes.width, seed=c.scenes.seed
+            split='train' if train else 'val',
+            count=c.scenes.train_count if train else c.scenes.eval_count,
+            height=c.scenes.height,
+            width=c.scenes.width,
+            seed=c.scenes.seed,
         )
     else:
         samples = datasets.open_source(name, root=c.root, split=split, strict=strict)
-    return Head(samples, limit) if 0 < limit < len(samples) else samples
+    return datasets.Head(samples, limit) if 0 < limit < len(samples) else samples
 
 
 def augment(config: ConfigDict) -> Augment:
@@ -122,16 +124,3 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
         aux_weight=c.aux_weight,
         class_weights=tuple(c.class_weights) or None,
     )
-
-
-class Head:
-    """The first `count` samples of a source."""
-
-    def __init__(self, source, count):
-        self._source, self._count, self.dataset = source, count, source.dataset
-
-    def __len__(self):
-        return self._count
-
-    def __getitem__(self, index):
-        return self._source[index]

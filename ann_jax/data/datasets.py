@@ -70,6 +70,19 @@ class FolderSource:
         return Sample(name=name, image=image, label=label)
 
 
+class Head:
+    """The first `count` samples of a source."""
+
+    def __init__(self, source, count):
+        self.dataset, self._source, self._count = source.dataset, source, count
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        return self._source[index]
+
+
 def open_source(name: str, *, root: str | os.PathLike, split: str, strict: bool = True) -> FolderSource:
     """Returns the source of a split of the dataset `name` of DATASETS under `root`.
 
