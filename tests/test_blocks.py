@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 from reference import assert_close, below, error, golden, hwio, nhwc, normal, quick, random_variables
 
-from ann_jax.models.blocks import Attention, CommonFusion, NonLocalBlock
+from ann_jax.models.blocks import SHARES, Attention, CommonFusion, NonLocalBlock
 from ann_jax.models.convert import flax_path, from_torch
 from ann_jax.ops import resize_bilinear, sample_anchors
 
@@ -151,8 +151,15 @@ def attention_by_definition(variables, low, high, *, share, sampling, sizes):
     return conv1x1(params['out'], attended)
 
 
-@pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])
-@pytest.mark.parametrize('share', ['query_key', 'key_value', 'none'])
+@pytest.mark.parametrize(
+    ('share', 'sampling'),
+    [
+        *((share, sampling) for share in SHARES for sampling in ('average', 'all')),
+        ('query_key', 'random'),
+        ('key_value', 'max'),
+        ('none', 'max'),
+    ],
+)
 def test_attention_by_definition(share, sampling):
     high = normal(2, 5, 6, 7)
     low = high if share == 'query_key' else normal(2, 7, 4, 6, seed=1)

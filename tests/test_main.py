@@ -95,7 +95,7 @@ def test_event_files_are_readable(finished):
     assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
     assert np.isfinite([event.value for event in losses]).all()
     rates = [event.value for event in events.Scalars('train/learning_rate')]
-    np.testing.assert_allclose(rates, [0.05 * (1 - i / 6) ** 0.9 for i in range(6)], rtol=1e-6)
+    np.testing.assert_allclose(rates, [0.1 * (1 - i / 6) ** 0.9 for i in range(6)], rtol=1e-6)
 
 
 def test_the_same_command_does_nothing_more_and_evaluate_gives_the_best_score(finished, run):

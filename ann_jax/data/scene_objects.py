@@ -32,6 +32,7 @@ CLASSES = tuple(name for name, _ in _TABLE)
 COLORS = tuple(color for _, color in _TABLE)
 (SKY, BUILDING, ROAD, MARKING, PAVEMENT, FENCE, TREE, POLE, BARRIER, STRUCTURE, BUS) = range(11)
 STOPPED, MOVING, PEDESTRIAN, WORKER = range(11, 15)
+LOOK_ALIKES = CLASSES[STOPPED:]
 
 _PAINTS = (
     (190, 44, 48),
@@ -201,13 +202,13 @@ def structure(canvas, x, foot, side, crane, color):
 def barrier(canvas, rng, x, foot, side, lowered):
     """Draws a level crossing's post, lamp and boom, which points to side -1 or 1 if lowered, else up."""
     post, glow = canvas.at(x, foot, side * canvas.unit, canvas.unit), rng.uniform(0.75, 1)
-    post.rect(-4, 0, 4, 12, (72, 76, 84), BARRIER)
-    post.rect(-1.5, 12, 1.5, 24, (72, 76, 84), BARRIER)
-    post.oval(0, 26, 6, 6, (32, 34, 38), BARRIER)
-    post.oval(0, 26, 4, 4, shade((255, 62, 44) if lowered else (60, 240, 120), glow))
-    for low in range(0, 36, 6):
-        color = (228, 46, 46) if low % 12 else (244, 244, 240)
-        along, across = (low, low + 6), (6, 11)
+    post.rect(-4, 0, 4, 14, (72, 76, 84), BARRIER)
+    post.rect(-1.5, 14, 1.5, 28, (72, 76, 84), BARRIER)
+    post.oval(0, 30, 7, 7, (32, 34, 38), BARRIER)
+    post.oval(0, 30, 5, 5, shade((255, 62, 44) if lowered else (60, 240, 120), glow))
+    for low in range(0, 40, 8):
+        color = (228, 46, 46) if low % 16 else (244, 244, 240)
+        along, across = (low, low + 8), (6, 13)
         (left, right), (bottom, top) = (along, across) if lowered else (across, along)
         post.rect(left, bottom, right, top, color, BARRIER)
 

@@ -193,7 +193,7 @@ def _draw_cues(canvas, rng, ground, kerb, lowered, crane):
 
     side, foot = 1 if rng.random() < 0.5 else -1, kerb + rng.uniform(-2, 2) * unit
     draw.barrier(canvas, rng, x - side * 18 * unit, foot, side, lowered)
-    return _box(canvas, x - 24 * unit, foot - 36 * unit, x + 24 * unit, foot), structure_box
+    return _box(canvas, x - 25 * unit, foot - 40 * unit, x + 25 * unit, foot), structure_box
 
 
 def _box(canvas, left, top, right, bottom):
