@@ -138,8 +138,8 @@ def test_parameter_counts(depth, count):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'depth': 20}, 'no ResNet-20; known depths: 10, 18, 34, 50, 101, 152'),
-        ({'output_stride': 4}, 'output_stride must be 8, 16 or 32, not 4'),
+        ({'depth': 20}, '20.*10, 18, 34, 50, 101, 152'),
+        ({'output_stride': 4}, r'output.stride.*\b4\b'),
         ({'stem_widths': (32, 64)}, r'one or three numbers, not \(32, 64\)'),
     ],
 )
