@@ -2,12 +2,17 @@
 
 import pickle
 
+import jax
 import numpy as np
 import pytest
 
 from ann_jax.data.scene_objects import BARRIER, MOVING, PEDESTRIAN, STOPPED, STRUCTURE, WORKER
 from ann_jax.data.scenes import CLASSES, COLORS, COUNTS, SceneSource, render
 from ann_jax.errors import DataError
+from ann_jax.inference import normalizer, whole_image
+from ann_jax.models.ann import ANN
+from ann_jax.models.resnet import ResNet
+from ann_jax.state import initial_variables
 from ann_jax.typing import IGNORE
 
 CARS, PEOPLE = (STOPPED, MOVING), (PEDESTRIAN, WORKER)
@@ -146,3 +151,24 @@ def test_labels_are_worth_learning(scenes):
     for pair in (CARS, PEOPLE):
         assert share[list(pair)].sum() >= 2 * 0.015 and share[list(pair)].min() > 0.012
         assert np.isin(labels, pair).sum((1, 2)).min() > 100
+
+
+@pytest.mark.parametrize(('variant', 'depends'), [('baseline', False), ('apnb', True), ('afnb', True)])
+def test_only_attention_carries_the_cue_to_the_objects(variant, depends):
+    """The logits of cars, with random weights: the convolutions' receptive field ends before the barrier."""
+    backbone = ResNet(10, 8, (8,))
+    model = ANN(4, backbone, variant=variant, key_channels=8, head_channels=16, aux_channels=8)
+    variables = initial_variables(model, 0)
+    # W_o starts at zero and would hide the attention.
+    out = lambda path, x: x + 0.1 if 'out' in jax.tree_util.keystr(path) else x
+    variables = jax.tree_util.tree_map_with_path(out, variables)
+    logits = jax.jit(whole_image(model, normalizer(mean=(120,) * 3, std=(60,) * 3, bgr=False), True))
+    for index in range(4):
+        images, labels, _ = zip(
+            *(render((7, index), 96, 208, lowered=lowered) for lowered in (True, False)), strict=True
+        )
+        cars = np.isin(labels[0], CARS)
+        one, other = (np.asarray(logits(variables, image[None]))[0][cars] for image in images)
+        assert (np.abs(one - other).max() > 1e-4) == depends
+        if not depends:
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)

@@ -12,7 +12,7 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
 from ann_jax.sharding import check_batch_size, make_mesh, put_batch, replicated, split_batch
-from ann_jax.state import create_state
+from ann_jax.state import create_state, initial_variables
 from ann_jax.train_step import make_train_step
 from ann_jax.typing import IGNORE
 
@@ -82,7 +82,7 @@ def test_loss_on_eight_devices_equals_one(per_image):
 
 def test_evaluation_on_eight_devices_equals_one():
     count = 11  # the last batch is filled up
-    variables = MODEL.init(jax.random.key(0), np.zeros((1, 33, 41, 3)))
+    variables = initial_variables(MODEL, 0)
     data = random_batch(5, count)
     matrices = []
     for devices in (1, 8):
