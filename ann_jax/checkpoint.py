@@ -22,7 +22,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         keep = managers.AnyPreservationPolicy(
-            [managers.LatestN(2), managers.BestN(get_metric_fn=_miou, reverse=False, n=1)]
+            [
+                managers.LatestN(2),
+                managers.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False),
+            ]
         )
         self._manager = ocp.CheckpointManager(
             Path(folder).absolute(),

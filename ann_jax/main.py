@@ -42,7 +42,7 @@ def main(argv):
     logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
     logging.getLogger('ann_jax').setLevel(logging.INFO)
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent
-    absl.logging.set_verbosity(absl.logging.WARNING)  # libraries that log through absl talk much
+    absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl talk much
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     from ann_jax import check, train
 

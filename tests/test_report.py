@@ -1,0 +1,51 @@
+"""Pictures and files that a run leaves."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ann_jax import visualize
+from ann_jax.report import Report
+from ann_jax.typing import IGNORE
+
+COLORS = ((255, 0, 0), (0, 200, 0), (9, 9, 9))
+
+
+def test_colorize_and_overlay_by_definition():
+    label = np.array([[0, 1], [2, IGNORE]], np.uint8)
+    image = np.full((2, 2, 3), 100, np.uint8)
+    colored = visualize.colorize(label, COLORS)
+    assert colored.dtype == np.uint8
+    assert colored.tolist() == [[[255, 0, 0], [0, 200, 0]], [[9, 9, 9], [0, 0, 0]]]
+    blended = visualize.overlay(image, label, COLORS, opacity=0.5)
+    assert blended[0, 0].tolist() == [178, 50, 50]
+    assert blended[1, 1].tolist() == [100, 100, 100]  # an ignored pixel shows the image
+
+
+def test_panel_is_image_truth_prediction():
+    image = np.full((4, 6, 3), 50, np.uint8)
+    truth, prediction = np.zeros((4, 6), np.uint8), np.ones((4, 6), np.uint8)
+    panel = visualize.panel(image, truth, prediction, COLORS, gap=2)
+    assert panel.shape == (4, 3 * 6 + 2 * 2, 3)
+    np.testing.assert_array_equal(panel[:, :6], image)
+    np.testing.assert_array_equal(panel[:, 8:14], visualize.overlay(image, truth, COLORS))
+    np.testing.assert_array_equal(panel[:, 16:], visualize.overlay(image, prediction, COLORS))
+    assert (panel[:, 6:8] == 255).all()
+
+
+def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
+    report = Report(tmp_path, ('sky', 'road', 'car'), COLORS)
+    scores = report.scores(7, 'val', np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    report.picture(7, 'city/one', *(np.zeros((4, 4, 3), np.uint8), *np.zeros((2, 4, 4), np.uint8)))
+    report.close()
+    record = json.loads((tmp_path / 'metrics.json').read_text())
+    assert record['step'] == 7 and record['split'] == 'val'
+    assert record['iou'] == {'sky': 3 / 4, 'road': 4 / 5, 'car': None}
+    assert record['miou'] == scores.miou == pytest.approx((3 / 4 + 4 / 5) / 2)
+    assert record['pixel_accuracy'] == 7 / 8
+    assert not list(tmp_path.glob('*.partial'))
+    with Image.open(tmp_path / 'pictures' / 'city_one.png') as picture:
+        assert picture.size == (20, 4)
+    assert 'car' in report.table(scores)
