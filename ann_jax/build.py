@@ -5,32 +5,37 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax.data import datasets
 from ann_jax.data.scenes import SceneSource
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError
-from ann_jax.inference import normalizer
+from ann_jax.evaluate import Evaluation
+from ann_jax.inference import normalizer, whole_image
 from ann_jax.losses import segmentation_loss
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
+from ann_jax.sharding import check_batch_size
+from ann_jax.typing import Source
 
 
-def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True):
+def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True) -> Source:
     """The samples of a split, the first `limit` of them if that is not 0.
 
     Raises:
         DataError: see `datasets.open_source`.
     """
     c = config.dataset
-    name = c.stand_in if c.stand_in and not c.root else c.name
+    stands_in = bool(c.stand_in and not c.root)
+    name = c.stand_in if stands_in else c.name
     if name == 'scenes':
-        # A stand-in has not the splits of the dataset it stands in for, such as 'trainval'.
         train = split == c.train_split
+        # A stand-in has not the splits of the dataset it stands in for, such as 'trainval'.
         samples = SceneSource(
-            split='train' if train else 'val',
+            split=('train' if train else 'val') if stands_in else split,
             count=c.scenes.train_count if train else c.scenes.eval_count,
             height=c.scenes.height,
             width=c.scenes.width,
@@ -123,4 +128,26 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
         per_image=c.per_image,
         aux_weight=c.aux_weight,
         class_weights=tuple(c.class_weights) or None,
+    )
+
+
+def evaluation(config: ConfigDict, mesh: Mesh) -> Evaluation:
+    """The evaluation split with all that scoring a state on it takes.
+
+    Raises:
+        DataError: the split cannot be used.
+        ConfigError: the batch does not divide over the devices.
+    """
+    batch_size = config.eval.batch_size or mesh.shape['data']
+    check_batch_size(batch_size, mesh, 'eval.batch_size')
+    samples = source(config, config.dataset.eval_split, limit=config.eval.limit)
+    network = model(config, samples.dataset.num_classes)
+    return Evaluation(
+        samples,
+        whole_image(network, normalize(config), config.model.align_corners),
+        mesh,
+        batch_size=batch_size,
+        pictures=config.eval.pictures,
+        num_workers=config.loader.workers,
+        num_threads=config.loader.threads,
     )

@@ -22,7 +22,7 @@ def check(config: ConfigDict) -> int:
     for split in dict.fromkeys((config.dataset.train_split, config.dataset.eval_split)):
         source = build.source(config, split, strict=False)
         progress = functools.partial(tqdm, desc=f'check {split}', unit='image')
-        errors, pixels = datasets.check(source, progress)
+        errors, pixels = datasets.check_source(source, progress, num_threads=config.loader.threads)
         for error in errors:
             print(error)
         print(f'{split}: {len(source)} images, {len(errors)} problems')

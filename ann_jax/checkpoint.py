@@ -55,6 +55,10 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._manager.restore(step, args=args)['state']
 
+    def config(self, step: int) -> dict[str, Any]:
+        """The config that a checkpoint was saved with."""
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+
     def close(self) -> None:
         """Waits for the save under way."""
         self._manager.wait_until_finished()

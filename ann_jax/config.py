@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.ann import VARIANTS
 
-# Normalisation of torchvision's and mmseg's weights; also the choice when training from nothing.
+# Normalisation of torchvision's and mmseg's weights; also a good one for training from nothing.
 IMAGENET_RGB = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375), 'bgr': False}
 # Normalisation of the authors' weights: blue first, means only.
 AUTHORS_BGR = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.0, 1.0, 1.0), 'bgr': True}
@@ -147,3 +147,51 @@ def finish(config: ConfigDict, argument: dict[str, Any]) -> ConfigDict:
         config.train.update(steps=10, batch_size=2, log_every=2, checkpoint_every=5, eval_every=10)
         config.eval.update(batch_size=0, limit=4, pictures=2)
     return config.lock()  # from here on a misspelt key is an error
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses values that would fail late or in silence, before any file is opened.
+
+    Raises:
+        ConfigError: names the key, the value and what it takes.
+    """
+
+    def check(key, value, good, takes):
+        if not good:
+            raise ConfigError(f'{key}={value!r}: takes {takes}')
+
+    for key in (
+        'train.steps',
+        'train.batch_size',
+        'train.log_every',
+        'train.eval_every',
+        'train.checkpoint_every',
+        'model.width',
+        'loader.threads',
+    ):
+        section, name = key.split('.')
+        check(key, config[section][name], config[section][name] > 0, 'a number above 0')
+    for key in ('augment.crop', 'augment.scale_range', 'augment.aspect_range'):
+        section, name = key.split('.')
+        value = config[section][name]
+        check(key, value, len(value) == 2 and min(value) > 0, 'two numbers above 0, such as 769,769')
+    for key in ('model.sizes', 'model.fuse_stages', 'model.multi_grid', 'model.stem_widths'):
+        value = config.model[key.split('.')[1]]
+        good = len(value) > 0 and all(isinstance(n, int) and n > 0 for n in value)
+        check(key, value, good, 'whole numbers above 0, such as 1,3,6,8')
+    check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')
+    dtype = config.model.dtype
+    check('model.dtype', dtype, dtype in ('float32', 'bfloat16'), 'float32 or bfloat16')
+
+
+def differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = '') -> list[str]:
+    """Settings that differ between two configs, one 'key: saved -> given' each."""
+    lines = []
+    for key in sorted(saved.keys() | given.keys()):
+        old, new = saved.get(key), given.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f'{prefix}{key}.')
+        # JSON, which the saved one went through, has no tuples.
+        elif (list(old) if isinstance(old, tuple) else old) != (list(new) if isinstance(new, tuple) else new):
+            lines.append(f'{prefix}{key}: {old} -> {new}')
+    return lines

@@ -6,9 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
-from ann_jax.metrics import confusion_matrix
+from ann_jax.data.pipeline import eval_batches
+from ann_jax.metrics import Scores, confusion_matrix
+from ann_jax.report import Report
 from ann_jax.sharding import put_batch, replicated, split_batch
+from ann_jax.state import TrainState
+from ann_jax.typing import Source
 
 
 def make_eval_step(logits: Callable, num_classes: int, mesh: Mesh) -> Callable:
@@ -16,7 +21,7 @@ def make_eval_step(logits: Callable, num_classes: int, mesh: Mesh) -> Callable:
 
     Args:
         logits: a protocol of `inference`, (variables, image) -> logits.
-        num_classes: K, at most 255.
+        num_classes: K.
         mesh: the batch is split over its `data` axis; variables are on every device.
     """
 
@@ -75,3 +80,62 @@ def evaluate(
     if pending is not None:
         collect(*pending)
     return total
+
+
+class Evaluation:
+    """A split with all that scoring a state on it takes; one compilation per size of image.
+
+    Attributes:
+        source: the samples.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        logits: Callable,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        pictures: int,
+        num_workers: int,
+        num_threads: int,
+    ):
+        """Prepares; nothing is compiled or read yet.
+
+        Args:
+            source: the samples.
+            logits: a protocol of `inference`.
+            mesh: devices that share a batch.
+            batch_size: over all devices.
+            pictures: samples, spread over the split, of which a picture is written.
+            num_workers, num_threads: see `data.pipeline`.
+        """
+        self.source, self._mesh, self._batch_size = source, mesh, batch_size
+        self._step = make_eval_step(logits, source.dataset.num_classes, mesh)
+        self._pictured = set(np.linspace(0, len(source) - 1, min(pictures, len(source))).round().astype(int))
+        self._reading = {'num_workers': num_workers, 'num_threads': num_threads}
+
+    def run(self, state: TrainState, split: str, report: Report) -> Scores:
+        """Scores a state, and writes scores and pictures.
+
+        Raises:
+            DataError: a sample cannot be used, or none has a label.
+        """
+        step, numbers = int(state.step), iter(range(len(self.source)))
+
+        def on_sample(name, *arrays):
+            if next(numbers) in self._pictured:
+                report.picture(step, name, *arrays)
+
+        batches = eval_batches(self.source, batch_size=self._batch_size, **self._reading)
+        with tqdm(total=len(self.source), desc='evaluate', unit='image', leave=False) as bar:
+            confusion = evaluate(
+                self._step,
+                state.variables,
+                batches,
+                num_classes=self.source.dataset.num_classes,
+                mesh=self._mesh,
+                progress=bar.update,
+                on_sample=on_sample,
+            )
+        return report.scores(step, split, confusion)

@@ -29,7 +29,7 @@ def parse_flags(argv):
         rest = flags.FLAGS(argv)
         _CONFIG.value.to_dict()  # a missing file shows only when its config is used
         return rest
-    except (flags.Error, AttributeError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
         # An error inside a config file arrives quoted, with its traceback: the last line says what is wrong.
         text = str(error).replace('\\n', '\n').strip('\'"\n ')
         sys.exit(f'error: {text.splitlines()[-1].strip().removeprefix("ann_jax.errors.ConfigError: ")}')
@@ -45,11 +45,13 @@ def main(argv):
     absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl talk much
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     from ann_jax import check, train
+    from ann_jax.config import validate
 
     config = _CONFIG.value
     name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
-    workdir = Path(_WORKDIR.value or f'runs/{name}')
+    workdir = Path(_WORKDIR.value or f'runs/{name}').expanduser()
     try:
+        validate(config)
         with logging_redirect_tqdm():
             match _MODE.value:
                 case 'train':
@@ -58,7 +60,7 @@ def main(argv):
                     train.evaluate_best(config, workdir)
                 case 'check':
                     sys.exit(check.check(config))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, FloatingPointError) as error:
         sys.exit(f'error: {error}')
 
 

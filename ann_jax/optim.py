@@ -9,8 +9,11 @@ DECAYS = ('all', 'kernels')
 
 
 def poly_schedule(base: float, max_steps: int, power: float = 0.9) -> optax.Schedule:
-    """base * (1 - step / max_steps) ** power: what the released code does; the paper misplaces the power."""
-    return optax.polynomial_schedule(base, 0.0, power, max_steps)
+    """base * (1 - step / max_steps) ** power: what the released code does; the paper misplaces the power.
+
+    Plain arithmetic, so that a Python step gives a Python number and needs no device.
+    """
+    return lambda step: base * (1 - step / max_steps) ** power
 
 
 def sgd(

@@ -1,6 +1,6 @@
-"""Array aliases, the sample and batch records, and the one label that means "no class"."""
+"""The records that travel from a dataset to the device, and the one label that means "no class"."""
 
-from typing import TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -13,6 +13,19 @@ class Sample(TypedDict):
     name: str  # unique in the split; names the sample in errors and pictures
     image: np.ndarray  # (H, W, 3) uint8 RGB
     label: np.ndarray  # (H, W) uint8: class index, or IGNORE
+
+
+class Source(Protocol):
+    """Random access to the samples of a split; picklable, for worker processes."""
+
+    dataset: Any  # `data.classes.Dataset`: names, colours and number of classes
+    problems: list[str]  # what is wrong with the files' pairing, empty where samples are not files
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads a sample; raises DataError if it cannot be used."""
 
 
 class Batch(TypedDict):

@@ -1,13 +1,14 @@
 """Configs hold the paper's settings, and what is misspelt fails with the nearest name."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
 import pytest
 
 from ann_jax import build
-from ann_jax.config import parse_argument
+from ann_jax.config import differences, parse_argument, validate
 from ann_jax.data.classes import DATASETS
 from ann_jax.errors import ConfigError
 from ann_jax.models.ann import VARIANTS
@@ -114,3 +115,39 @@ def test_wrong_number_of_class_weights():
     config = get_config('cityscapes')
     with pytest.raises(ConfigError, match='loss.class_weights holds 19 numbers, but cityscapes has 5'):
         build.loss(config, 5)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('argument', [None, 'runlocal'])
+def test_the_configs_are_valid(name, argument):
+    validate(get_config(name, argument))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('augment.crop', (513,)),
+        ('augment.scale_range', (0, 1)),
+        ('model.sizes', ()),
+        ('model.sizes', (0, 3)),
+        ('model.fuse_stages', ('a,b',)),
+        ('model.dtype', 'bf16'),
+        ('train.eval_every', 0),
+        ('train.steps', 0),
+    ],
+)
+def test_values_that_would_fail_late_are_refused(key, value):
+    config = get_config('cityscapes')
+    section, name = key.split('.')
+    config[section][name] = value
+    with pytest.raises(ConfigError, match=key):
+        validate(config)
+
+
+def test_differences_names_key_and_both_values():
+    config = get_config('cityscapes').to_dict()
+    saved = json.loads(json.dumps(config))
+    assert differences(saved, config) == []
+    saved['model']['sizes'] = [1, 2]
+    saved['optim']['momentum'] = 0.5
+    assert differences(saved, config) == ['model.sizes: [1, 2] -> (1, 3, 6, 8)', 'optim.momentum: 0.5 -> 0.9']

@@ -10,7 +10,7 @@ from PIL import Image
 from trees import write_tree
 
 from ann_jax.data.classes import INVALID, voc_colors
-from ann_jax.data.datasets import DATASETS, FolderSource, check, open_source, read_image
+from ann_jax.data.datasets import DATASETS, FolderSource, check_source, open_source, read_image
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
@@ -352,7 +352,7 @@ def test_check_collects_everything_and_counts(tmp_path):
         walked.append(len(items))
         return items
 
-    errors, counts = check(open_source('camvid', root=tmp_path, split='train', strict=False), progress)
+    errors, counts = check_source(open_source('camvid', root=tmp_path, split='train', strict=False), progress)
     assert walked == [4]
     assert len(errors) == 4
     for error, path in zip(errors, [written[0][1], written[1][1], written[2][0], written[3][1]], strict=True):

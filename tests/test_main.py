@@ -146,6 +146,21 @@ def _leaves(tree, prefix=''):
     return [leaf for key, value in tree for leaf in _leaves(value, f'{prefix}/{key}')]
 
 
+def test_evaluate_uses_the_network_as_trained_and_resume_refuses_another(finished, run):
+    workdir, _ = finished
+    before = json.loads((workdir / 'metrics.json').read_text())
+    arguments = ('scenes.py:runlocal,variant=apnb', f'--workdir={workdir}', *TINY)
+    result = run(*arguments, '--config.model.sizes=1,2', '--mode=evaluate')
+    assert result.returncode == 0, result.stderr
+    assert 'as trained, not as given: model.variant: full -> apnb' in result.stderr
+    after = json.loads((workdir / 'metrics.json').read_text())
+    if after['step'] == before['step']:
+        assert after == before
+    result = run(*arguments, '--config.train.steps=8')
+    assert result.returncode == 1 and 'model.variant: full -> apnb' in result.stderr
+    assert json.loads((workdir / 'config.json').read_text())['model']['variant'] == 'full'
+
+
 @pytest.mark.parametrize('name', ['cityscapes', 'ade20k', 'pascal_context', 'camvid'])
 def test_training_starts_from_every_config_given_data(name, run, tmp_path):
     write_tree(name, tmp_path / 'data', num_train=3, num_val=2, size=(70, 90))
@@ -181,6 +196,8 @@ def test_check_lists_every_bad_file(run, tmp_path):
     [
         ('cityscapes.py', [], 'set --config.dataset.root'),
         ('cityscapes.py', ['--config.optim.learning_rat=1'], 'Did you mean "learning_rate"'),
+        ('cityscapes.py', ['--config.optm.momentum=1'], 'Did you mean "optim"'),
+        ('scenes.py', ['--config.train.eval_every=0'], 'train.eval_every=0: takes a number above 0'),
         ('cityscapes.py:variant=apn', [], "did you mean 'apnb'"),
         ('scenes.py', ['--config.model.depth=77'], 'unknown ResNet depth 77; known: 10'),
         ('scenes.py', ['--mode=evaluate', '--workdir=runs/absent'], 'holds no checkpoint'),

@@ -5,6 +5,8 @@ The datasets themselves are the table of `classes.py`. What is wrong with a file
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +17,21 @@ from PIL import Image, ImageOps
 
 from ann_jax.data.classes import DATASETS, INVALID, Dataset
 from ann_jax.errors import DataError, unknown
-from ann_jax.typing import IGNORE, Sample
+from ann_jax.typing import IGNORE, Sample, Source
 
 # Several threads read samples at once: OpenCV's own threads on top would fight them for the same cores.
 cv2.setNumThreads(0)
 
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+    cv2.error,
+    struct.error,
+    zlib.error,
+)
 
 
 class FolderSource:
@@ -73,8 +84,9 @@ class FolderSource:
 class Head:
     """The first `count` samples of a source."""
 
-    def __init__(self, source, count):
-        self.dataset, self._source, self._count = source.dataset, source, count
+    def __init__(self, source: Source, count: int):
+        self.dataset, self.problems = source.dataset, source.problems
+        self._source, self._count = source, count
 
     def __len__(self):
         return self._count
@@ -220,8 +232,8 @@ def read_label(path: str | os.PathLike, dataset: Dataset) -> np.ndarray:
     return label
 
 
-def check(
-    source, progress: Callable[[Iterable], Iterable], *, num_threads: int = 2
+def check_source(
+    source: Source, progress: Callable[[Iterable], Iterable], *, num_threads: int = 2
 ) -> tuple[list[str], np.ndarray]:
     """Reads every sample of a source and collects what is wrong instead of stopping at the first.
 
@@ -235,7 +247,7 @@ def check(
         Samples with errors count nothing.
     """
     num_classes = source.dataset.num_classes
-    errors, counts = list(getattr(source, 'problems', [])), np.zeros(256, np.int64)
+    errors, counts = list(source.problems), np.zeros(256, np.int64)
     pool = ThreadPoolExecutor(num_threads)
     try:
         for future in progress([pool.submit(_count_pixels, source, i) for i in range(len(source))]):

@@ -2,8 +2,7 @@
 
 The training stream is a pure function of (source, augment, seed, batch size): step `n` holds the same arrays
 whatever the number of threads and workers, the shards of a batch put together are the batch of one shard, and
-the step number is all there is to save. Worker processes are spawned; they import this module, which keeps
-them off accelerators.
+the step number is all there is to save. Worker processes are spawned and start no JAX backend.
 """
 
 from collections.abc import Iterator

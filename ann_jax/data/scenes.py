@@ -23,7 +23,7 @@ from ann_jax.data.scene_objects import CLASSES, COLORS
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import IGNORE, Sample
 
-COUNTS = {'train': 4096, 'val': 256, 'test': 256}  # default scenes per split
+SPLITS = ('train', 'val', 'test')
 OBJECTS_END = 0.27  # ambiguous objects end before this share of the width ...
 CUES_START = 0.785  # ... and the cues start after this one, or both mirrored
 
@@ -42,17 +42,24 @@ class SceneSource:
 
     Attributes:
         dataset: the `Dataset`.
-        split: name of the split.
     """
 
-    def __init__(self, *, split='train', count=None, height=128, width=256, seed=0):
-        """Takes 'train', 'val' or 'test'; `count` None means `COUNTS[split]`."""
-        if split not in COUNTS:
-            raise DataError(unknown('scenes split', split, COUNTS))
+    problems = ()
+
+    def __init__(self, *, split: str, count: int, height: int, width: int, seed: int):
+        """Takes any of `SPLITS`.
+
+        Raises:
+            DataError: another split, or a size below 64x128.
+        """
+        if split not in SPLITS:
+            raise DataError(unknown('scenes split', split, SPLITS))
+        if height < 64 or width < 128:
+            raise DataError(f'a scene needs at least 64x128 pixels, not {height}x{width}')
         self.dataset = Dataset(name='scenes', classes=CLASSES, colors=COLORS, label_map=None)
-        self.split, self.count = split, COUNTS[split] if count is None else count
+        self.split, self.count = split, count
         self._render = partial(render, height=height, width=width)
-        self._key = (seed, list(COUNTS).index(split))
+        self._key = (seed, SPLITS.index(split))
 
     def __len__(self):
         return self.count
@@ -78,8 +85,6 @@ def render(key, height, width, *, lowered=None, crane=None):
     Returns:
         image (height, width, 3) uint8, label (height, width) uint8, and a `SceneInfo`.
     """
-    if height < 64 or width < 128:
-        raise ValueError(f'a scene needs at least 64x128 pixels, not {height}x{width}')
     rng = np.random.default_rng((*key, 0))
     coins = np.random.default_rng((*key, 1)).random(2) < 0.5
     lowered, crane = (bool(a if b is None else b) for a, b in zip(coins, (lowered, crane), strict=True))

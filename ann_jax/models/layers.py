@@ -127,6 +127,5 @@ def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
 
     (B, H, W, C) -> (B, H', W', C).
     """
-    # Rounding up adds a window over the last row or column when the size is even.
-    padding = [(1, 1 + int(ceil and n % 2 == 0)) for n in x.shape[1:3]]
-    return nn.max_pool(x, (3, 3), (2, 2), padding)
+    # One more row or column of padding adds a window when the size is even, and none when it is odd.
+    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 + int(ceil))] * 2)

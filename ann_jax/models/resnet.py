@@ -55,22 +55,22 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(B, H, W, C) -> (B, H / stride, W / stride, width or 4 * width)."""
         if self.bottleneck:
-            # (features, kernel size, stride, dilation)
-            plan = [
+            # features, kernel size, stride, dilation
+            convolutions = [
                 (self.width, 1, 1, 1),
                 (self.width, 3, self.stride, self.first_dilation),
                 (4 * self.width, 1, 1, 1),
             ]
         else:
-            plan = [
+            convolutions = [
                 (self.width, 3, self.stride, self.first_dilation),
                 (self.width, 3, 1, self.dilation),
             ]
         y = x
-        for i, (features, kernel, stride, dilation) in enumerate(plan, 1):
+        for i, (features, kernel, stride, dilation) in enumerate(convolutions, 1):
             y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y)
             y = BatchNorm(name=f'bn{i}')(y, train)
-            y = nn.relu(y) if i < len(plan) else y
+            y = nn.relu(y) if i < len(convolutions) else y
         if x.shape != y.shape:
             x = Conv(y.shape[-1], stride=self.stride, dtype=self.dtype, name='downsample_0')(x)
             x = BatchNorm(name='downsample_1')(x, train)
@@ -134,21 +134,21 @@ class ResNet(nn.Module):
         x = Stem(self.stem_widths, self.dtype, name='stem')(image, train)
         x = max_pool(x, self.ceil_pool)
         stages = []
-        for stage, size, (stride, rate) in zip(range(1, 5), sizes, PLANS[self.output_stride], strict=True):
+        for layer, size, (stride, rate) in zip(range(1, 5), sizes, PLANS[self.output_stride], strict=True):
             for i in range(size):
-                # A grid shorter than the stage repeats its last factor.
-                grid = self.multi_grid[min(i, len(self.multi_grid) - 1)] if stage == 4 else 1
+                # Stage5 is torch's layer4. A grid shorter than the stage repeats its last factor.
+                grid = self.multi_grid[min(i, len(self.multi_grid) - 1)] if layer == 4 else 1
                 dilation = rate * grid
                 # The convolution that lost its stride sees pixels half as far apart as the ones after it.
                 contract = i == 0 and self.contract_dilation and rate > 1
                 x = Block(
-                    width=self.width * 2 ** (stage - 1),
+                    width=self.width * 2 ** (layer - 1),
                     bottleneck=bottleneck,
                     stride=stride if i == 0 else 1,
                     dilation=dilation,
                     first_dilation=dilation // 2 if contract else dilation,
                     dtype=self.dtype,
-                    name=f'layer{stage}_{i}',
+                    name=f'layer{layer}_{i}',
                 )(x, train)
             stages.append(x)
         return Stages(*stages)
