@@ -6,6 +6,8 @@ r"""ANN-ResNet-101 on ADE20K (scene parsing 2016, 150 classes), as in the paper.
 Published: 45.24 mIoU on val, whole image, seven scales 0.5 .. 1.75 and flip (Table 4), from a backbone
 trained on ImageNet.
 
+Images have many sizes, and evaluation compiles once for each.
+
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """
 

@@ -2,8 +2,8 @@ r"""A small ANN on the embedded scenes: nothing to download, minutes on a laptop
 
     python -m ann_jax.main --config=configs/scenes.py --workdir=runs/scenes
 
-Its receptive field is smaller than half the picture on purpose: what tells the two pairs of look-alike
-classes apart lies beyond it, so that only attention can (see `ann_jax/data/scenes.py`).
+Its receptive field reaches 105 pixels to each side. What tells the two pairs of look-alike classes apart is
+more than 108 pixels away, so that only attention can (see `ann_jax/data/scenes.py`).
 
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ann_jax.data.scene_objects import LOOK_ALIKES
 from ann_jax.models.ann import VARIANTS
-
-PAIRS = (('stopped car', 'moving car'), ('pedestrian', 'worker'))
 
 
 def main():
@@ -51,16 +50,16 @@ def train(config, variant, seed, workdir, arguments):
 
 
 def table(workdir, variants, seeds):
-    """Mean and standard deviation over the seeds of mIoU, and of the IoU of the look-alike classes."""
+    """Mean and sample deviation over the seeds of mIoU, and of the IoU of the look-alike classes."""
     lines = ['| variant | mIoU | cars (IoU) | people (IoU) |', '|---|---|---|---|']
     for variant in variants:
         rows = []
         for seed in seeds:
             scores = json.loads((folder(workdir, variant, seed) / 'metrics.json').read_text())
-            pairs = [np.mean([scores['iou'][name] or 0 for name in pair]) for pair in PAIRS]
+            pairs = [np.mean([scores['iou'][name] or 0 for name in pair]) for pair in (LOOK_ALIKES[:2], LOOK_ALIKES[2:])]
             rows.append([scores['miou'], *pairs])
         rows = 100 * np.array(rows)
-        cells = [f'{mean:.1f} ± {std:.1f}' for mean, std in zip(rows.mean(0), rows.std(0), strict=True)]
+        cells = [f'{mean:.1f} ± {std:.1f}' for mean, std in zip(rows.mean(0), rows.std(0, ddof=1 if len(seeds) > 1 else 0), strict=True)]
         lines.append(f'| {variant} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
