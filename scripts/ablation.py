@@ -56,10 +56,12 @@ def table(workdir, variants, seeds):
         rows = []
         for seed in seeds:
             scores = json.loads((folder(workdir, variant, seed) / 'metrics.json').read_text())
-            pairs = [np.mean([scores['iou'][name] or 0 for name in pair]) for pair in (LOOK_ALIKES[:2], LOOK_ALIKES[2:])]
-            rows.append([scores['miou'], *pairs])
-        rows = 100 * np.array(rows)
-        cells = [f'{mean:.1f} ± {std:.1f}' for mean, std in zip(rows.mean(0), rows.std(0, ddof=1 if len(seeds) > 1 else 0), strict=True)]
+            cars, people = (
+                np.mean([scores['iou'][name] for name in pair]) for pair in (LOOK_ALIKES[:2], LOOK_ALIKES[2:])
+            )
+            rows.append([scores['miou'], cars, people])
+        mean, deviation = np.mean(rows, 0), np.std(rows, 0, ddof=min(1, len(seeds) - 1))
+        cells = [f'{100 * m:.1f} ± {100 * d:.1f}' for m, d in zip(mean, deviation, strict=True)]
         lines.append(f'| {variant} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 

@@ -53,11 +53,14 @@ def test_average_anchors_equal_adaptive_average_pooling(height, width, sizes):
 
 @pytest.mark.parametrize(('height', 'width', 'sizes'), SHAPES[:8])
 def test_max_anchors_equal_adaptive_max_pooling(height, width, sizes):
-    torch = pytest.importorskip('torch')
     x = normal(2, height, width, 3)
-    output = torch_anchors(torch.tensor(nchw(x)), 'max', sizes)
-    ours = quick(lambda x: sample_anchors(x, 'max', sizes))(x)
-    np.testing.assert_array_equal(ours, output.numpy().transpose(0, 2, 1))
+    cotangent = normal(2, sum(n * n for n in sizes), 3, seed=1)
+    output, (gradient,) = torch_gradients(
+        lambda x: torch_anchors(x, 'max', sizes), cotangent.transpose(0, 2, 1), nchw(x)
+    )
+    ours, ours_gradient = with_gradient(lambda x: sample_anchors(x, 'max', sizes), x, cotangent)
+    np.testing.assert_array_equal(ours, output.transpose(0, 2, 1))
+    assert_close(ours_gradient, nhwc(gradient))
 
 
 @pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])
