@@ -83,6 +83,7 @@ def model(config: ConfigDict, num_classes: int) -> ANN:
         sampling=c.sampling,
         sizes=tuple(c.sizes),
         share=c.share,
+        out_norm=c.out_norm,
         key_channels=c.key_channels,
         head_channels=c.head_channels,
         aux_channels=c.aux_channels,

@@ -56,6 +56,7 @@ def defaults() -> ConfigDict:
                 'sampling': 'average',
                 'sizes': (1, 3, 6, 8),
                 'share': 'query_key',
+                'out_norm': False,
                 'key_channels': 256,
                 'head_channels': 512,
                 'aux_channels': 512,

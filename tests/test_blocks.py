@@ -267,3 +267,20 @@ def test_unknown_options(options, message):
     low, high = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 5))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: Attention(4, **options).init(jax.random.key(0), low, high, False))
+
+
+def test_out_norm_normalises_the_response():
+    """Appendix C: batch normalisation between W_o and the concatenation."""
+    x = jnp.asarray(normal(2, 5, 6, 8))
+    block = Attention(4, sizes=(1, 3), out_norm=True)
+    variables = random_variables(block, 0, x, x, False)
+    plain = {
+        kind: {name: leaf for name, leaf in tree.items() if name != 'out_bn'}
+        for kind, tree in variables.items()
+    }
+    response, _ = Attention(4, sizes=(1, 3)).apply(plain, x, x, True, mutable=['batch_stats'])
+    centred = response - response.mean((0, 1, 2))
+    expected = centred / np.sqrt(np.square(centred).mean((0, 1, 2)) + 1e-5)
+    norm = variables['params']['out_bn']
+    ours, _ = block.apply(variables, x, x, True, mutable=['batch_stats'])
+    assert_close(ours, expected * norm['scale'] + norm['bias'])

@@ -43,6 +43,7 @@ class ANN(nn.Module):
         fuse_stages: stages that the fusion reads (Table 9): (4,), (3, 4) or (2, 3, 4).
         sampling, sizes: of APNB and AFNB (Table 7), see `ops.sample_anchors`.
         share: projections that APNB and NB share, see `blocks.Attention`.
+        out_norm: batch normalisation after W_o, see `blocks.Attention`.
         key_channels: C^ of the attention.
         head_channels: channels between fusion and classifier.
         aux_channels: channels of the auxiliary head on Stage4.
@@ -58,6 +59,7 @@ class ANN(nn.Module):
     sampling: str = 'average'
     sizes: Sequence[int] = (1, 3, 6, 8)
     share: str = 'query_key'
+    out_norm: bool = False
     key_channels: int = 256
     head_channels: int = 512
     aux_channels: int = 512
@@ -108,6 +110,7 @@ class ANN(nn.Module):
             sampling='all' if dense else self.sampling,
             sizes=self.sizes,
             share=share,
+            out_norm=self.out_norm,
             dropout=self.dropout,
             conv_bias=self.conv_bias,
             dtype=self.dtype,

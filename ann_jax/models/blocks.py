@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.models.layers import Conv, ConvBN, Dropout2d
+from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
 from ann_jax.ops import resize_bilinear, sample_anchors
 
 SHARES = ('query_key', 'key_value', 'none')
@@ -35,12 +35,14 @@ class Attention(nn.Module):
         share: 'query_key' uses one projection for both (the released code, where low is high),
             'key_value' one for key and value (the paper's text, Sec. 3.4), 'none' three.
         conv_bias: whether convolutions before batch normalisation have a bias, as in the released code.
+        out_norm: batch normalisation after W_o, which the paper finds to help AFNB alone (Appendix C).
     """
 
     channels: int = 256
     sampling: str = 'average'
     sizes: Sequence[int] = (1, 3, 6, 8)
     share: str = 'none'
+    out_norm: bool = False
     conv_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
@@ -78,9 +80,10 @@ class Attention(nn.Module):
         weights = nn.softmax(similarity * self.channels**-0.5)
         attended = jnp.einsum('bns,bsc->bnc', weights.astype(self.dtype), value)
         attended = attended.reshape(*high.shape[:3], self.channels)
-        return Conv(
+        response = Conv(
             high.shape[-1], bias=True, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='out'
         )(attended)
+        return BatchNorm(name='out_bn')(response, train) if self.out_norm else response
 
 
 class NonLocalBlock(nn.Module):
@@ -99,6 +102,7 @@ class NonLocalBlock(nn.Module):
     sampling: str = 'average'
     sizes: Sequence[int] = (1, 3, 6, 8)
     share: str = 'none'
+    out_norm: bool = False
     dropout: float = 0.05
     conv_bias: bool = True
     dtype: jnp.dtype = jnp.float32
@@ -119,6 +123,7 @@ class NonLocalBlock(nn.Module):
                 self.sampling,
                 self.sizes,
                 self.share,
+                self.out_norm,
                 self.conv_bias,
                 self.dtype,
                 name=f'attention_{i}',
