@@ -28,9 +28,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', default='configs/scenes.py')
     parser.add_argument('--workdir', type=Path, default=Path('runs/ablation'))
-    parser.add_argument(
-        '--variants', nargs='+', default=['baseline', 'afnb', 'apnb', 'full'], choices=VARIANTS
-    )
+    rows = ['baseline', 'afnb', 'afnb_norm', 'apnb', 'full']
+    parser.add_argument('--rows', nargs='+', default=rows, choices=ROWS)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('arguments', nargs='*', help='passed on to every run')
     options = parser.parse_args()
