@@ -31,6 +31,6 @@ setup(
     ],
     extras_require={
         'dev': ['pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
-        'torch': ['torch>=2.4'],
+        'convert': ['safetensors>=0.5', 'torch>=2.6'],
     },
 )

@@ -32,11 +32,11 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(best_fn=_miou, best_mode='max', preservation_policy=keep),
         )
 
-    def save(self, state: TrainState, config: dict[str, Any], miou: float | None = None) -> None:
-        """Saves under the state's step, with the config it was made with and its score if it has one."""
+    def save(self, state: TrainState, facts: dict[str, Any], miou: float | None = None) -> None:
+        """Saves under the state's step, with what belongs to it (JSON) and its score if it has one."""
         self._manager.save(
             int(state.step),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
             metrics=None if miou is None else {'miou': miou},
         )
 
@@ -55,9 +55,9 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._manager.restore(step, args=args)['state']
 
-    def config(self, step: int) -> dict[str, Any]:
-        """The config that a checkpoint was saved with."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+    def facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint was saved with."""
+        return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))['facts']
 
     def close(self) -> None:
         """Waits for the save under way."""

@@ -6,17 +6,15 @@ datasets, and changes what its dataset needs. Arguments follow the file's name a
     --config=configs/cityscapes.py:variant=apnb,runlocal
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ann_jax.errors import ConfigError, unknown
+from ann_jax.inference import AUTHORS_BGR
 from ann_jax.models.ann import VARIANTS
-
-# Normalisation of torchvision's and mmseg's weights; also a good one for training from nothing.
-IMAGENET_RGB = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375), 'bgr': False}
-# Normalisation of the authors' weights: blue first, means only.
-AUTHORS_BGR = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.0, 1.0, 1.0), 'bgr': True}
+from ann_jax.weights import PARTS
 
 
 def defaults() -> ConfigDict:
@@ -79,6 +77,10 @@ def defaults() -> ConfigDict:
                 'momentum': 0.9,
                 'weight_decay': 1e-4,
                 'decay': 'all',
+            },
+            'init': {
+                'from': '',  # a run or a folder of converted weights to start from; '' for random weights
+                'parts': 'all',  # what is taken from it: all, backbone, or but_classifier
             },
             'train': {
                 'steps': 60_000,
@@ -181,8 +183,21 @@ def validate(config: ConfigDict) -> None:
         good = len(value) > 0 and all(isinstance(n, int) and n > 0 for n in value)
         check(key, value, good, 'whole numbers above 0, such as 1,3,6,8')
     check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')
+    parts = config.init.parts
+    check('init.parts', parts, parts in PARTS, f'one of {", ".join(PARTS)}')
     dtype = config.model.dtype
     check('model.dtype', dtype, dtype in ('float32', 'bfloat16'), 'float32 or bfloat16')
+
+
+def adopt(config: ConfigDict, **sections: Mapping[str, Any]) -> list[str]:
+    """Takes over settings that weights fix, and returns what that changed, one 'key: given -> taken' each."""
+    lines = []
+    for section, values in sections.items():
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        given = {key: config[section][key] for key in values}
+        lines += differences(given, values, f'{section}.')
+        config[section].update(values)
+    return lines
 
 
 def differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = '') -> list[str]:

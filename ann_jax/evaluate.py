@@ -12,7 +12,6 @@ from ann_jax.data.pipeline import eval_batches
 from ann_jax.metrics import Scores, confusion_matrix
 from ann_jax.report import Report
 from ann_jax.sharding import put_batch, replicated, split_batch
-from ann_jax.state import TrainState
 from ann_jax.typing import Source
 
 
@@ -115,13 +114,13 @@ class Evaluation:
         self._pictured = set(np.linspace(0, len(source) - 1, min(pictures, len(source))).round().astype(int))
         self._reading = {'num_workers': num_workers, 'num_threads': num_threads}
 
-    def run(self, state: TrainState, split: str, report: Report) -> Scores:
-        """Scores a state, and writes scores and pictures.
+    def run(self, variables: Mapping[str, Any], step: int, split: str, report: Report) -> Scores:
+        """Scores variables on the devices, and writes scores and pictures under a step.
 
         Raises:
             DataError: a sample cannot be used, or none has a label.
         """
-        step, numbers = int(state.step), iter(range(len(self.source)))
+        numbers = iter(range(len(self.source)))
 
         def on_sample(name, *arrays):
             if next(numbers) in self._pictured:
@@ -131,7 +130,7 @@ class Evaluation:
         with tqdm(total=len(self.source), desc='evaluate', unit='image', leave=False) as bar:
             confusion = evaluate(
                 self._step,
-                state.variables,
+                variables,
                 batches,
                 num_classes=self.source.dataset.num_classes,
                 mesh=self._mesh,

@@ -1,6 +1,7 @@
 """What training changes from step to step: arrays only, and their first values."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,31 +49,27 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def create_state(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def create_state(variables: Mapping[str, Any], tx: optax.GradientTransformation) -> TrainState:
     """The state before the first step, on the host or the default device."""
-    return _first_state(initial_variables(model, seed), tx)
-
-
-def abstract_state(
-    model: nn.Module, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
-) -> TrainState:
-    """Shapes, dtypes and sharding of a state, as restoring a checkpoint needs them."""
-    state = jax.eval_shape(lambda: _first_state(_init(model, 0), tx))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
-
-
-def _init(model, seed):
-    # Parameters do not depend on the size of the image.
-    return model.init(jax.random.key(seed), jnp.zeros((1, 33, 33, 3)))
-
-
-def _first_state(variables, tx):
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         opt_state=tx.init(variables['params']),
     )
+
+
+def abstract_state(
+    model: nn.Module, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+) -> TrainState:
+    """Shapes, dtypes and sharding of a state, as restoring a checkpoint needs them."""
+    state = jax.eval_shape(lambda: create_state(_init(model, 0), tx))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def _init(model, seed):
+    # Parameters do not depend on the size of the image.
+    return model.init(jax.random.key(seed), jnp.zeros((1, 33, 33, 3)))
 
 
 def count_parameters(params: Any) -> int:

@@ -10,7 +10,8 @@ On two CPU cores in about an hour, with a backbone that fits:
 Arguments: `variant` (a row of Table 6), `small`, `runlocal`.
 """
 
-from ann_jax.config import IMAGENET_RGB, defaults, finish, parse_argument
+from ann_jax.config import defaults, finish, parse_argument
+from ann_jax.inference import IMAGENET_RGB
 
 
 def get_config(argument=None):

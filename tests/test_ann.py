@@ -12,6 +12,7 @@ from reference import assert_close, below, error, golden, nhwc, normal, quick, r
 from ann_jax.losses import segmentation_loss
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.convert import from_torch
+from ann_jax.models.recognize import recognize
 from ann_jax.models.resnet import ResNet
 from ann_jax.ops import resize_bilinear
 from ann_jax.optim import poly_schedule, sgd
@@ -37,7 +38,9 @@ def peer(name):
     )
     arrays = golden(name)
     target = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3))))
-    return model, from_torch(below(arrays, 'state/'), target), arrays, align_corners
+    state = below(arrays, 'state/')
+    variables = from_torch(state, target, recognize(state).layout).variables
+    return model, variables, arrays, align_corners
 
 
 @pytest.mark.parametrize('name', PEERS)

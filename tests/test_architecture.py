@@ -9,12 +9,23 @@ PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 FLOORS = [
     ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors'],
-    ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'data/classes', 'data/transforms'],
+    [
+        'ops',
+        'losses',
+        'metrics',
+        'optim',
+        'sharding',
+        'visualize',
+        'weights',
+        'data/classes',
+        'data/transforms',
+    ],
     ['data/scene_objects', 'data/datasets', 'data/pipeline', 'models/layers', 'models/convert'],
     ['data/scenes', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
     ['models/ann', 'train_step', 'checkpoint', 'evaluate'],
-    ['config', 'build'],
-    ['train', 'check'],
+    ['models/recognize', 'config', 'build'],
+    ['restore', 'check'],
+    ['train'],
     ['main'],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,7 +10,7 @@ from flax import traverse_util
 from reference import assert_close, below, error, golden, hwio, nhwc, normal, quick, random_variables
 
 from ann_jax.models.blocks import SHARES, Attention, CommonFusion, NonLocalBlock
-from ann_jax.models.convert import flax_path, from_torch
+from ann_jax.models.convert import Layout, from_torch
 from ann_jax.ops import resize_bilinear, sample_anchors
 
 RELEASED = {
@@ -23,10 +23,17 @@ def flat(tree):
     return {path: np.asarray(leaf, np.float64) for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
-def from_golden(arrays, prefix, known):
-    """{path: array} of the tensors below `prefix`; the second copy of a shared projection has no path."""
-    tensors = {flax_path(key, x.ndim): x for key, x in below(arrays, prefix).items()}
-    return {path: hwio(x) if x.ndim == 4 else x for path, x in tensors.items() if path in known}
+# Where the block lies in our network and in the authors'.
+PLACES = {'apnb': ('context', 'context.2.'), 'afnb': ('fusion', 'fusion.')}
+AUTHORS = Layout('authors', 'plain', 'backbone.')
+
+
+def from_golden(name, arrays, prefix, known):
+    """{path: array} of the tensors below `prefix`, for the known paths."""
+    place, root = PLACES[name]
+    keys = {path: AUTHORS.key((path[0], place, *path[1:])).removeprefix(root) for path in known}
+    tensors = {path: arrays[prefix + key] for path, key in keys.items() if prefix + key in arrays}
+    return {path: hwio(x) if x.ndim == 4 else x for path, x in tensors.items()}
 
 
 @functools.partial(quick, static_argnums=(0, 4))
@@ -49,9 +56,13 @@ def released(name):
     target = jax.eval_shape(
         lambda inputs: module.init(jax.random.key(0), [inputs[0]], inputs[-1], False), inputs
     )
-    variables = from_torch(below(arrays, 'state/'), target)
+    place, root = PLACES[name]
+    state = {root + key: array for key, array in below(arrays, 'state/').items()}
+    target = {group: {place: tree} for group, tree in target.items()}
+    converted = from_torch(state, target, AUTHORS).variables
+    variables = {group: tree[place] for group, tree in converted.items()}
     stats = {'batch_stats': variables['batch_stats']}
-    after = from_golden(arrays, 'train/state/', traverse_util.flatten_dict(stats))
+    after = from_golden(name, arrays, 'train/state/', traverse_util.flatten_dict(stats))
     if all(np.array_equal(after[path], leaf) for path, leaf in traverse_util.flatten_dict(stats).items()):
         # The file holds the statistics after the training pass, and its evaluation used those before
         # it. The update is new = keep * old + drift; taking it back as our module defines it lets the
@@ -77,7 +88,7 @@ def test_evaluation_equals_the_authors(name):
     for i, gradient in enumerate(grad_inputs):
         assert_close(gradient, nhwc(arrays[f'eval/grad_input{i}']))
     params = flat({'params': params})
-    expected = from_golden(arrays, 'eval/grad/', params)
+    expected = from_golden(name, arrays, 'eval/grad/', params)
     assert expected.keys() == params.keys()
     for path in params:
         assert error(params[path], expected[path]) < 1e-5, path
@@ -91,7 +102,7 @@ def test_training_equals_the_authors(name):
     for i, gradient in enumerate(grad_inputs):
         assert_close(gradient, nhwc(arrays[f'train/grad_input{i}']))
     stats = flat(stats)
-    expected = from_golden(arrays, 'train/state/', stats)
+    expected = from_golden(name, arrays, 'train/state/', stats)
     assert expected.keys() == stats.keys()
     for path in stats:
         assert error(stats[path], expected[path]) < 1e-5, path

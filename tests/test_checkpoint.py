@@ -10,7 +10,7 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
 from ann_jax.sharding import make_mesh, replicated
-from ann_jax.state import TrainState, abstract_state, create_state
+from ann_jax.state import TrainState, abstract_state, create_state, initial_variables
 
 
 def tiny_state(step):
@@ -55,7 +55,9 @@ def test_an_empty_folder_has_neither(tmp_path):
 def test_a_state_comes_back_on_another_number_of_devices(tmp_path):
     model = ANN(3, ResNet(10, 4, (4,)), key_channels=4, head_channels=8, aux_channels=4)
     tx = sgd(poly_schedule(0.1, 10))
-    state = jax.device_put(create_state(model, tx, 5), replicated(make_mesh(jax.devices()[:1])))
+    state = jax.device_put(
+        create_state(initial_variables(model, 5), tx), replicated(make_mesh(jax.devices()[:1]))
+    )
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, {'seed': 5}, 0.5)
     mesh = make_mesh()

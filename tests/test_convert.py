@@ -1,4 +1,4 @@
-"""Every key layout of torch checkpoints maps onto the network, completely or with an error that says why."""
+"""Every key layout of torch checkpoints maps onto the network and back, or an error says why not."""
 
 import re
 
@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from reference import below, golden, oihw
+from reference import assert_close, below, golden, normal, oihw, quick, random_variables
 
+from ann_jax.errors import DataError
 from ann_jax.models.ann import ANN
-from ann_jax.models.convert import from_torch
+from ann_jax.models.convert import from_torch, to_torch
+from ann_jax.models.recognize import read_meta, recognize, strip
 from ann_jax.models.resnet import ResNet
 
 
@@ -21,7 +23,13 @@ def abstract(module, *args):
 def filled(target):
     """Variables that hold another number everywhere."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), target)
+    return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), target)
+
+
+def convert(state, target, part='all'):
+    """What the script does between reading a file and writing a folder."""
+    state = strip(state)
+    return from_torch(state, target, recognize(state).layout, part)
 
 
 # Our module names -> those of a checkpoint, in order; written from the checkpoints' side, so that the
@@ -64,6 +72,11 @@ AUTHORS = [
     (r'^aux_bottleneck\.bn', 'dsn.1.0'),
     (r'^aux_classifier', 'dsn.3'),
 ]
+TIMM_STEM = [
+    *BLOCK_KEYS,
+    (r'^stem\.bn3', 'bn1'),
+    (r'^stem\.(conv|bn)([123])', lambda found: f'conv1.{3 * int(found[2]) - 3 + (found[1] == "bn")}'),
+]
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
 
 
@@ -87,35 +100,58 @@ def assert_same(ours, expected):
         np.testing.assert_array_equal(ours[path], array, str(path))
 
 
-BACKBONES = {
-    'torchvision': (ResNet(50, 4, (4,)), TORCHVISION, 'layer1.0.downsample.0.weight'),
-    'torchvision_basic': (ResNet(18, 4, (4,)), TORCHVISION, 'layer2.0.downsample.1.running_var'),
-    'plain_deep_stem': (ResNet(50, 4, (2, 2, 4)), TORCHVISION, 'conv3.weight'),
-    'prefixed_deep_stem': (ResNet(101, 4, (2, 2, 4)), PREFIXED_STEM, 'prefix.bn2.running_mean'),
-    'mmseg_deep_stem': (ResNet(50, 4, (2, 2, 4)), MMSEG_STEM, 'stem.7.bias'),
-}
+DEEP = (2, 2, 4)
+BACKBONES = {  # module, its keys, one of them, depth, stem, whether it is the authors'
+    'torchvision': (ResNet(50, 4, (4,)), TORCHVISION, 'layer1.0.downsample.0.weight', 50, (4,), False),
+    'torchvision_18': (ResNet(18, 4, (4,)), TORCHVISION, 'layer2.0.downsample.1.bias', 18, (4,), False),
+    'torchvision_34': (ResNet(34, 4, (4,)), TORCHVISION, 'layer3.5.bn2.bias', 34, (4,), False),
+    'torchvision_152': (ResNet(152, 4, (4,)), TORCHVISION, 'layer3.35.conv3.weight', 152, (4,), False),
+    'numbered_deep_stem': (ResNet(50, 4, DEEP), TORCHVISION, 'conv3.weight', 50, DEEP, True),
+    'prefixed_deep_stem': (ResNet(101, 4, DEEP), PREFIXED_STEM, 'prefix.bn2.running_mean', 101, DEEP, True),
+    'mmseg_deep_stem': (ResNet(50, 4, DEEP), MMSEG_STEM, 'stem.7.bias', 50, DEEP, False),
+    'timm_deep_stem': (ResNet(50, 4, DEEP), TIMM_STEM, 'conv1.4.running_mean', 50, DEEP, False),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.'])
+def backbone_target(module):
+    return {group: {'backbone': tree} for group, tree in abstract(module, False).items()}
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
 @pytest.mark.parametrize('layout', BACKBONES)
 def test_backbones(layout, prefix):
-    module, rules, known_key = BACKBONES[layout]
-    target = abstract(module, False)
+    module, rules, known_key, depth, stem_widths, authors = BACKBONES[layout]
+    target = backbone_target(module)
     variables = filled(target)
-    state = state_dict(variables, rules, prefix)
+    state = state_dict(variables, [(r'^backbone\.', ''), *rules], prefix)
     assert prefix + known_key in state
-    assert_same(from_torch(state, target), variables)
+    state |= {f'{prefix.removesuffix("backbone.")}fc.{leaf}': np.ones((5, 4)) for leaf in ('weight', 'bias')}
+    result = convert(state, target)
+    assert_same(result.variables, variables)
+    counters = [key for key in state if key.endswith('num_batches_tracked')]
+    assert len(result.used) + len(result.ignored) == len(state)
+    assert len(result.ignored) == len(counters) + 2
+    assert result.ignored['fc.weight'] == 'classifier of the pretraining'
+    found = recognize(strip(state))
+    assert (found.model['depth'], found.model['width'], found.model['stem_widths']) == (depth, 4, stem_widths)
+    assert found.model['ceil_pool'] == found.input['bgr'] == authors
+    assert found.num_classes is None
+
+
+def small_network(**options):
+    options = {'key_channels': 4, 'head_channels': 8, 'aux_channels': 6, **options}
+    model = ANN(3, ResNet(50, 4, options.pop('stem_widths', (2, 2, 4))), **options)
+    return model, abstract(model)
 
 
 @pytest.fixture(scope='module')
 def network():
-    model = ANN(3, ResNet(50, 4, (2, 2, 4)), key_channels=4, head_channels=8, aux_channels=4)
-    target = abstract(model)
+    _, target = small_network()
     return target, filled(target)
 
 
 NETWORKS = {
-    'mmseg': (MMSEG, 'decode_head.context.stages.0.key_project.bn.running_mean'),
+    'mmsegmentation': (MMSEG, 'decode_head.context.stages.0.key_project.bn.running_mean'),
     'authors': (AUTHORS, 'context.2.stages.0.f_key.1.0.running_mean'),
 }
 
@@ -129,12 +165,30 @@ def test_networks(network, layout, prefix):
     assert prefix + known_key in state
     assert prefix + 'backbone.layer3.5.conv2.weight' in state
     # The copy of the projection that query and key share.
-    state |= {
+    copies = {
         key.replace('key', 'query', 1): array
         for key, array in state.items()
         if 'context' in key and 'key' in key
     }
-    assert_same(from_torch(state, target), variables)
+    result = convert(state | copies, target)
+    assert_same(result.variables, variables)
+    kept = [key for key in copies if 'tracked' not in key]
+    assert all('copy of' in result.ignored[key.removeprefix(prefix)] for key in kept)
+    found = recognize(strip(state))
+    expected = {'variant': 'full', 'key_channels': 4, 'head_channels': 8, 'aux_channels': 6, 'depth': 50}
+    expected |= {'fuse_stages': (4,), 'conv_bias': True, 'align_corners': layout == 'authors'}
+    assert {key: found.model[key] for key in expected} == expected
+    assert found.num_classes == 3 and found.input['bgr'] == (layout == 'authors')
+
+
+@pytest.mark.parametrize('variant', ['baseline', 'afnb', 'apnb'])
+@pytest.mark.parametrize('fuse_stages', [(4,), (2, 3, 4)])
+def test_the_variant_is_told_by_the_keys(variant, fuse_stages):
+    _, target = small_network(variant=variant, fuse_stages=fuse_stages)
+    found = recognize(state_dict(filled(target), MMSEG)).model
+    assert found['variant'] == variant
+    if variant == 'afnb':
+        assert found['fuse_stages'] == fuse_stages
 
 
 @pytest.mark.parametrize(
@@ -144,11 +198,79 @@ def test_networks(network, layout, prefix):
 def test_stored_networks(name, backbone):
     model = ANN(19, backbone, key_channels=16, head_channels=32, aux_channels=16, conv_bias=False)
     state = below(golden(name), 'state/')
-    variables = traverse_util.flatten_dict(from_torch(state, abstract(model)))
+    result = convert(state, abstract(model))
     copies = [key for key in state if 'context' in key and 'query' in key]
-    assert len(variables) == len(state) - len(copies)
-    kernel = variables['params', 'fusion', 'attention_0', 'value', 'kernel']
+    assert set(result.ignored) == {*copies, *(key for key in state if key.endswith('tracked'))}
+    kernel = result.variables['params']['fusion']['attention_0']['value']['kernel']
     np.testing.assert_array_equal(oihw(kernel), state['decode_head.fusion.stages.0.value_project.weight'])
+    found = recognize(state)
+    assert (found.num_classes, found.model['depth'], found.model['conv_bias']) == (19, backbone.depth, False)
+    # And back: the very keys and tensors, but for the step counters, which count anew.
+    exported = to_torch(result.variables, 'mmsegmentation', found.model)
+    counters = {key for key in exported if key.endswith('tracked')}
+    assert exported.keys() - counters == {key for key in state if not key.endswith('tracked')}
+    for key in exported.keys() - counters:
+        np.testing.assert_array_equal(exported[key], state[key], key)
+
+
+def test_the_backbone_alone_can_be_taken_from_a_network(network):
+    target, variables = network
+    state = state_dict(variables, MMSEG)
+    target = {group: {'backbone': tree['backbone']} for group, tree in target.items()}
+    result = convert(state, target, part='backbone')
+    assert_same(
+        result.variables, {group: {'backbone': tree['backbone']} for group, tree in variables.items()}
+    )
+    assert result.ignored['decode_head.conv_seg.bias'] == 'only the backbone is asked for'
+
+
+def test_exports_use_the_authors_names():
+    model, target = small_network()
+    state = to_torch(filled(target), 'authors', SETTINGS)
+    names = {block: set(below(golden(f'authors_{block}'), 'state/')) for block in ('apnb', 'afnb')}
+    for block, prefix in (('apnb', 'context.2.'), ('afnb', 'fusion.')):
+        keys = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+        assert {key for key in keys if not key.endswith('tracked')} == names[block]
+
+
+SETTINGS = {'variant': 'full', 'sampling': 'average', 'share': 'query_key', 'stem_widths': (2, 2, 4)}
+
+
+@pytest.mark.parametrize('layout', ['authors', 'mmsegmentation'])
+@pytest.mark.parametrize(('conv_bias', 'out_norm'), [(True, False), (False, False), (True, True)])
+def test_a_round_trip_evaluates_equal(layout, conv_bias, out_norm):
+    options = {'depth': 10, 'conv_bias': conv_bias, 'out_norm': out_norm}
+    build = lambda **o: ANN(
+        3,
+        ResNet(o.pop('depth'), 4, (2, 2, 4)),
+        key_channels=4,
+        head_channels=8,
+        aux_channels=6,
+        sizes=(1, 2),
+        **o,
+    )
+    model = build(**options)
+    image = normal(2, 65, 49, 3)
+    variables = random_variables(model, 0, image)
+    before = traverse_util.flatten_dict(jax.tree.map(np.copy, variables))
+    state = to_torch(variables, layout, SETTINGS)
+    found = recognize(state)
+    other = build(depth=10, conv_bias=found.model['conv_bias'])
+    assert found.model['conv_bias'] == (layout == 'authors')
+    back = convert(state, abstract(other)).variables
+    for ours, theirs in zip(
+        quick(model.apply)(variables, image), quick(other.apply)(back, image), strict=True
+    ):
+        assert_close(theirs, ours)
+    if not out_norm and conv_bias == (layout == 'authors'):
+        assert_same(back, variables)
+    assert_same(variables, traverse_util.unflatten_dict(before))  # folding works on a copy
+
+
+@pytest.mark.parametrize(('key', 'value'), [('variant', 'apnb'), ('sampling', 'max'), ('share', 'none')])
+def test_only_their_networks_are_exported(network, key, value):
+    with pytest.raises(DataError, match=f'model.{key}='):
+        to_torch(network[1], 'authors', {**SETTINGS, key: value})
 
 
 def test_errors_list_every_problem(network):
@@ -158,16 +280,20 @@ def test_errors_list_every_problem(network):
     del state['backbone.stem.1.running_var']
     state['backbone.fc.weight'] = np.zeros((5, 4), np.float32)
     state['decode_head.conv_seg.weight'] = np.zeros((7, 8, 1, 1), np.float32)
-    with pytest.raises(ValueError) as caught:
-        from_torch(state, target)
-    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
-    assert 'backbone.fc.weight: no place for it (params/backbone/fc/kernel)' in lines
-    assert 'params/bottleneck/conv/kernel: no tensor for it' in lines
-    assert 'batch_stats/backbone/stem/bn1/var: no tensor for it' in lines
-    wrong = [line for line in lines if line.startswith('decode_head.conv_seg.weight: shape (1, 1, 8, 7)')]
-    assert wrong == [
-        'decode_head.conv_seg.weight: shape (1, 1, 8, 7), but params/classifier/kernel is (1, 1, 8, 3)'
-    ]
+    state['backbone.stem.1.bias'] = np.full(2, np.nan, np.float32)
+    state['backbone.stem.4.running_var'] = np.full(2, -1, np.float32)
+    layout = recognize(state_dict(variables, MMSEG)).layout
+    with pytest.raises(DataError) as caught:
+        from_torch(state, target, layout)
+    lines = {line.strip() for line in str(caught.value).splitlines()[1:]}
+    assert lines == {
+        'backbone.fc.weight (5, 4): no place for it',
+        'params/bottleneck/conv/kernel (3, 3, 128, 8): no tensor decode_head.bottleneck.conv.weight',
+        'batch_stats/backbone/stem/bn1/var (2,): no tensor backbone.stem.1.running_var',
+        'params/classifier/kernel: shape (1, 1, 8, 3), but decode_head.conv_seg.weight gives (1, 1, 8, 7)',
+        'backbone.stem.1.bias: holds numbers that are not finite; the file is damaged',
+        'backbone.stem.4.running_var: holds negative variances; the file is damaged',
+    }
 
 
 def test_a_query_that_differs_from_its_key_is_an_error(network):
@@ -175,5 +301,42 @@ def test_a_query_that_differs_from_its_key_is_an_error(network):
     state = state_dict(variables, MMSEG)
     key = 'decode_head.context.stages.0.key_project.conv.weight'
     query = key.replace('key', 'query')
-    with pytest.raises(ValueError, match=f'{query}: no place for it'):
-        from_torch({**state, query: state[key] + 1}, target)
+    with pytest.raises(DataError, match=rf'{query} \(4, 8, 1, 1\): no place for it'):
+        convert({**state, query: state[key] + 1}, target)
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(DataError, match='not a network known here.*features.0.weight'):
+        recognize({'features.0.weight': np.zeros((64, 3, 11, 11))})
+    resnet = state_dict(filled(backbone_target(ResNet(50, 4, (4,)))), [(r'^backbone\.', ''), *TORCHVISION])
+    with pytest.raises(DataError, match='ResNet-D'):
+        recognize(resnet | {'layer2.0.downsample.2.weight': np.zeros(4)})
+    short = {key: value for key, value in resnet.items() if not key.startswith('layer3.4')}
+    with pytest.raises(DataError, match=r'no ResNet known here has \(3, 4, 5, 3\) bottleneck blocks'):
+        recognize(short)
+    wide = {**resnet, 'layer1.1.se.conv.weight': np.zeros((4, 4, 1, 1))}
+    with pytest.raises(DataError, match=r'layer1.1.se.conv.weight \(4, 4, 1, 1\): no place'):
+        convert(wide, backbone_target(ResNet(50, 4, (4,))))
+
+
+def test_facts_beside_the_weights_of_mmsegmentation():
+    text = """
+    norm_cfg = dict(type='SyncBN')
+    data_preprocessor = dict(mean=[1.5, 2, 3], std=[4, 5.5, 6], bgr_to_rgb=True)
+    model = dict(decode_head=dict(type='ANNHead', key_pool_scales=(1, 2, 4), align_corners=True))
+    """
+    expected = {
+        'align_corners': True,
+        'sizes': (1, 2, 4),
+        'mean': (1.5, 2, 3),
+        'std': (4, 5.5, 6),
+        'bgr': False,
+    }
+    names = {'classes': ['a', 'b'], 'colors': [[1, 2, 3], [4, 5, 6]]}
+    palette = [[1, 2, 3], [4, 5, 6]]
+    assert (
+        read_meta({'cfg': text, 'dataset_meta': {'classes': ('a', 'b'), 'palette': palette}})
+        == expected | names
+    )
+    assert read_meta({'config': text, 'CLASSES': ('a', 'b'), 'PALETTE': palette}) == expected | names
+    assert read_meta({}) == {}

@@ -75,7 +75,7 @@ def test_a_run_leaves_table_scores_pictures_events_and_checkpoints(finished):
         assert word in result.stdout
     assert '6/6' in result.stderr and 'step/s' in result.stderr
     scores = json.loads((workdir / 'metrics.json').read_text())
-    assert scores['step'] == 6 and 0 < scores['miou'] < 1 and len(scores['iou']) == 15
+    assert scores['step'] == 6 and 0 < scores['miou'] < 1 and len(scores['iou']) == 17
     assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 6
     assert list((workdir / 'tensorboard').glob('events*'))
     pictures = list((workdir / 'pictures').glob('*.png'))

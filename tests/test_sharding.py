@@ -44,7 +44,7 @@ def train(mesh, steps=2):
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )
-    state = jax.device_put(create_state(MODEL, tx, 0), replicated(mesh))
+    state = jax.device_put(create_state(initial_variables(MODEL, 0), tx), replicated(mesh))
     for i in range(steps):
         state, metrics = step(state, put_batch(random_batch(i), mesh))
     return jax.device_get((state, metrics))

@@ -20,8 +20,10 @@ _TABLE = (  # name, colour in label pictures; the position is the class index
     ('fence', (160, 130, 98)),
     ('tree', (88, 158, 84)),
     ('pole', (60, 60, 66)),
-    ('barrier', (250, 208, 60)),
-    ('structure', (196, 150, 40)),
+    ('lowered barrier', (250, 208, 60)),
+    ('raised barrier', (178, 226, 70)),
+    ('crane', (196, 150, 40)),
+    ('hoist', (150, 84, 30)),
     ('bus', (120, 82, 172)),
     ('stopped car', (214, 52, 70)),
     ('moving car', (38, 170, 160)),
@@ -30,8 +32,8 @@ _TABLE = (  # name, colour in label pictures; the position is the class index
 )
 CLASSES = tuple(name for name, _ in _TABLE)
 COLORS = tuple(color for _, color in _TABLE)
-(SKY, BUILDING, ROAD, MARKING, PAVEMENT, FENCE, TREE, POLE, BARRIER, STRUCTURE, BUS) = range(11)
-STOPPED, MOVING, PEDESTRIAN, WORKER = range(11, 15)
+SKY, BUILDING, ROAD, MARKING, PAVEMENT, FENCE, TREE, POLE, LOWERED, RAISED, CRANE, HOIST, BUS = range(13)
+STOPPED, MOVING, PEDESTRIAN, WORKER = range(13, 17)
 LOOK_ALIKES = CLASSES[STOPPED:]
 
 _PAINTS = (
@@ -181,36 +183,37 @@ def fence(canvas, rng, x, foot, length, height):
 
 def structure(canvas, x, foot, side, crane, color):
     """Draws a mast, 78 units high, with a jib on side -1 or 1: on top of a crane, halfway up a hoist."""
-    mast, dark = canvas.at(x, foot, canvas.unit), shade(color, 0.6)
-    mast.rect(-3, 0, 3, 74, color, STRUCTURE)
-    mast.poly([(-3, 70), (0, 78), (3, 70)], color, STRUCTURE)
+    mast, dark, cls = canvas.at(x, foot, canvas.unit), shade(color, 0.6), CRANE if crane else HOIST
+    mast.rect(-3, 0, 3, 74, color, cls)
+    mast.poly([(-3, 70), (0, 78), (3, 70)], color, cls)
     for low in range(5, 66, 6):
         mast.rect(-1.6, low, 1.6, low + 4, dark)
-    mast.rect(-13, 0, 13, 8, (132, 128, 124), STRUCTURE)
+    mast.rect(-13, 0, 13, 8, (132, 128, 124), cls)
 
     height = 72 if crane else 52
     arm = canvas.at(x, foot, side * canvas.unit, canvas.unit)
     for start, end in ((3, 26), (-16, -3)):
-        arm.rect(start, height - 6, end, height, color, STRUCTURE)
+        arm.rect(start, height - 6, end, height, color, cls)
     for left in range(5, 25, 5):
         arm.rect(left, height - 5, left + 3, height - 1, dark)
-    arm.rect(-16, height - 12, -9, height - 3, (70, 72, 80), STRUCTURE)
-    arm.rect(21.3, height - 14, 22.7, height, dark, STRUCTURE)
-    arm.rect(19.5, height - 18, 24.5, height - 13, (70, 72, 80), STRUCTURE)
+    arm.rect(-16, height - 12, -9, height - 3, (70, 72, 80), cls)
+    arm.rect(21.3, height - 14, 22.7, height, dark, cls)
+    arm.rect(19.5, height - 18, 24.5, height - 13, (70, 72, 80), cls)
 
 
 def barrier(canvas, rng, x, foot, side, lowered):
     """Draws a level crossing's post, lamp and boom, which points to side -1 or 1 if lowered, else up."""
     post, glow = canvas.at(x, foot, side * canvas.unit, canvas.unit), rng.uniform(0.75, 1)
-    post.rect(-4, 0, 4, 14, (72, 76, 84), BARRIER)
-    post.rect(-1.5, 14, 1.5, 28, (72, 76, 84), BARRIER)
-    post.oval(0, 30, 7, 7, (32, 34, 38), BARRIER)
+    cls = LOWERED if lowered else RAISED
+    post.rect(-4, 0, 4, 14, (72, 76, 84), cls)
+    post.rect(-1.5, 14, 1.5, 28, (72, 76, 84), cls)
+    post.oval(0, 30, 7, 7, (32, 34, 38), cls)
     post.oval(0, 30, 5, 5, shade((255, 62, 44) if lowered else (60, 240, 120), glow))
     for low in range(0, 40, 8):
         color = (228, 46, 46) if low % 16 else (244, 244, 240)
         along, across = (low, low + 8), (6, 13)
         (left, right), (bottom, top) = (along, across) if lowered else (across, along)
-        post.rect(left, bottom, right, top, color, BARRIER)
+        post.rect(left, bottom, right, top, color, cls)
 
 
 def car(canvas, rng, x, foot, length, cls):

@@ -1,107 +1,259 @@
-"""Names and layouts of torch checkpoints: {torch key: NumPy array} -> the variables of a module here.
+"""Torch state dicts as NumPy arrays <-> our variables.
 
-Knows the key layouts of torchvision's ResNet, mmseg's `ResNetV1c` and ANN heads, and the authors'
-network. torch itself is not needed: whoever reads the file hands over NumPy arrays.
+Our names follow torch's, so a layout is a list of rules from our names to its own, and both directions
+read it: converting looks up the key of every variable, exporting writes it. Known are the backbones of
+torchvision, of timm (where the architecture matches), of the authors and of mmsegmentation, and the whole
+segmentors of the last two. torch itself is not needed here: whoever reads the file hands over arrays.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
-# Applied in order to a key without its last component, which is separate ('weight', 'bias', ...).
-_RENAMES = [
-    (r'^module\.', ''),
-    # Heads: mmseg, then the authors.
-    (r'^decode_head\.conv_seg$', 'classifier'),
-    (r'^decode_head\.', ''),
-    (r'^auxiliary_head\.conv_seg$', 'aux_classifier'),
-    (r'^auxiliary_head\.convs\.0', 'aux_bottleneck'),
-    (r'^(fusion|context)\.bottleneck', r'\1.project'),
-    (r'(key|query|value|out)_project', r'\1'),
-    (r'^cls$', 'classifier'),
-    (r'^dsn\.0$', 'aux_bottleneck.conv'),
-    (r'^dsn\.1\.0$', 'aux_bottleneck.bn'),
-    (r'^dsn\.3$', 'aux_classifier'),
-    (r'^context\.0$', 'bottleneck.conv'),
-    (r'^context\.1\.0$', 'bottleneck.bn'),
-    (r'^context\.2\.', 'context.'),
-    (r'f_(key|query)\.0$', r'\1.conv'),
-    (r'f_(key|query)\.1\.0$', r'\1.bn'),
-    (r'f_value$', 'value'),
-    (r'\bW$', 'out'),
-    (r'conv_bn_dropout\.0$', 'project.conv'),
-    (r'conv_bn_dropout\.1(\.0)?$', 'project.bn'),
-    (r'\bstages\.(\d+)', r'attention_\1'),
-    # Backbones: numbered and prefixed stems, blocks of a stage.
-    (r'\bstem\.0$', 'stem.conv1'),
-    (r'\bstem\.1$', 'stem.bn1'),
-    (r'\bstem\.3$', 'stem.conv2'),
-    (r'\bstem\.4$', 'stem.bn2'),
-    (r'\bstem\.6$', 'stem.conv3'),
-    (r'\bstem\.7$', 'stem.bn3'),
-    (r'\bprefix\.', 'stem.'),
-    (r'^((?:backbone\.)?)(conv[123]|bn[123])$', r'\1stem.\2'),
-    (r'\b(layer\d)\.(\d+)', r'\1_\2'),
-    (r'\bdownsample\.([01])', r'downsample_\1'),
-]
-_STATISTICS = {'running_mean': 'mean', 'running_var': 'var'}
+from ann_jax.errors import DataError
+
+State = Mapping[str, np.ndarray]
+
+# How checkpoints spell the stem: our names -> theirs, and the key that gives a spelling away.
+STEMS = {
+    'mmsegmentation': (
+        {
+            'conv1': 'stem.0',
+            'bn1': 'stem.1',
+            'conv2': 'stem.3',
+            'bn2': 'stem.4',
+            'conv3': 'stem.6',
+            'bn3': 'stem.7',
+        },
+        'stem.0.weight',
+    ),
+    'timm': (
+        {
+            'conv1': 'conv1.0',
+            'bn1': 'conv1.1',
+            'conv2': 'conv1.3',
+            'bn2': 'conv1.4',
+            'conv3': 'conv1.6',
+            'bn3': 'bn1',
+        },
+        'conv1.0.weight',
+    ),
+    'prefixed': (
+        {f'{kind}{i}': f'prefix.{kind}{i}' for kind in ('conv', 'bn') for i in (1, 2, 3)},
+        'prefix.conv1.weight',
+    ),
+    'numbered': ({f'{kind}{i}': f'{kind}{i}' for kind in ('conv', 'bn') for i in (1, 2, 3)}, 'conv3.weight'),
+    'plain': ({'conv1': 'conv1', 'bn1': 'bn1'}, 'conv1.weight'),
+}
+_BLOCKS = [(r'\blayer(\d)_(\d+)', r'layer\1.\2'), (r'\bdownsample_(\d)', r'downsample.\1')]
+_HEADS = {
+    'mmsegmentation': [
+        (r'^(fusion|bottleneck|context)\b', r'decode_head.\1'),
+        (r'^classifier\b', 'decode_head.conv_seg'),
+        (r'^aux_classifier\b', 'auxiliary_head.conv_seg'),
+        (r'^aux_bottleneck\b', 'auxiliary_head.convs.0'),
+        (r'\b(fusion|context)\.project\b', r'\1.bottleneck'),
+        (r'\battention_(\d)\.(key|query|value|out)\b', r'stages.\1.\2_project'),
+    ],
+    'authors': [
+        (r'^classifier\b', 'cls'),
+        (r'^aux_bottleneck\.conv\b', 'dsn.0'),
+        (r'^aux_bottleneck\.bn\b', 'dsn.1.0'),
+        (r'^aux_classifier\b', 'dsn.3'),
+        (r'^context\b', 'context.2'),
+        (r'^bottleneck\.conv\b', 'context.0'),
+        (r'^bottleneck\.bn\b', 'context.1.0'),
+        (r'\battention_(\d)\.(key|query)\.conv\b', r'stages.\1.f_\2.0'),
+        (r'\battention_(\d)\.(key|query)\.bn\b', r'stages.\1.f_\2.1.0'),
+        (r'\battention_(\d)\.value\b', r'stages.\1.f_value'),
+        (r'\battention_(\d)\.out\b', r'stages.\1.W'),
+        (r'\bproject\.conv\b', 'conv_bn_dropout.0'),
+        # A ReLU follows in the context block, which makes it a pair.
+        (r'^context\.2\.project\.bn\b', 'context.2.conv_bn_dropout.1.0'),
+        (r'\bproject\.bn\b', 'conv_bn_dropout.1'),
+    ],
+}
+_LEAVES = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+}
 
 
-def flax_path(key: str, ndim: int) -> tuple[str, ...]:
-    """Path of a torch tensor in our variables, e.g. ('params', 'backbone', 'stem', 'conv1', 'kernel').
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint names its tensors.
 
-    Args:
-        key: the torch name, e.g. 'backbone.stem.0.weight'.
-        ndim: dimensions of the tensor, which tell a convolution's weight from a norm's.
+    Attributes:
+        heads: 'mmsegmentation' or 'authors', or '' for a backbone alone.
+        stem: a key of the known spellings of stems.
+        prefix: what stands before every key of the backbone.
     """
-    module, _, leaf = key.rpartition('.')
-    for pattern, replacement in _RENAMES:
-        module = re.sub(pattern, replacement, module)
-    if leaf in _STATISTICS:
-        return ('batch_stats', *module.split('.'), _STATISTICS[leaf])
-    if leaf == 'weight':
-        leaf = 'kernel' if ndim > 1 else 'scale'
-    return ('params', *module.split('.'), leaf)
+
+    heads: str
+    stem: str
+    prefix: str
+
+    def key(self, path: tuple[str, ...]) -> str:
+        """The torch key of a variable of ours, e.g. of ('params', 'backbone', 'stem', 'conv1', 'kernel')."""
+        _, *modules, leaf = path
+        if modules[0] == 'backbone':
+            _, *modules = modules
+            if modules[0] == 'stem':
+                modules = [STEMS[self.stem][0].get(modules[1], f'stem.{modules[1]}')]
+            name, rules = self.prefix + '.'.join(modules), _BLOCKS
+        else:
+            name, rules = '.'.join(modules), _HEADS[self.heads]
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return f'{name}.{_LEAVES[leaf]}'
+
+    def describe(self) -> str:
+        """What it is, in words."""
+        stem = 'plain stem' if self.stem == 'plain' else f'deep stem, {self.stem} spelling'
+        whole = {'mmsegmentation': "mmsegmentation's ANNHead", 'authors': "the authors' ANN"}.get(self.heads)
+        return f'{whole} on a ResNet ({stem})' if whole else f'ResNet without heads ({stem})'
 
 
-def from_torch(state: Mapping[str, np.ndarray], target: Mapping) -> dict:
+# Layouts that a trained model is exported to -> the spellings of a plain and of a deep stem.
+EXPORTS = {'mmsegmentation': ('plain', 'mmsegmentation'), 'authors': ('plain', 'prefixed')}
+
+
+@dataclass
+class Conversion:
+    """What became of every tensor.
+
+    Attributes:
+        variables: ours, as NumPy float32; a backbone's lie under 'backbone' as in the whole network.
+        used: torch key -> path of the variable.
+        ignored: torch key -> reason.
+    """
+
+    variables: dict[str, Any]
+    used: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+
+def from_torch(state: State, target: Mapping, layout: Layout, part: str = 'all') -> Conversion:
     """Rearranges a torch state dict into variables of the structure of `target`.
 
-    Step counters (`num_batches_tracked`) are left out, and so is the second copy of a projection
-    that query and key share.
-
     Args:
-        state: torch names and tensors, OIHW.
-        target: variables of the module, or their `jax.eval_shape`.
-
-    Returns:
-        NumPy variables with the structure of `target`.
+        state: torch keys, without `module.`, and tensors in torch's layout (OIHW).
+        target: variables of `ANN`, or their `jax.eval_shape`, or of a backbone, under 'backbone'.
+        layout: of the state dict, see `recognize`.
+        part: 'all', or 'backbone' to leave the heads of a segmentor out.
 
     Raises:
-        ValueError: a tensor without a place, a place without a tensor, or two shapes that differ;
-            the message lists all of them.
+        DataError: a tensor without a place, a place without a tensor, two shapes that differ, or numbers
+            that weights cannot hold; the message lists all of them.
     """
     expected = traverse_util.flatten_dict(dict(target))
-    found, problems = {}, []
-    for key, array in state.items():
-        if key.endswith('num_batches_tracked'):
+    result, found, problems = Conversion({}), {}, []
+    for path, leaf in expected.items():
+        name, key = '/'.join(path), layout.key(path)
+        if key not in state:
+            problems.append(f'{name} {leaf.shape}: no tensor {key}')
             continue
-        path = flax_path(key, array.ndim)
-        if 'query' in path and path not in expected:
-            twin = re.sub('query', 'key', key)
-            if twin in state and np.array_equal(state[twin], array):
-                continue
+        array = np.asarray(state[key])
+        result.used[key] = path
         if array.ndim == 4:
             array = array.transpose(2, 3, 1, 0)
-        if path not in expected:
-            problems.append(f'{key}: no place for it ({"/".join(path)})')
-        elif array.shape != expected[path].shape:
-            problems.append(f'{key}: shape {array.shape}, but {"/".join(path)} is {expected[path].shape}')
+        if array.shape != leaf.shape:
+            problems.append(f'{name}: shape {leaf.shape}, but {key} gives {array.shape}')
+        elif not np.isfinite(array).all():
+            problems.append(f'{key}: holds numbers that are not finite; the file is damaged')
+        elif path[-1] == 'var' and (array < 0).any():
+            problems.append(f'{key}: holds negative variances; the file is damaged')
         else:
-            found[path] = np.asarray(array)
-    problems += [f'{"/".join(path)}: no tensor for it' for path in expected if path not in found]
+            found[path] = np.ascontiguousarray(array, np.float32)
+    for key in state.keys() - result.used.keys():
+        reason = _ignored(key, state, layout, part)
+        if reason:
+            result.ignored[key] = reason
+        else:
+            problems.append(f'{key} {np.shape(state[key])}: no place for it')
     if problems:
-        raise ValueError('cannot convert the state dict:\n  ' + '\n  '.join(problems))
-    return traverse_util.unflatten_dict(found)
+        raise DataError('cannot convert it:\n  ' + '\n  '.join(problems))
+    result.variables = traverse_util.unflatten_dict(found)
+    return result
+
+
+def _ignored(key, state, layout, part):
+    """Why a tensor has no place, or None if nothing excuses it."""
+    if key.endswith('.num_batches_tracked'):
+        return 'step counter'
+    if not layout.heads and key.startswith(('fc.', 'head.')):
+        return 'classifier of the pretraining'
+    if part == 'backbone' and not key.startswith(layout.prefix):
+        return 'only the backbone is asked for'
+    for query, twin in (('query_project', 'key_project'), ('f_query', 'f_key')):
+        twin = key.replace(query, twin)
+        if query in key and twin in state and np.array_equal(state[twin], state[key]):
+            return f'copy of {twin}'
+    return None
+
+
+def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Writes variables as the torch state dict of a whole segmentor.
+
+    What the layout has no tensor for is folded away, which changes no output of evaluation: batch
+    normalisation after W_o into W_o, and for mmsegmentation the biases before batch normalisation into
+    its running means.
+
+    Args:
+        variables: of `ANN`.
+        layout: a key of `EXPORTS`.
+        model: its settings, as `config.model`.
+
+    Raises:
+        DataError: the peer's network has no such part.
+    """
+    for key, value in (('variant', 'full'), ('sampling', 'average'), ('share', 'query_key')):
+        if model[key] != value:
+            raise DataError(
+                f'the network of the layout {layout!r} has model.{key}={value}, this model {model[key]}'
+            )
+    flat = {path: np.array(array) for path, array in traverse_util.flatten_dict(dict(variables)).items()}
+    _fold_out_norm(flat)
+    if layout == 'mmsegmentation':
+        _fold_biases(flat)
+    else:
+        _add_biases(flat)
+    names = Layout(layout, EXPORTS[layout][len(model['stem_widths']) > 1], 'backbone.')
+    state = {}
+    for path, array in flat.items():
+        key = names.key(path)
+        copies = [key]
+        if path[1:3] == ('context', 'attention_0') and path[3] == 'key':
+            copies.append(re.sub(r'\b(f_)?key', r'\1query', key))  # one projection, listed twice
+        for key in copies:
+            state[key] = np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
+            if path[-1] == 'mean':
+                state[key.replace('running_mean', 'num_batches_tracked')] = np.zeros((), np.int64)
+    return state
+
+
+def _fold_out_norm(flat):
+    for *module, _ in [path[1:] for path in flat if path[-2:] == ('out_bn', 'scale')]:
+        block, norm = tuple(module[:-1]), tuple(module)
+        mean, var = (flat.pop(('batch_stats', *norm, name)) for name in ('mean', 'var'))
+        scale, bias = (flat.pop(('params', *norm, name)) for name in ('scale', 'bias'))
+        gain = scale / np.sqrt(var + np.float32(1e-5))
+        kernel, offset = (('params', *block, 'out', name) for name in ('kernel', 'bias'))
+        flat[kernel], flat[offset] = flat[kernel] * gain, (flat[offset] - mean) * gain + bias
+
+
+def _fold_biases(flat):
+    for path in [path for path in flat if path[-2:] == ('conv', 'bias')]:
+        flat['batch_stats', *path[1:-2], 'bn', 'mean'] -= flat.pop(path)
+
+
+def _add_biases(flat):
+    for path in [path for path in flat if path[-2:] == ('conv', 'kernel')]:
+        flat.setdefault((*path[:-1], 'bias'), np.zeros(flat[path].shape[-1], np.float32))
