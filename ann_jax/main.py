@@ -1,6 +1,7 @@
 """The command: python -m ann_jax.main --config=configs/cityscapes.py --workdir=runs/cityscapes."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -25,11 +26,13 @@ _MODE = flags.DEFINE_enum(
 
 def parse_flags(argv):
     """Parses the command line; what is wrong with it ends the program with one line."""
+    # `from` is a word of Python, in whose syntax ml_collections reads the keys, and those from sys.argv.
+    sys.argv = argv = [re.sub(r'^--?config\.init\.from(?==|$)', '--config.init["from"]', arg) for arg in argv]
     try:
         rest = flags.FLAGS(argv)
         _CONFIG.value.to_dict()  # a missing file shows only when its config is used
         return rest
-    except (flags.Error, AttributeError, KeyError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         # An error inside a config file arrives quoted, with its traceback: the last line says what is wrong.
         text = str(error).replace('\\n', '\n').strip('\'"\n ')
         sys.exit(f'error: {text.splitlines()[-1].strip().removeprefix("ann_jax.errors.ConfigError: ")}')
