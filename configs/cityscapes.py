@@ -7,7 +7,8 @@ Published: 79.9 mIoU on val, single scale, whole image (Table 6, full); 81.3 on 
 train + val for 120K steps (`configs/cityscapes.py:testset`), multi-scale sliding crops and flip
 (Table 3). Both start from a backbone trained on ImageNet.
 
-Arguments: `variant` (a row of Table 6), `testset`, `runlocal`.
+Arguments: `variant` (a row of Table 6), `testset`, `protocol=paper` (the test of Table 3: three scales, crops
+of 864 every 576 pixels, flip), `runlocal`.
 """
 
 from ann_jax.config import defaults, finish, parse_argument
@@ -33,4 +34,5 @@ def get_config(argument=None):
     if argument['testset']:
         config.dataset.train_split = 'trainval'
         config.train.steps = 120_000
-    return finish(config, argument)
+    test = {'scales': (0.75, 1.0, 1.25), 'flip': True, 'crop': (864, 864), 'stride': (576, 576)}
+    return finish(config, argument, paper_test=test)

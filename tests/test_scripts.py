@@ -17,10 +17,11 @@ from ann_jax import build, weights
 from ann_jax.config import defaults
 from ann_jax.data.scene_objects import CLASSES, COLORS
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.inference import IMAGENET_RGB, normalizer, whole_image
+from ann_jax.inference import IMAGENET_RGB, normalizer
 from ann_jax.models.ann import ANN
 from ann_jax.models.convert import Layout
 from ann_jax.models.resnet import ResNet
+from ann_jax.ops import resize_bilinear
 from ann_jax.restore import open_weights
 
 torch = pytest.importorskip('torch', reason='the scripts read and write files of torch')
@@ -81,7 +82,8 @@ def test_a_converted_network_equals_torch(options, size, tmp_path, capsys):
         model = model.clone(backbone=model.backbone.clone(ceil_pool=True))
     image = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     normalize = normalizer(**opened.input)
-    logits = quick(whole_image(model, normalize, align_corners))(opened.variables, image)
+    main = quick(model.apply)(opened.variables, normalize(image)).main
+    logits = resize_bilinear(main, size, align_corners)
     with torch.no_grad():
         expected = network(torch.tensor(nchw(normalize(image))))
     assert_close(logits, nhwc(expected))
