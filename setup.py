@@ -31,6 +31,7 @@ setup(
     ],
     extras_require={
         'dev': ['pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
+        'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
         'convert': ['safetensors>=0.5', 'torch>=2.6'],
     },
 )

@@ -80,6 +80,18 @@ def defaults() -> ConfigDict:
                 'weight_decay': 1e-4,
                 'decay': 'all',
             },
+            'predict': {
+                'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
+                'output': '',  # folder to write into; '' for predictions/ in the workdir
+                'write': 'overlays',  # some of ids,colors,overlays,probabilities,panels,submission
+                'truth': '',  # folder of labels, for panels
+            },
+            'export': {
+                'output': '',  # folder to write; '' for export/ in the workdir
+                'formats': 'stablehlo',  # some of stablehlo,onnx
+                'size': (512, 512),  # of programs whose size is fixed
+            },
+            'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
             'init': {
                 'from': '',  # a run or a folder of converted weights to start from; '' for random weights
                 'parts': 'all',  # what is taken from it: all, backbone, or but_classifier

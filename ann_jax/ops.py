@@ -112,7 +112,8 @@ def _linear_weights(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndar
     return low, np.minimum(low + 1, n_in - 1), (source - low).astype(np.float32)
 
 
-def _linear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+def linear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """(n_out, n_in) float32 matrix that resizes one axis as `resize_bilinear` does."""
     low, high, weight = _linear_weights(n_in, n_out, align_corners)
     matrix = np.zeros((n_out, n_in), np.float32)
     np.add.at(matrix, (np.arange(n_out), low), 1 - weight)
@@ -150,8 +151,8 @@ def _resize_forward(x, size, align_corners):
 def _resize_backward(size, align_corners, residual, gradient):
     # The gradient of a gather is a scatter, slow on every device; two matrix products are the same map.
     height, width = residual.shape[:2]
-    rows = _linear_matrix(height, size[0], align_corners)
-    columns = _linear_matrix(width, size[1], align_corners)
+    rows = linear_matrix(height, size[0], align_corners)
+    columns = linear_matrix(width, size[1], align_corners)
     gradient = gradient.astype(jnp.float32)
     gradient = jnp.einsum('pw,bopc->bowc', columns, gradient, precision='highest')
     gradient = jnp.einsum('oh,bowc->bhwc', rows, gradient, precision='highest')
@@ -165,7 +166,7 @@ def average_rows(n_in: int, n_out: int, size: jax.Array) -> jax.Array:
     """(B, n_out, n_in) matrices that pool the first `size` (B,) positions adaptively, as torch would."""
     i, j, size = jnp.arange(n_out)[:, None], jnp.arange(n_in), size[:, None, None]
     start, stop = i * size // n_out, -(-(i + 1) * size // n_out)
-    return jnp.where((j >= start) & (j < stop), 1 / (stop - start), 0)
+    return jnp.where((j >= start) & (j < stop), 1 / (stop - start).astype(jnp.float32), 0)
 
 
 def linear_rows(
