@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 FLOORS = [
-    ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors'],
+    ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors', 'data/names'],
     [
         'ops',
         'losses',
@@ -18,11 +18,21 @@ FLOORS = [
         'visualize',
         'weights',
         'data/classes',
+        'data/reading',
+        'data/survey',
         'data/transforms',
     ],
-    ['data/scene_objects', 'data/datasets', 'data/pipeline', 'models/layers', 'models/convert'],
-    ['data/scenes', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
-    ['models/ann', 'train_step', 'checkpoint', 'evaluate'],
+    [
+        'data/scene_objects',
+        'data/archives',
+        'data/decode',
+        'data/own',
+        'data/pipeline',
+        'models/layers',
+        'models/convert',
+    ],
+    ['data/scenes', 'data/files', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
+    ['data/datasets', 'models/ann', 'train_step', 'checkpoint', 'evaluate'],
     ['models/recognize', 'config', 'build'],
     ['restore', 'check'],
     ['train'],
