@@ -19,8 +19,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name o
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'check'],
-    'train: train, or resume. evaluate: score the best checkpoint. check: list the bad files of the dataset.',
+    ['train', 'evaluate', 'check', 'browse'],
+    'train: train, or resume. evaluate: score the best checkpoint. check: list the bad files of the dataset. '
+    'browse: draw augmented samples with their labels.',
 )
 
 
@@ -47,7 +48,7 @@ def main(argv):
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent
     absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl talk much
     # Imported late: worker processes import this file again, and need neither jax nor the network.
-    from ann_jax import check, train
+    from ann_jax import browse, check, train
     from ann_jax.config import validate
 
     config = _CONFIG.value
@@ -63,6 +64,8 @@ def main(argv):
                     train.evaluate_best(config, workdir)
                 case 'check':
                     sys.exit(check.check(config))
+                case 'browse':
+                    browse.browse(config, workdir)
     except (ConfigError, DataError, FloatingPointError) as error:
         sys.exit(f'error: {error}')
 

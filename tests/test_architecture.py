@@ -33,8 +33,9 @@ FLOORS = [
     ],
     ['data/scenes', 'data/files', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
     ['data/datasets', 'models/ann', 'train_step', 'checkpoint', 'evaluate'],
-    ['models/recognize', 'config', 'build'],
-    ['restore', 'check'],
+    ['data/records', 'models/recognize', 'config'],
+    ['build'],
+    ['restore', 'browse', 'check'],
     ['train'],
     ['main'],
 ]
