@@ -30,6 +30,14 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
+        # The last two are imported by tensorflow-datasets, which does not declare them everywhere.
+        'datasets': [
+            'h5py>=3.10',
+            'scipy>=1.11',
+            'tensorflow-datasets>=4.9.9',
+            'array_record>=0.6',
+            'importlib_resources>=6',
+        ],
         'dev': ['pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
         'convert': ['safetensors>=0.5', 'torch>=2.6'],
     },

@@ -26,7 +26,11 @@ def optional(module: str, where: object) -> ModuleType:
         DataError: it is not installed.
     """
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        # It logs an import that fails and goes on without its contents.
+        if module == 'tensorflow_datasets' and not hasattr(found, 'core'):
+            raise ImportError('it is there, but one of its dependencies is not')
+        return found
     except ImportError as e:
         package = module.split('.')[0].replace('_', '-')
         raise DataError(

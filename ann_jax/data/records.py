@@ -175,8 +175,11 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
 
     Builder.name = name
     with tempfile.TemporaryDirectory() as downloads:
-        builder = Builder(data_dir=os.fspath(folder), file_format='array_record')
-        builder.download_and_prepare(download_dir=downloads)
+        try:
+            builder = Builder(data_dir=os.fspath(folder), file_format='array_record')
+            builder.download_and_prepare(download_dir=downloads)
+        except ImportError as e:
+            raise DataError(f'TFDS takes {e.name}, which it does not declare: pip install {e.name}') from e
     return Path(builder.data_dir)
 
 
