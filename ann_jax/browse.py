@@ -65,6 +65,7 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes, colors) -> np.ndarray
         drawn = visualize.overlay(image, label, colors)
         pair = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in (image, drawn)]
         cells.append(_frame(np.concatenate(pair, 1)))
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % COLUMNS)
     rows = [np.concatenate(cells[i : i + COLUMNS], 1) for i in range(0, len(cells), COLUMNS)]
     grid = np.concatenate(rows, 0)
     shown = [i for i in np.unique(labels).tolist() if i != IGNORE]
