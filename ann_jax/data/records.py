@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.datasets import FolderSource
 from ann_jax.data.decode import decode_raw, encode_png, map_label, match
 from ann_jax.data.reading import optional
 from ann_jax.errors import DataError, unknown
@@ -135,7 +134,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
 
     Args:
         name: of the dataset.
-        sources: part -> samples; those of a `FolderSource` keep the bytes of their image file.
+        sources: part -> samples that have `encoded()`, as `FolderSource` and `SceneSource` do.
         folder: gets name/version/ with the files; remote paths work as far as TFDS reaches them.
 
     Returns:
@@ -149,7 +148,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
         raise DataError(f'{Path(folder) / name / VERSION} is there already: remove it, or write elsewhere')
     dataset = next(iter(sources.values())).dataset
     image = tfds.features.Image(shape=(None, None, 3))
-    label = tfds.features.Image(shape=(None, None, 1), encoding_format='png')
+    classes = tfds.features.Image(shape=(None, None, 1), encoding_format='png')
     metadata = {key: list(getattr(dataset, key)) for key in ('classes', 'colors', 'categories')}
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -160,7 +159,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
                 builder=self,
                 description=f'{name}: images as published, labels as class indices.',
                 features=tfds.features.FeaturesDict(
-                    {'name': tfds.features.Text(), 'image': image, 'label': label}
+                    {'name': tfds.features.Text(), 'image': image, 'label': classes}
                 ),
                 disable_shuffling=True,  # training shuffles; here the order of the source is kept
                 metadata=tfds.core.MetadataDict(metadata),
@@ -171,7 +170,9 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
 
         def _generate_examples(self, source):
             for index in range(len(source)):
-                yield index, _encode(source, index)
+                sample, data = source.encoded(index)
+                label = encode_png(sample['label'])
+                yield index, {'name': sample['name'], 'image': data, 'label': label}
 
     Builder.name = name
     with tempfile.TemporaryDirectory() as downloads:
@@ -181,12 +182,3 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
         except ImportError as e:
             raise DataError(f'TFDS takes {e.name}, which it does not declare: pip install {e.name}') from e
     return Path(builder.data_dir)
-
-
-def _encode(source, index):
-    if isinstance(source, FolderSource):
-        sample, image = source.encoded(index)
-    else:
-        sample = source[index]
-        image = encode_png(sample['image'])
-    return {'name': sample['name'], 'image': image, 'label': encode_png(sample['label'])}
