@@ -1,6 +1,7 @@
 """--mode=check: reads every sample of a dataset and lists what cannot be used."""
 
 import functools
+import os
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -22,7 +23,8 @@ def check(config: ConfigDict) -> int:
     for split in dict.fromkeys((config.dataset.train_split, config.dataset.eval_split)):
         source = build.source(config, split, strict=False)
         progress = functools.partial(tqdm, desc=f'check {split}', unit='image')
-        found = survey(source, progress, num_threads=config.loader.threads)
+        threads = max(config.loader.threads, os.cpu_count() or 1)
+        found = survey(source, progress, num_threads=threads)
         for error in found.errors:
             print(error)
         print('\n'.join(_describe(split, source.dataset, len(source), found)))

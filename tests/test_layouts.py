@@ -96,6 +96,9 @@ def test_cityscapes_coarse_labels_are_for_train_extra_only(tmp_path):
     assert len(np.unique(fine)) > 10
     both = open_source('cityscapes', root=tmp_path, split='train+extra')
     assert [both[i]['name'] for i in range(2)] == [f'train/{coarse[6:]}', f'train_extra/{stem[12:]}']
+    (tmp_path / 'gtCoarse').rename(tmp_path / 'moved')
+    expect(['gtCoarse/train_extra'], open_source, 'cityscapes', root=tmp_path, split='train_extra')
+    (tmp_path / 'moved').rename(tmp_path / 'gtCoarse')
     # Without fine labels, train is not read from coarse ones in silence.
     for path in (tmp_path / 'gtFine/train').rglob('*.png'):
         path.unlink()

@@ -1,13 +1,15 @@
 """A folder of the user's own images: how it is described, and what people's files are like."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ann_jax.data.datasets import FolderSource
-from ann_jax.data.decode import decode_image
+from ann_jax.data.decode import decode_image, decode_raw, map_label
 from ann_jax.data.own import own_dataset
 from ann_jax.data.pipeline import eval_batches, train_batches
 from ann_jax.data.transforms import Augment
@@ -213,6 +215,43 @@ def test_palette_16_bit_and_transparent_labels(tmp_path):
     with pytest.raises(DataError, match='neither class values nor colours'):
         (tmp_path / 'a.tiff').rename(path)
         source(tmp_path)[0]
+
+
+def grey_png(raw, bits):
+    """A greyscale PNG of few bits, which Pillow and OpenCV cannot write, by the PNG specification."""
+    digits = lambda row: ''.join(format(value, f'0{bits}b') for value in row.tolist()).ljust(
+        8 * len(row), '0'
+    )
+    pack = lambda row: np.packbits([int(d) for d in digits(row)])[: -(-len(row) * bits // 8)].tobytes()
+    rows = b''.join(b'\0' + pack(row) for row in raw)
+    chunk = lambda kind, data: (
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    )
+    head = struct.pack('>IIBBBBB', raw.shape[1], raw.shape[0], bits, 0, 0, 0, 0)
+    body = chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + body
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+def test_labels_of_few_bits_are_not_stretched(bits):
+    raw = np.arange(35).reshape(5, 7) % 2**bits
+    np.testing.assert_array_equal(decode_raw(grey_png(raw, bits), 'x'), raw)
+    palette = Image.fromarray(raw.astype(np.uint8))
+    palette.putpalette([255, 0, 0] * 2**bits)
+    stream = io.BytesIO()
+    palette.save(stream, 'png', bits=bits)
+    np.testing.assert_array_equal(decode_raw(stream.getvalue(), 'x'), raw)
+
+
+def test_labels_with_negative_values():
+    scipy_io = pytest.importorskip('scipy.io')
+    stream = io.BytesIO()
+    scipy_io.savemat(
+        stream, {'S': np.array([[0, -2, 1]], np.int16)}
+    )  # -2 would be 255 from the end of a table
+    layout = own_dataset(**FLAGS).layouts[0]
+    with pytest.raises(DataError, match=r'-2 \(1 pixels\)'):
+        map_label(decode_raw(stream.getvalue(), 'x', 'S'), layout, 'x', 'folder')
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

@@ -65,6 +65,8 @@ def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndar
 def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.ndarray:
     """Returns an encoded label with its raw values: (H, W) integers, or (H, W, 3) uint8 if it holds colours.
 
+    Palette PNGs give their indices, PNGs of fewer than 8 bits their values as stored; alpha is dropped.
+
     Args:
         data: of the file: any image Pillow reads or, where there is a `variable`, a MATLAB file.
         where: names the file in errors.
@@ -81,6 +83,8 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.nd
             mode, raw = image.mode, np.array(image)
     except _DECODER_ERRORS as e:
         raise DataError(f'cannot read the label {where}: {e}; copy or download the file again') from e
+    if mode == 'L' and data.startswith(b'\x89PNG') and data[24] in (2, 4):
+        raw //= 255 // (2 ** data[24] - 1)  # Pillow stretches grey of 2 or 4 bits over 8; not that of 1
     if mode in ('LA', 'PA'):
         raw = raw[..., 0]
     elif mode == 'RGBA':
