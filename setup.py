@@ -39,6 +39,7 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': ['ann_jax[datasets]', 'pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
+        'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
         'convert': ['safetensors>=0.5', 'torch>=2.6'],
     },
 )

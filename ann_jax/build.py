@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ann_jax.canvas import Canvases
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.datasets import FolderSource, Head
 from ann_jax.data.own import own_dataset
@@ -16,9 +17,10 @@ from ann_jax.data.scenes import SceneSource
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.evaluate import Evaluation
-from ann_jax.inference import normalizer, whole_image
+from ann_jax.inference import Protocol, multi_scale, normalizer, sliding_window, whole_image
 from ann_jax.losses import segmentation_loss
 from ann_jax.models.ann import ANN
+from ann_jax.models.deploy import InferenceNetwork
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
 from ann_jax.sharding import check_batch_size
@@ -163,6 +165,18 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
     )
 
 
+def protocol(config: ConfigDict, network: InferenceNetwork, mesh: Mesh) -> Protocol:
+    """How an image is tested: whole or in windows, at one scale or several."""
+    c = config.eval
+    result = whole_image(network, normalize(config), config.model.align_corners, mesh)
+    if c.crop:
+        result = sliding_window(result, tuple(c.crop), tuple(c.stride), mesh)
+    if tuple(c.scales) != (1.0,) or c.flip:
+        canvases = Canvases(not network.takes_canvas)
+        result = multi_scale(result, tuple(c.scales), c.flip, c.average, mesh, canvases)
+    return result
+
+
 def evaluation(config: ConfigDict, mesh: Mesh) -> Evaluation:
     """The evaluation split with all that scoring a state on it takes.
 
@@ -173,10 +187,11 @@ def evaluation(config: ConfigDict, mesh: Mesh) -> Evaluation:
     batch_size = config.eval.batch_size or mesh.shape['data']
     check_batch_size(batch_size, mesh, 'eval.batch_size')
     samples = source(config, config.dataset.eval_split, limit=config.eval.limit)
-    network = model(config, samples.dataset.num_classes)
+    network = InferenceNetwork(model(config, samples.dataset.num_classes))
     return Evaluation(
         samples,
-        whole_image(network, normalize(config), config.model.align_corners),
+        network,
+        protocol(config, network, mesh),
         mesh,
         batch_size=batch_size,
         pictures=config.eval.pictures,

@@ -12,9 +12,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.inference import AUTHORS_BGR
+from ann_jax.inference import AUTHORS_BGR, AVERAGES
 from ann_jax.models.ann import VARIANTS
 from ann_jax.weights import PARTS
+
+PROTOCOLS = ('single', 'paper')
 
 
 def defaults() -> ConfigDict:
@@ -86,6 +88,18 @@ def defaults() -> ConfigDict:
                 'weight_decay': 1e-4,
                 'decay': 'all',
             },
+            'predict': {
+                'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
+                'output': '',  # folder to write into; '' for predictions/ in the workdir
+                'write': 'overlays',  # some of ids,colors,overlays,probabilities,panels,submission
+                'truth': '',  # folder of labels, for panels
+            },
+            'export': {
+                'output': '',  # folder to write; '' for export/ in the workdir
+                'formats': 'stablehlo',  # some of stablehlo,onnx
+                'size': (512, 512),  # of programs whose size is fixed
+            },
+            'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
             'init': {
                 'from': '',  # a run or a folder of converted weights to start from; '' for random weights
                 'parts': 'all',  # what is taken from it: all, backbone, or but_classifier
@@ -101,6 +115,11 @@ def defaults() -> ConfigDict:
                 'batch_size': 0,  # over all devices; 0 for one image per device
                 'limit': 0,  # images evaluated; 0 for all
                 'pictures': 8,
+                'scales': (1.0,),
+                'flip': False,  # mirror images count too
+                'crop': (),  # height and width of sliding windows; () for the whole image
+                'stride': (),  # distance of the windows
+                'average': 'logits',  # over scales and flips: logits (the authors) or probabilities (mmseg)
             },
         }
     )
@@ -111,13 +130,13 @@ def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
 
     Args:
         argument: what follows the colon of `--config=file.py:argument`.
-        **spec: known names and their defaults, whose types the values take. `variant` and `runlocal`
-            are known always.
+        **spec: known names and their defaults, whose types the values take. `variant`, `protocol` and
+            `runlocal` are known always.
 
     Raises:
         ConfigError: an unknown name or variant, with the nearest known one, or a value of another type.
     """
-    values = {'variant': 'full', 'runlocal': False} | spec
+    values = {'variant': 'full', 'protocol': 'single', 'runlocal': False} | spec
     for item in filter(None, (argument or '').split(',')):
         name, has_value, text = item.partition('=')
         if name not in values:
@@ -134,12 +153,24 @@ def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
                 raise ConfigError(f'config argument {name} takes {kind.__name__}, not {text!r}') from error
     if values['variant'] not in VARIANTS:
         raise ConfigError(unknown('variant', values['variant'], VARIANTS))
+    if values['protocol'] not in PROTOCOLS:
+        raise ConfigError(unknown('protocol', values['protocol'], PROTOCOLS))
     return values
 
 
-def finish(config: ConfigDict, argument: dict[str, Any]) -> ConfigDict:
-    """Applies the variant and, for `runlocal`, shrinks the run to a minute on a laptop; locks the config."""
+def finish(
+    config: ConfigDict, argument: dict[str, Any], paper_test: dict[str, Any] | None = None
+) -> ConfigDict:
+    """Applies the arguments and locks the config; `runlocal` shrinks the run to a minute on a laptop.
+
+    Args:
+        config: a dataset's.
+        argument: what `parse_argument` gave.
+        paper_test: settings of `eval` for protocol=paper; without them that is a single scale.
+    """
     config.model.variant = argument['variant']
+    if argument['protocol'] == 'paper':
+        config.eval.update(paper_test or {})
     if argument['runlocal']:
         config.dataset.stand_in = 'scenes'
         config.dataset.scenes.update(train_count=64, eval_count=4, height=96, width=192)
@@ -157,6 +188,8 @@ def finish(config: ConfigDict, argument: dict[str, Any]) -> ConfigDict:
         config.loss.class_weights = ()
         config.train.update(steps=10, batch_size=2, log_every=2, checkpoint_every=5, eval_every=10)
         config.eval.update(batch_size=0, limit=4, pictures=2)
+        if config.eval.crop:
+            config.eval.update(crop=(65, 65), stride=(43, 43))
     return config.lock()  # from here on a misspelt key is an error
 
 
@@ -191,6 +224,14 @@ def validate(config: ConfigDict) -> None:
         good = len(value) > 0 and all(isinstance(n, int) and n > 0 for n in value)
         check(key, value, good, 'whole numbers above 0, such as 1,3,6,8')
     check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')
+    crop, stride = config.eval.crop, config.eval.stride
+    good = all(len(value) == 2 and min(value) > 0 for value in (crop, stride))
+    good = good and stride[0] <= crop[0] and stride[1] <= crop[1]
+    takes = 'two numbers above 0, and so does eval.stride, which is at most eval.crop; or both are ()'
+    check('eval.crop', f'{crop} and eval.stride={stride}', good or not (crop or stride), takes)
+    check('eval.scales', config.eval.scales, min(config.eval.scales, default=0) > 0, 'numbers above 0')
+    average = config.eval.average
+    check('eval.average', average, average in AVERAGES, f'one of {", ".join(AVERAGES)}')
     parts = config.init.parts
     check('init.parts', parts, parts in PARTS, f'one of {", ".join(PARTS)}')
     form = config.dataset.format

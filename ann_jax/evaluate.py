@@ -9,35 +9,17 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ann_jax.data.pipeline import eval_batches
+from ann_jax.inference import Canvas, Protocol
 from ann_jax.metrics import Scores, confusion_matrix
+from ann_jax.models.deploy import InferenceNetwork, fold
 from ann_jax.report import Report
 from ann_jax.sharding import put_batch, replicated, split_batch
 from ann_jax.typing import Source
 
 
-def make_eval_step(logits: Callable, num_classes: int, mesh: Mesh) -> Callable:
-    """Jits (variables, batch) -> (K, K) int32 confusion matrix and (B, H, W) uint8 predictions.
-
-    Args:
-        logits: a protocol of `inference`, (variables, image) -> logits.
-        num_classes: K.
-        mesh: the batch is split over its `data` axis; variables are on every device.
-    """
-
-    def step(variables, batch):
-        prediction = logits(variables, batch['image']).argmax(-1)
-        return confusion_matrix(batch['label'], prediction, num_classes), prediction.astype(np.uint8)
-
-    return jax.jit(
-        step,
-        in_shardings=(replicated(mesh), split_batch(mesh)),
-        out_shardings=(replicated(mesh), split_batch(mesh)),
-    )
-
-
 def evaluate(
-    step: Callable,
-    variables: Mapping[str, Any],
+    protocol: Protocol,
+    params: Mapping[str, Any],
     batches: Iterable,
     *,
     num_classes: int,
@@ -48,12 +30,12 @@ def evaluate(
     """Confusion matrix of a split.
 
     Args:
-        step: what `make_eval_step` made.
-        variables: of the model.
-        batches: (batch, names) pairs, as `data.pipeline.eval_batches` yields them; pixels that fill
-            up a batch are labelled IGNORE and do not count.
+        protocol: of `inference`, on the same mesh.
+        params: of the inference network, on every device.
+        batches: (batch, names) pairs, as `data.pipeline.eval_batches` yields them; pixels outside of the
+            images, and images that fill up a batch, are labelled IGNORE and do not count.
         num_classes: K.
-        mesh: as given to `make_eval_step`.
+        mesh: the batch is split over its `data` axis.
         progress: called with the number of images done.
         on_sample: called with name, image, label and prediction of each image.
 
@@ -61,17 +43,26 @@ def evaluate(
         (K, K) int64, rows are true classes.
     """
     total = np.zeros((num_classes, num_classes), np.int64)
+    score = jax.jit(
+        lambda logits, label: _score(logits, label, num_classes),
+        in_shardings=split_batch(mesh),
+        out_shardings=(replicated(mesh), split_batch(mesh)),
+    )
 
     def collect(names, batch, result):
         confusion, predictions = jax.device_get(result)
         total[...] += confusion
-        for sample in zip(names, batch['image'], batch['label'], predictions, strict=False):
-            on_sample(*sample)
+        for name, *arrays, (height, width) in zip(
+            names, batch['image'], batch['label'], predictions, batch['size'], strict=False
+        ):
+            on_sample(name, *(array[:height, :width] for array in arrays))
         progress(len(names))
 
     pending = None
     for batch, names in batches:
-        result = step(variables, put_batch(batch, mesh))
+        arrays = put_batch(batch, mesh)
+        logits = protocol(params, Canvas(arrays['image'], batch['size']))
+        result = score(logits.array, arrays['label'])
         # Collected one batch late: the device works on this batch while the host waits for the last.
         if pending is not None:
             collect(*pending)
@@ -81,8 +72,13 @@ def evaluate(
     return total
 
 
+def _score(logits, label, num_classes):
+    prediction = logits.argmax(-1)
+    return confusion_matrix(label, prediction, num_classes), prediction.astype(np.uint8)
+
+
 class Evaluation:
-    """A split with all that scoring a state on it takes; one compilation per size of image.
+    """A split with all that scoring a network on it takes.
 
     Attributes:
         source: the samples.
@@ -91,7 +87,8 @@ class Evaluation:
     def __init__(
         self,
         source: Source,
-        logits: Callable,
+        network: InferenceNetwork,
+        protocol: Protocol,
         mesh: Mesh,
         *,
         batch_size: int,
@@ -103,23 +100,29 @@ class Evaluation:
 
         Args:
             source: the samples.
-            logits: a protocol of `inference`.
+            network: the inference network.
+            protocol: how its logits become those of an image.
             mesh: devices that share a batch.
             batch_size: over all devices.
             pictures: samples, spread over the split, of which a picture is written.
             num_workers, num_threads: see `data.pipeline`.
         """
         self.source, self._mesh, self._batch_size = source, mesh, batch_size
-        self._step = make_eval_step(logits, source.dataset.num_classes, mesh)
+        self._network, self._protocol = network, protocol
         self._pictured = set(np.linspace(0, len(source) - 1, min(pictures, len(source))).round().astype(int))
-        self._reading = {'num_workers': num_workers, 'num_threads': num_threads}
+        self._reading = {
+            'num_workers': num_workers,
+            'num_threads': num_threads,
+            'exact_sizes': not network.takes_canvas,
+        }
 
     def run(self, variables: Mapping[str, Any], step: int, split: str, report: Report) -> Scores:
-        """Scores variables on the devices, and writes scores and pictures under a step.
+        """Scores variables of `ANN`, and writes scores and pictures under a step.
 
         Raises:
             DataError: a sample cannot be used, or none has a label.
         """
+        params = jax.device_put(fold(self._network.model, jax.device_get(variables)), replicated(self._mesh))
         numbers = iter(range(len(self.source)))
 
         def on_sample(name, *arrays):
@@ -129,8 +132,8 @@ class Evaluation:
         batches = eval_batches(self.source, batch_size=self._batch_size, **self._reading)
         with tqdm(total=len(self.source), desc='evaluate', unit='image', leave=False) as bar:
             confusion = evaluate(
-                self._step,
-                variables,
+                self._protocol,
+                params,
                 batches,
                 num_classes=self.source.dataset.num_classes,
                 mesh=self._mesh,

@@ -1,13 +1,27 @@
-"""Protocols as functions (variables, image) -> logits of the image's size."""
+"""Test protocols of the paper as functions (weights, images) -> logits, which compose.
 
+whole = whole_image(network, normalize, align_corners, mesh)
+windows = sliding_window(whole, (864, 864), (576, 576), mesh)
+test_of_the_paper = multi_scale(windows, (0.75, 1, 1.25), flip=True, average='logits', mesh=mesh)
+"""
+
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from ann_jax.ops import resize_bilinear
+from ann_jax.canvas import Canvases
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.ops import resize_bilinear, resize_images
+from ann_jax.sharding import split_batch
+
+AVERAGES = ('logits', 'probabilities')
 
 Normalize = Callable[[jax.Array], jax.Array]
 
@@ -36,15 +50,208 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
     return normalize
 
 
-def whole_image(model: nn.Module, normalize: Normalize, align_corners: bool) -> Callable:
-    """Single scale, the whole image at once.
+class Canvas(NamedTuple):
+    """Images of several sizes in one array, each at the top left of its place.
 
-    Returns:
-        A function from variables and (B, H, W, 3) uint8 RGB to (B, H, W, classes) float32 logits.
+    Attributes:
+        array: (B, H, W, C).
+        size: (B, 2) int32, heights and widths of the images, on the host.
     """
 
-    def logits(variables, image):
-        output = model.apply(variables, normalize(image))
-        return resize_bilinear(output.main, image.shape[1:3], align_corners)
+    array: jax.Array
+    size: np.ndarray
+
+
+# (weights, images as RGB float32 or uint8) -> logits of the images' sizes, on canvases of the same size
+Protocol = Callable[[Any, Canvas], Canvas]
+
+
+def whole_image(network: Callable, normalize: Normalize, align_corners: bool, mesh: Mesh) -> Protocol:
+    """The whole image at once, at its own scale.
+
+    Args:
+        network: the inference network.
+        normalize: the map from pixels to its input.
+        align_corners: of the resizing of the logits.
+        mesh: the images of a batch are shared over its `data` axis.
+
+    Raises:
+        ConfigError: from the protocol, for padded images where the network takes none.
+    """
+
+    @_per_device(mesh)
+    def logits(params, array, size):
+        if not network.takes_canvas:
+            low, _ = network(params, normalize(array))
+            return resize_bilinear(low, array.shape[1:3], align_corners)
+        low, low_size = network(params, normalize(array), size)
+        return resize_images(low, low_size, array.shape[1:3], size, align_corners)
+
+    def protocol(params, images):
+        if not network.takes_canvas and (images.size != images.array.shape[1:3]).any():
+            raise ConfigError(
+                'model.sampling=max and random need images of one size in a batch, and none below eval.crop: '
+                'use --config.eval.batch_size=1, or a smaller crop'
+            )
+        return Canvas(logits(params, images.array, images.size), images.size)
+
+    return protocol
+
+
+def sliding_window(
+    protocol: Protocol, crop: tuple[int, int], stride: tuple[int, int], mesh: Mesh
+) -> Protocol:
+    """Means of a protocol's logits over overlapping windows; an image is never resized for it.
+
+    Windows start every `stride` pixels, the last ones at the far edges, so that every pixel is covered and no
+    window is padded unless the image itself is smaller.
+
+    Args:
+        protocol: gives the logits of a window.
+        crop: height and width of the windows.
+        stride: distance of windows, at most `crop`.
+        mesh: as in `whole_image`.
+    """
+
+    @_per_device(mesh)
+    def cut(array, start):
+        window = lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (*crop, image.shape[-1]))
+        return jax.vmap(window)(array, start)
+
+    @_per_device(mesh, donate=(0, 1))
+    def add(total, count, logits, start, size, weight):
+        rows, columns = (jnp.arange(n) < size[:, i, None] for i, n in enumerate(crop))
+        inside = (rows[:, :, None] & columns[:, None])[..., None] * weight[:, None, None, None]
+
+        def put(canvas, window, at):
+            old = jax.lax.dynamic_slice(canvas, (*at, 0), window.shape)
+            return jax.lax.dynamic_update_slice(canvas, old + window, (*at, 0))
+
+        total = jax.vmap(put)(total, jnp.where(inside > 0, logits, 0), start)
+        return total, jax.vmap(put)(count, inside.astype(jnp.float32), start)
+
+    @_per_device(mesh, donate=(0,))
+    def divide(total, count):
+        return total / jnp.maximum(count, 1)
+
+    def logits(params, images):
+        height, width = np.maximum(images.array.shape[1:3], crop)
+        array = _grow(mesh, images.array, (int(height), int(width)))
+        size = np.minimum(images.size, crop).astype(np.int32)
+        starts = [
+            [
+                (y, x)
+                for y in window_starts(h, crop[0], stride[0])
+                for x in window_starts(w, crop[1], stride[1])
+            ]
+            for h, w in images.size
+        ]
+        total = count = None
+        for number in range(max(map(len, starts))):
+            start = np.array([each[min(number, len(each) - 1)] for each in starts], np.int32)
+            weight = np.array([number < len(each) for each in starts], np.float32)
+            window = protocol(params, Canvas(cut(array, start), size)).array
+            if total is None:
+                total = _zeros(mesh, (*array.shape[:3], window.shape[-1]))
+                count = _zeros(mesh, (*array.shape[:3], 1))
+            total, count = add(total, count, window, start, size, weight)
+        mean = divide(total, count)
+        return Canvas(mean[:, : images.array.shape[1], : images.array.shape[2]], images.size)
 
     return logits
+
+
+def multi_scale(
+    protocol: Protocol,
+    scales: Sequence[float],
+    flip: bool,
+    average: str,
+    mesh: Mesh,
+    canvases: Canvases | None = None,
+) -> Protocol:
+    """Means over scales of the image, and its mirror images too with `flip`.
+
+    The memory it takes does not grow with the number of scales.
+
+    Args:
+        protocol: gives the logits of a scaled image.
+        scales: factors on height and width, which are rounded half up.
+        flip: whether mirror images count too.
+        average: 'logits' (the authors), or 'probabilities' (mmsegmentation), whose logarithm is returned.
+        mesh: as in `whole_image`.
+        canvases: of the scaled images.
+
+    Raises:
+        ConfigError: unknown `average`.
+    """
+    if average not in AVERAGES:
+        raise ConfigError(unknown('average', average, AVERAGES))
+    canvases = canvases or Canvases()
+
+    @functools.cache
+    def scale_to(canvas, mirror):
+        return _per_device(mesh)(
+            lambda array, size, target: resize_images(array, size, canvas, target, False, mirror)
+        )
+
+    @functools.cache
+    def add_from(mirror):
+        def add(total, logits, size, target):
+            logits = resize_images(logits, size, total.shape[1:3], target, False, mirror)
+            return total + (nn.softmax(logits) if average == 'probabilities' else logits)
+
+        return _per_device(mesh, donate=(0,))(add)
+
+    @_per_device(mesh, donate=(0,))
+    def finish(total):
+        total = total / (len(scales) * (2 if flip else 1))
+        return jnp.log(total) if average == 'probabilities' else total
+
+    def logits(params, images):
+        total = None
+        for scale in scales:
+            size = np.maximum(np.floor(images.size * scale + 0.5), 1).astype(np.int32)
+            canvas = images.array.shape[1:3] if scale == 1 else canvases.fit(*map(int, size.max(0)))
+            for mirror in (False, True) if flip else (False,):
+                scaled = scale_to(canvas, mirror)(images.array, images.size, size)
+                result = protocol(params, Canvas(scaled, size)).array
+                if total is None:
+                    total = _zeros(mesh, (*images.array.shape[:3], result.shape[-1]))
+                total = add_from(mirror)(total, result, size, images.size)
+        return Canvas(finish(total), images.size)
+
+    return logits
+
+
+def window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """First pixels of the windows along one side: every `stride`, and the last window ends with the side."""
+    count = max(-(-(length - crop) // stride), 0) + 1
+    return [max(min(i * stride, length - crop), 0) for i in range(count)]
+
+
+def _per_device(mesh, donate=()):
+    """Jits a function that works on each image alone: every device its images, no communication.
+
+    Arguments that are dicts, the weights, lie whole on every device.
+    """
+
+    def wrap(function):
+        def run(*args):
+            specs = tuple(P() if isinstance(arg, dict) else P('data') for arg in args)
+            return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P('data'), check_vma=False)(
+                *args
+            )
+
+        return jax.jit(run, donate_argnums=donate)
+
+    return wrap
+
+
+def _zeros(mesh, shape):
+    return jnp.zeros(shape, jnp.float32, device=split_batch(mesh))
+
+
+def _grow(mesh, array, canvas):
+    """Pads an array at the bottom and the right."""
+    more = [(0, 0), *((0, n - m) for n, m in zip(canvas, array.shape[1:3], strict=True)), (0, 0)]
+    return _per_device(mesh)(lambda x: jnp.pad(x, more))(array) if any(map(sum, more)) else array

@@ -19,8 +19,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name o
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'check', 'browse'],
-    'train: train, or resume. evaluate: score the best checkpoint. check: list the bad files of the dataset. '
+    ['train', 'evaluate', 'predict', 'export', 'check', 'browse'],
+    'train: train, or resume. evaluate: score the best checkpoint. predict: segment images. '
+    'export: write programs that run without this package. check: list the bad files of the dataset. '
     'browse: draw augmented samples with their labels.',
 )
 
@@ -48,12 +49,16 @@ def main(argv):
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent
     absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl talk much
     # Imported late: worker processes import this file again, and need neither jax nor the network.
-    from ann_jax import browse, check, train
+    import jax
+
+    from ann_jax import browse, check, export, predict, train
     from ann_jax.config import validate
 
     config = _CONFIG.value
     name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
     workdir = Path(_WORKDIR.value or f'runs/{name}').expanduser()
+    if config.compilation_cache:
+        jax.config.update('jax_compilation_cache_dir', str(Path(config.compilation_cache).expanduser()))
     try:
         validate(config)
         with logging_redirect_tqdm():
@@ -62,6 +67,10 @@ def main(argv):
                     train.train(config, workdir)
                 case 'evaluate':
                     train.evaluate_best(config, workdir)
+                case 'predict':
+                    sys.exit(predict.predict(config, workdir))
+                case 'export':
+                    export.export(config, workdir)
                 case 'check':
                     sys.exit(check.check(config))
                 case 'browse':

@@ -112,7 +112,8 @@ def _linear_weights(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndar
     return low, np.minimum(low + 1, n_in - 1), (source - low).astype(np.float32)
 
 
-def _linear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+def linear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """(n_out, n_in) float32 matrix that resizes one axis as `resize_bilinear` does."""
     low, high, weight = _linear_weights(n_in, n_out, align_corners)
     matrix = np.zeros((n_out, n_in), np.float32)
     np.add.at(matrix, (np.arange(n_out), low), 1 - weight)
@@ -150,8 +151,8 @@ def _resize_forward(x, size, align_corners):
 def _resize_backward(size, align_corners, residual, gradient):
     # The gradient of a gather is a scatter, slow on every device; two matrix products are the same map.
     height, width = residual.shape[:2]
-    rows = _linear_matrix(height, size[0], align_corners)
-    columns = _linear_matrix(width, size[1], align_corners)
+    rows = linear_matrix(height, size[0], align_corners)
+    columns = linear_matrix(width, size[1], align_corners)
     gradient = gradient.astype(jnp.float32)
     gradient = jnp.einsum('pw,bopc->bowc', columns, gradient, precision='highest')
     gradient = jnp.einsum('oh,bowc->bhwc', rows, gradient, precision='highest')
@@ -159,3 +160,53 @@ def _resize_backward(size, align_corners, residual, gradient):
 
 
 resize_bilinear.defvjp(_resize_forward, _resize_backward)
+
+
+def average_rows(n_in: int, n_out: int, size: jax.Array) -> jax.Array:
+    """(B, n_out, n_in) matrices that pool the first `size` (B,) positions adaptively, as torch would."""
+    i, j, size = jnp.arange(n_out)[:, None], jnp.arange(n_in), size[:, None, None]
+    start, stop = i * size // n_out, -(-(i + 1) * size // n_out)
+    return jnp.where((j >= start) & (j < stop), 1 / (stop - start).astype(jnp.float32), 0)
+
+
+def linear_rows(
+    n_in: int, n_out: int, size: jax.Array, target: jax.Array, align_corners: bool, flip: bool = False
+) -> jax.Array:
+    """(B, n_out, n_in) matrices that resize the first `size` (B,) positions to the first `target` (B,)."""
+    size, target = (n.astype(jnp.float32)[:, None] for n in (size, target))
+    i = jnp.arange(n_out, dtype=jnp.float32)
+    i = target - 1 - i if flip else i
+    if align_corners:
+        source = i * ((size - 1) / jnp.maximum(target - 1, 1))
+    else:
+        source = (i + 0.5) * (size / target) - 0.5
+    source = jnp.clip(source, 0, size - 1)
+    # The two neighbours weigh one less their distance; nothing else is that near.
+    return jnp.maximum(1 - jnp.abs(source[..., None] - jnp.arange(n_in, dtype=jnp.float32)), 0)
+
+
+def resize_images(
+    x: jax.Array,
+    size: jax.Array,
+    canvas: tuple[int, int],
+    target: jax.Array,
+    align_corners: bool,
+    flip: bool = False,
+) -> jax.Array:
+    """Bilinear resizing of images on canvases, each as torch's `interpolate` would resize it alone.
+
+    Args:
+        x: (B, H, W, C) canvases; computed in float32.
+        size: (B, 2) sizes of the images on them.
+        canvas: height and width of the result.
+        target: (B, 2) sizes of the resized images on it; what lies outside repeats the border.
+        align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
+        flip: mirror the images left to right.
+
+    Returns:
+        (B, *canvas, C) float32.
+    """
+    rows = linear_rows(x.shape[1], canvas[0], size[:, 0], target[:, 0], align_corners)
+    columns = linear_rows(x.shape[2], canvas[1], size[:, 1], target[:, 1], align_corners, flip)
+    x = jnp.einsum('bow,bhwc->bhoc', columns, x.astype(jnp.float32), precision='highest')
+    return jnp.einsum('boh,bhwc->bowc', rows, x, precision='highest')

@@ -1,6 +1,6 @@
 """The records that travel from a dataset to the device, and the one label that means "no class"."""
 
-from typing import Any, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -29,7 +29,8 @@ class Source(Protocol):
 
 
 class Batch(TypedDict):
-    """Samples of one size, stacked."""
+    """Samples, stacked; in evaluation they may be smaller than their place and lie at its top left."""
 
     image: np.ndarray  # (B, H, W, 3) uint8 RGB
     label: np.ndarray  # (B, H, W) uint8: class index, or IGNORE
+    size: NotRequired[np.ndarray]  # (B, 2) int32: heights and widths of the samples; evaluation only

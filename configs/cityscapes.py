@@ -10,7 +10,8 @@ train + val for 120K steps (`configs/cityscapes.py:testset`), multi-scale slidin
 The root holds leftImg8bit/ and gtFine/ (labelIds or labelTrainIds). With gtCoarse/,
 `--config.dataset.train_split=train_extra` trains on the coarse labels, `train+extra` on fine and coarse ones.
 
-Arguments: `variant` (a row of Table 6), `testset`, `runlocal`.
+Arguments: `variant` (a row of Table 6), `testset`, `protocol=paper` (the test of Table 3: three scales, crops
+of 864 every 576 pixels, flip), `runlocal`.
 """
 
 from ann_jax.config import defaults, finish, parse_argument
@@ -36,4 +37,5 @@ def get_config(argument=None):
     if argument['testset']:
         config.dataset.train_split = 'trainval'
         config.train.steps = 120_000
-    return finish(config, argument)
+    test = {'scales': (0.75, 1.0, 1.25), 'flip': True, 'crop': (864, 864), 'stride': (576, 576)}
+    return finish(config, argument, paper_test=test)

@@ -8,8 +8,6 @@ The labels are MATLAB files: `pip install scipy`.
 Published: 37.2 mIoU on test, whole image, single scale (Table 8), from a backbone trained on ImageNet.
 The paper gives no schedule: crop, rates and steps are a choice.
 
-Images have many sizes, and evaluation compiles once for each.
-
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """
 

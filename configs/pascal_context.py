@@ -14,10 +14,8 @@ Beside the images of VOC 2010 in `JPEGImages/`, the root holds one of
 Published: 52.8 mIoU on val, whole image, scales 0.5 .. 2.0 and flip (Table 5), from a backbone trained on
 ImageNet.
 
-Images have many sizes, and evaluation compiles once for each.
-
 Arguments: `variant` (a row of Table 6), `classes` (60; 59 leaves the background out, as the released code
-does), `runlocal`.
+does), `protocol=paper` (the test above), `runlocal`.
 """
 
 from ann_jax.config import defaults, finish, parse_argument
@@ -36,4 +34,5 @@ def get_config(argument=None):
     config.optim.weight_decay = 1e-4
     config.train.steps = 28_000
     config.train.batch_size = 16
-    return finish(config, argument)
+    test = {'scales': (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), 'flip': True}
+    return finish(config, argument, paper_test=test)

@@ -9,8 +9,6 @@ converters write them.
 
 The paper has no results on it. The schedule is a choice.
 
-Images have many sizes, and evaluation compiles once for each.
-
 Arguments: `variant` (a row of Table 6), `aug`, `runlocal`.
 """
 

@@ -10,8 +10,7 @@ from PIL import Image
 from trees import write_tree
 
 from ann_jax.data.classes import DATASETS, INVALID, voc_colors
-from ann_jax.data.datasets import FolderSource, open_source
-from ann_jax.data.decode import decode_image
+from ann_jax.data.datasets import FolderSource, open_source, read_image
 from ann_jax.data.survey import survey
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
@@ -28,10 +27,6 @@ CITYSCAPES_TRAIN_IDS = [255 if word == '--' else int(word) for word in CITYSCAPE
 
 def write_jpeg(path, image, **kwargs):
     Image.fromarray(image).save(path, quality=95, **kwargs)
-
-
-def read_image(path):
-    return decode_image(path.read_bytes(), path)
 
 
 def one_sample(tmp_path, name='camvid'):

@@ -152,12 +152,12 @@ def test_evaluate_uses_the_network_as_trained_and_resume_refuses_another(finishe
     arguments = ('scenes.py:runlocal,variant=apnb', f'--workdir={workdir}', *TINY)
     result = run(*arguments, '--config.model.sizes=1,2', '--mode=evaluate')
     assert result.returncode == 0, result.stderr
-    assert 'as trained, not as given: model.variant: full -> apnb' in result.stderr
+    assert 'as trained, not as given: model.variant: apnb -> full' in result.stderr
     after = json.loads((workdir / 'metrics.json').read_text())
     if after['step'] == before['step']:
         assert after == before
     result = run(*arguments, '--config.train.steps=8')
-    assert result.returncode == 1 and 'model.variant: full -> apnb' in result.stderr
+    assert result.returncode == 1 and 'model.variant: apnb -> full' in result.stderr
     assert json.loads((workdir / 'config.json').read_text())['model']['variant'] == 'full'
 
 

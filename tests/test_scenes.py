@@ -9,9 +9,11 @@ import pytest
 from ann_jax.data.scene_objects import CRANE, LOWERED, MOVING, PEDESTRIAN, RAISED, STOPPED, WORKER
 from ann_jax.data.scenes import CLASSES, COLORS, SPLITS, SceneSource, render
 from ann_jax.errors import DataError
-from ann_jax.inference import normalizer, whole_image
+from ann_jax.inference import Canvas, normalizer, whole_image
 from ann_jax.models.ann import ANN
+from ann_jax.models.deploy import InferenceNetwork, fold
 from ann_jax.models.resnet import ResNet
+from ann_jax.sharding import make_mesh
 from ann_jax.state import initial_variables
 from ann_jax.typing import IGNORE
 
@@ -162,13 +164,17 @@ def test_only_attention_carries_the_cue_to_the_objects(variant, depends):
     # W_o starts at zero and would hide the attention.
     out = lambda path, x: x + 0.1 if 'out' in jax.tree_util.keystr(path) else x
     variables = jax.tree_util.tree_map_with_path(out, variables)
-    logits = jax.jit(whole_image(model, normalizer(mean=(120,) * 3, std=(60,) * 3, bgr=False), True))
+    normalize, mesh = normalizer(mean=(120,) * 3, std=(60,) * 3, bgr=False), make_mesh(jax.devices()[:1])
+    protocol, params = whole_image(InferenceNetwork(model), normalize, True, mesh), fold(model, variables)
+    logits = lambda image: np.asarray(
+        protocol(params, Canvas(image[None], np.array([image.shape[:2]]))).array
+    )[0]
     for index in range(4):
         images, labels, _ = zip(
             *(render((7, index), 96, 208, lowered=lowered) for lowered in (True, False)), strict=True
         )
         cars = np.isin(labels[0], CARS)
-        one, other = (np.asarray(logits(variables, image[None]))[0][cars] for image in images)
+        one, other = (logits(image)[cars] for image in images)
         assert (np.abs(one - other).max() > 1e-4) == depends
         if not depends:
             np.testing.assert_array_equal(one, other)

@@ -9,18 +9,18 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from ml_collections import ConfigDict
-from reference import assert_close, error, nchw, nhwc, normal, oihw, quick, random_variables
+from reference import assert_close, error, nchw, nhwc, normal, oihw, quick
+from small import small_folder
 from test_main import TINY, environment, run  # noqa: F401
 
-from ann_jax import build, weights
-from ann_jax.config import defaults
-from ann_jax.data.scene_objects import CLASSES, COLORS
+from ann_jax import weights
+from ann_jax.data.scene_objects import CLASSES
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.inference import IMAGENET_RGB, normalizer, whole_image
+from ann_jax.inference import normalizer
 from ann_jax.models.ann import ANN
 from ann_jax.models.convert import Layout
 from ann_jax.models.resnet import ResNet
+from ann_jax.ops import resize_bilinear
 from ann_jax.restore import open_weights
 
 torch = pytest.importorskip('torch', reason='the scripts read and write files of torch')
@@ -81,23 +81,11 @@ def test_a_converted_network_equals_torch(options, size, tmp_path, capsys):
         model = model.clone(backbone=model.backbone.clone(ceil_pool=True))
     image = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     normalize = normalizer(**opened.input)
-    logits = quick(whole_image(model, normalize, align_corners))(opened.variables, image)
+    main = quick(model.apply)(opened.variables, normalize(image)).main
+    logits = resize_bilinear(main, size, align_corners)
     with torch.no_grad():
         expected = network(torch.tensor(nchw(normalize(image))))
     assert_close(logits, nhwc(expected))
-
-
-def small_folder(folder, seed=0):
-    """A folder of weights of a network with other sizes than `runlocal` gives; returns the weights."""
-    model = {**defaults().model.to_dict(), 'depth': 10, 'width': 4, 'stem_widths': (4,), 'sizes': (1, 2)}
-    model |= {'key_channels': 4, 'head_channels': 8, 'aux_channels': 4, 'ceil_pool': False}
-    config = ConfigDict({'model': model})
-    image = np.zeros((1, 33, 33, 3), np.float32)
-    variables = random_variables(build.model(config, len(CLASSES)), seed, image)
-    model = {key: value for key, value in model.items() if key not in weights.FREE_SETTINGS}
-    saved = weights.Weights(variables, model, IMAGENET_RGB, CLASSES, COLORS)
-    weights.save(folder, saved)
-    return saved
 
 
 def assert_same(ours, theirs):

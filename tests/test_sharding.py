@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from ann_jax.errors import ConfigError
-from ann_jax.evaluate import evaluate, make_eval_step
+from ann_jax.evaluate import evaluate
 from ann_jax.inference import normalizer, whole_image
 from ann_jax.losses import segmentation_loss
 from ann_jax.models.ann import ANN
+from ann_jax.models.deploy import InferenceNetwork, fold
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
 from ann_jax.sharding import check_batch_size, make_mesh, put_batch, replicated, split_batch
@@ -87,18 +88,19 @@ def test_evaluation_on_eight_devices_equals_one():
     matrices = []
     for devices in (1, 8):
         mesh = make_mesh(jax.devices()[:devices])
-        step = make_eval_step(whole_image(MODEL, NORMALIZE, True), CLASSES, mesh)
+        protocol = whole_image(InferenceNetwork(MODEL), NORMALIZE, True, mesh)
         batches = []
         for start in range(0, count, 8):
             batch = {key: value[start : start + 8] for key, value in data.items()}
             fill = 8 - len(batch['label'])
             batch['image'] = np.pad(batch['image'], ((0, fill), (0, 0), (0, 0), (0, 0)))
             batch['label'] = np.pad(batch['label'], ((0, fill), (0, 0), (0, 0)), constant_values=IGNORE)
+            batch['size'] = np.array([batch['label'].shape[1:]] * 8, np.int32)
             batches.append((batch, [str(i) for i in range(start, min(start + 8, count))]))
         seen = []
         matrix = evaluate(
-            step,
-            jax.device_put(variables, replicated(mesh)),
+            protocol,
+            jax.device_put(fold(MODEL, variables), replicated(mesh)),
             batches,
             num_classes=CLASSES,
             mesh=mesh,

@@ -5,8 +5,10 @@ The datasets themselves are the table of `classes.py`. What is wrong with a file
 
 import os
 
+import numpy as np
+
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.decode import decode_raw, encode_png, map_label, match
+from ann_jax.data.decode import decode_image, decode_raw, encode_png, map_label, match
 from ann_jax.data.files import pair_files
 from ann_jax.data.reading import read_file
 from ann_jax.errors import DataError, unknown
@@ -94,6 +96,26 @@ class Head:
 
     def __getitem__(self, index):
         return self._source[index]
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Returns an image file as (H, W, 3) uint8 RGB, upright by its EXIF orientation.
+
+    Raises:
+        DataError: it cannot be read, or is truncated.
+    """
+    return decode_image(read_file(path, 'image'), path)
+
+
+def read_label(path: str | os.PathLike, dataset: Dataset) -> np.ndarray:
+    """Returns a label file in the first layout of a dataset as (H, W) uint8: class index, or IGNORE.
+
+    Raises:
+        DataError: it is unreadable or truncated, or holds values that the dataset does not list.
+    """
+    layout = dataset.layouts[0]
+    raw = decode_raw(read_file(path, 'label'), path, layout.variable)
+    return map_label(raw, layout, path, dataset.name)
 
 
 def open_source(name: str, *, root: str | os.PathLike, split: str, strict: bool = True) -> FolderSource:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import grain
 import numpy as np
 
+from ann_jax.canvas import Canvases, pad
 from ann_jax.data.transforms import Augment
 from ann_jax.typing import IGNORE, Batch, Sample
 
@@ -79,12 +80,13 @@ def eval_batches(
     shard_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 2,
+    exact_sizes: bool = False,
 ) -> Iterator[tuple[Batch, tuple[str, ...]]]:
-    """Yields every sample once, in order, at its own size.
+    """Yields every sample once, in order, at its own size, at the top left of a canvas.
 
-    Consecutive samples of one size share a batch. Where the size changes or the samples end, it is filled up
-    with image 0 and label IGNORE. Every shard reads all samples, since the sizes make the batches, and keeps
-    its rows: all shards yield the same number of batches, of the same shapes.
+    Consecutive samples of one canvas share a batch. Where the canvas changes or the samples end, it is filled
+    up with image 0 and label IGNORE. Every shard reads all samples, since the sizes make the batches, and
+    keeps its rows: all shards yield the same number of batches, of the same shapes.
 
     Args:
         source: as in `train_batches`.
@@ -93,10 +95,12 @@ def eval_batches(
         shard_count: number of shards.
         num_workers: as in `train_batches`.
         num_threads: threads to read with, in each process.
+        exact_sizes: every size is a canvas of its own, see `canvas`.
 
     Yields:
         (batch, names): image (batch_size / shard_count, H, W, 3) uint8, label (batch_size / shard_count, H,
-        W) uint8; the names of the rows that are samples, which come first.
+        W) uint8, size (batch_size / shard_count, 2) int32; the names of the rows that are samples, which
+        come first.
 
     Raises:
         ValueError: batch_size is not divisible by shard_count.
@@ -105,33 +109,35 @@ def eval_batches(
     local = _local_size(batch_size, shard_index, shard_count)
     samples = grain.MapDataset.source(source)
     reader = _read(samples, num_workers=num_workers, num_threads=num_threads, prefetch=2 * num_threads)
-    return _eval_batches(reader, batch_size, slice(shard_index * local, (shard_index + 1) * local))
+    rows = slice(shard_index * local, (shard_index + 1) * local)
+    return _eval_batches(reader, batch_size, rows, Canvases(exact_sizes))
 
 
-def _eval_batches(reader, batch_size, rows):
+def _eval_batches(reader, batch_size, rows, canvases):
     iterator = iter(reader)
     try:
-        group = []
+        group, canvas = [], None
         for sample in iterator:
-            if group and (len(group) == batch_size or sample['label'].shape != group[0]['label'].shape):
-                yield _stack(group, rows)
+            fit = canvases.fit(*sample['label'].shape)
+            if group and (len(group) == batch_size or fit != canvas):
+                yield _stack(group, rows, canvas)
                 group = []
+            canvas = fit
             group.append(sample)
         if group:
-            yield _stack(group, rows)
+            yield _stack(group, rows, canvas)
     finally:
         iterator.close()
 
 
-def _stack(group, rows):
-    size = group[0]['label'].shape
-    count = rows.stop - rows.start
+def _stack(group, rows, canvas):
+    own, count = group[rows], rows.stop - rows.start
+    sizes = [sample['label'].shape for sample in own] + [canvas] * (count - len(own))
     batch = Batch(
-        image=np.zeros((count, *size, 3), np.uint8), label=np.full((count, *size), IGNORE, np.uint8)
+        image=pad([sample['image'] for sample in own], canvas, count, (3,)),
+        label=pad([sample['label'] for sample in own], canvas, count, fill=IGNORE),
+        size=np.array(sizes, np.int32),
     )
-    own = group[rows]
-    for i, sample in enumerate(own):
-        batch['image'][i], batch['label'][i] = sample['image'], sample['label']
     return batch, tuple(sample['name'] for sample in own)
 
 

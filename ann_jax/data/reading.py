@@ -1,12 +1,13 @@
 """Opens files and the libraries that only some of them take; what fails is a `DataError` with the cure."""
 
 import importlib
+import os
 from types import ModuleType
 
 from ann_jax.errors import DataError
 
 
-def read_file(path: str, kind: str) -> bytes:
+def read_file(path: str | os.PathLike, kind: str) -> bytes:
     """Returns the bytes of a file.
 
     Raises:

@@ -135,7 +135,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
     Args:
         name: of the dataset.
         sources: part -> samples that have `encoded()`, as `FolderSource` and `SceneSource` do.
-        folder: gets name/version/ with the files; remote paths work as far as TFDS reaches them.
+        folder: gets name/version/ with the files.
 
     Returns:
         The folder of the files.

@@ -51,22 +51,20 @@ class Block(nn.Module):
     first_dilation: int = 1  # of the first 3x3 convolution, the one that has the stride
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, C) -> (B, H / stride, W / stride, width or 4 * width)."""
+    def convolutions(self) -> list[tuple[int, int, int, int]]:
+        """Features, kernel size, stride and dilation of each convolution of the residual."""
         if self.bottleneck:
-            # features, kernel size, stride, dilation
-            convolutions = [
+            return [
                 (self.width, 1, 1, 1),
                 (self.width, 3, self.stride, self.first_dilation),
                 (4 * self.width, 1, 1, 1),
             ]
-        else:
-            convolutions = [
-                (self.width, 3, self.stride, self.first_dilation),
-                (self.width, 3, 1, self.dilation),
-            ]
-        y = x
+        return [(self.width, 3, self.stride, self.first_dilation), (self.width, 3, 1, self.dilation)]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, C) -> (B, H / stride, W / stride, width or 4 * width)."""
+        y, convolutions = x, self.convolutions()
         for i, (features, kernel, stride, dilation) in enumerate(convolutions, 1):
             y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y)
             y = BatchNorm(name=f'bn{i}')(y, train)
@@ -130,25 +128,35 @@ class ResNet(nn.Module):
             raise ConfigError(unknown('output stride', self.output_stride, PLANS))
         if len(self.stem_widths) not in (1, 3):
             raise ConfigError(f'stem_widths must hold one or three numbers, not {tuple(self.stem_widths)}')
-        bottleneck, sizes = DEPTHS[self.depth]
         x = Stem(self.stem_widths, self.dtype, name='stem')(image, train)
         x = max_pool(x, self.ceil_pool)
         stages = []
-        for layer, size, (stride, rate) in zip(range(1, 5), sizes, PLANS[self.output_stride], strict=True):
-            for i in range(size):
-                # Stage5 is torch's layer4. A grid shorter than the stage repeats its last factor.
-                grid = self.multi_grid[min(i, len(self.multi_grid) - 1)] if layer == 4 else 1
-                dilation = rate * grid
-                # The convolution that lost its stride sees pixels half as far apart as the ones after it.
-                contract = i == 0 and self.contract_dilation and rate > 1
-                x = Block(
-                    width=self.width * 2 ** (layer - 1),
-                    bottleneck=bottleneck,
-                    stride=stride if i == 0 else 1,
-                    dilation=dilation,
-                    first_dilation=dilation // 2 if contract else dilation,
-                    dtype=self.dtype,
-                    name=f'layer{layer}_{i}',
-                )(x, train)
+        for layer in (1, 2, 3, 4):
+            for i, block in enumerate(blocks_of(self, layer)):
+                x = block.clone(parent=self, name=f'layer{layer}_{i}')(x, train)
             stages.append(x)
         return Stages(*stages)
+
+
+def blocks_of(backbone: ResNet, layer: int) -> list[Block]:
+    """The blocks of torch's layer 1 to 4, unbound; layer 4 is Stage5."""
+    bottleneck, sizes = DEPTHS[backbone.depth]
+    stride, rate = PLANS[backbone.output_stride][layer - 1]
+    blocks = []
+    for i in range(sizes[layer - 1]):
+        # A grid shorter than the stage repeats its last factor.
+        grid = backbone.multi_grid[min(i, len(backbone.multi_grid) - 1)] if layer == 4 else 1
+        dilation = rate * grid
+        # The convolution that lost its stride sees pixels half as far apart as the ones after it.
+        contract = i == 0 and backbone.contract_dilation and rate > 1
+        block = Block(
+            width=backbone.width * 2 ** (layer - 1),
+            bottleneck=bottleneck,
+            stride=stride if i == 0 else 1,
+            dilation=dilation,
+            first_dilation=dilation // 2 if contract else dilation,
+            dtype=backbone.dtype,
+            parent=None,
+        )
+        blocks.append(block)
+    return blocks

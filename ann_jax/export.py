@@ -1,0 +1,184 @@
+"""--mode=export: a trained network as files that run without this package.
+
+folder/model.json, weights.npz    what training, evaluation and `ann_jax.load` open
+folder/model.stablehlo            one program for cpu, cuda and tpu: `jax.export.deserialize` runs it
+folder/model.onnx                 for onnxruntime, at a fixed size
+folder/README.md                  the model card
+"""
+
+import datetime
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from ml_collections import ConfigDict
+
+from ann_jax import __version__, build, weights
+from ann_jax.config import adopt
+from ann_jax.errors import ConfigError, DataError, unknown
+from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.ops import linear_matrix, resize_images
+from ann_jax.restore import open_weights
+from ann_jax.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+FORMATS = ('stablehlo', 'onnx')
+TOLERANCE = 1e-4  # of logits, relative to the largest
+
+
+def export(config: ConfigDict, workdir: Path) -> None:
+    """Writes the folder `export.output`, after comparing every program with the network.
+
+    Raises:
+        ConfigError: a format is unknown, a package is missing, or the folder exists.
+        DataError: a program that was written gives other logits.
+    """
+    c = config.export
+    formats = [name.strip() for name in c.formats.split(',') if name.strip()]
+    if wrong := set(formats) - set(FORMATS):
+        raise ConfigError(unknown('export.formats', sorted(wrong)[0], FORMATS))
+    source = (
+        workdir if (workdir / 'checkpoints').is_dir() else Path(config.init['from'] or workdir).expanduser()
+    )
+    opened = open_weights(source)
+    if not opened.classes:
+        raise ConfigError(f'{source} is a backbone alone, which has nothing to export')
+    adopt(config, model=opened.model, input=opened.input)
+    network = InferenceNetwork(build.model(config, len(opened.classes)))
+    params = fold(network.model, opened.variables)
+    logits = _logits(config, network, params)
+
+    out = Path(c.output or workdir / 'export').expanduser()
+    if out.exists():
+        raise ConfigError(f'{out} exists: name a new folder with --config.export.output, or remove it first')
+    draft = out.with_name(f'.{out.name}.{os.getpid()}')  # the folder is there whole or not at all
+    try:
+        weights.save(draft, opened)
+        size = tuple(c.size)
+        notes = []
+        if 'stablehlo' in formats:
+            notes.append(_write_stablehlo(draft / 'model.stablehlo', network, logits, size))
+        if 'onnx' in formats:
+            notes.append(_write_onnx(draft / 'model.onnx', logits, size))
+        (draft / 'README.md').write_text(_card(opened, config, source, notes))
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    print('\n'.join([*notes, f'written to {out}']))
+
+
+def _logits(config, network, params):
+    """(B, H, W, 3) RGB, uint8 or float32 of 0 to 255 -> (B, H, W, classes) float32; weights are constants."""
+    normalize, align_corners = build.normalize(config), config.model.align_corners
+
+    def logits(image):
+        batch, height, width, _ = image.shape
+        image = normalize(image)
+        if isinstance(height, int) and isinstance(width, int):
+            low, _ = network(params, image)
+            rows, columns = (
+                linear_matrix(low.shape[i], n, align_corners) for i, n in ((1, height), (2, width))
+            )
+            return jnp.einsum('oh,pw,bhwc->bopc', rows, columns, low, precision='highest')
+        # The sizes are symbols, whose values are known only when the program runs; symbolic arithmetic can
+        # compare the halves of multiples of 16.
+        size = jnp.stack([jnp.full((batch,), n, jnp.int32) for n in (height, width)], 1)
+        canvas = jnp.zeros((batch, (height + 15) // 16 * 16, (width + 15) // 16 * 16, 3))
+        image = jax.lax.dynamic_update_slice(canvas, image, (0, 0, 0, 0))
+        low, low_size = network(params, image, size)
+        return resize_images(low, low_size, (height, width), size, align_corners)
+
+    return logits
+
+
+def _write_stablehlo(file, network, logits, size):
+    if network.takes_canvas:
+        shape, free = jax_export.symbolic_shape('b, h, w, 3'), 'any batch, height and width'
+    else:
+        shape, free = (*jax_export.symbolic_shape('b'), *size, 3), f'any batch, {size[0]} x {size[1]}'
+    argument = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    program = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(argument)
+    try:
+        file.write_bytes(program.serialize())
+    except ImportError as error:
+        raise ConfigError("writing StableHLO takes flatbuffers: pip install -e '.[export]'") from error
+    loaded = jax_export.deserialize(bytearray(file.read_bytes()))
+    sizes = [size, (size[0] // 2 + 1, size[1] // 3 * 2)] if network.takes_canvas else [size]
+    worst = max(_difference(loaded.call, logits, each) for each in sizes)
+    return _checked(file, f'{free}; {", ".join(PLATFORMS)}; uint8 RGB to float32 logits', worst)
+
+
+def _write_onnx(file, logits, size):
+    try:
+        import jax2onnx
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(
+            "writing ONNX takes jax2onnx and onnxruntime: pip install -e '.[export]'"
+        ) from error
+    shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    jax2onnx.to_onnx(logits, [shape], return_mode='file', output_path=str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    run = lambda image: session.run(None, {name: np.asarray(image, np.float32)})[0]
+    return _checked(
+        file, f'1 x {size[0]} x {size[1]}, float32 RGB of 0 to 255', _difference(run, logits, size)
+    )
+
+
+def _difference(program, logits, size):
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    ours, theirs = np.asarray(logits(image)), np.asarray(program(image))
+    return float(np.abs(ours - theirs).max() / np.abs(ours).max())
+
+
+def _checked(file, what, worst):
+    if not worst < TOLERANCE:
+        raise DataError(f'{file} gives other logits than the network (relative difference {worst:.1e})')
+    size = f'{file.stat().st_size / 1e6:.1f} MB'
+    return f'{file.name}: {what}; {size}; differs by {worst:.1e} of the largest logit'
+
+
+def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -> str:
+    order = 'blue, green, red' if opened.input['bgr'] else 'red, green, blue'
+    mean, deviation = opened.input['mean'], opened.input['std']
+    lines = [
+        '# Asymmetric Non-local Neural Network',
+        '',
+        f'Variant `{opened.model["variant"]}` on ResNet-{opened.model["depth"]}.',
+        '',
+        *(f'- {name}: {value}' for name, value in opened.source.items()),
+        f'- data: {config.dataset.name}',
+        f'- written: {datetime.date.today()} by ann_jax {__version__}',
+        '',
+    ]
+    if (scores := source / 'metrics.json').is_file():
+        record = json.loads(scores.read_text())
+        lines += [
+            f'Scores on `{record["split"]}` (newest evaluation of the run, step {record["step"]}):',
+            '',
+            f'- mIoU {100 * record["miou"]:.2f}, pixel accuracy {100 * record["pixel_accuracy"]:.2f}',
+            '',
+        ]
+    lines += [
+        'Normalisation, which the programs apply themselves (they take RGB):',
+        '',
+        f'- channels {order}; mean {mean}, deviation {deviation}, of levels 0 to 255',
+        '',
+        'Programs:',
+        '',
+        *(f'- {note}' for note in notes or ['none']),
+        '',
+        'Classes:',
+        '',
+    ]
+    pairs = enumerate(zip(opened.classes, opened.colors, strict=True))
+    return '\n'.join([*lines, *(f'{i}. {name} {color}' for i, (name, color) in pairs), ''])

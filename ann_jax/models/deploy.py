@@ -1,0 +1,249 @@
+"""The inference network: the function of `ANN` in evaluation, with less to compute and for padded images.
+
+Batch normalisation is folded into the convolutions. W_o is merged into the 1x1 convolution behind its
+concatenation, for no non-linearity lies between: project(cat[W_o(O), X]) = project_1(W_o(O)) + project_2(X).
+This spares AFNB half of its 4096 -> 2048 convolution.
+
+An image may lie at the top left of a larger canvas, so that images of many sizes share one compiled program.
+The result is that of the image alone: convolutions pad with zeros, so what lies outside of the image is set
+to zero before every convolution and pooling that would see it, and anchors are pooled over the image only.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from ann_jax.models.ann import ANN, VARIANTS
+from ann_jax.models.resnet import blocks_of
+from ann_jax.ops import average_rows, resize_images, sample_anchors
+
+Params = dict[str, dict[str, Any]]
+EPSILON = 1e-5  # of every `BatchNorm`
+
+
+def fold(model: ANN, variables: Mapping[str, Any]) -> Params:
+    """Weights of the inference network: name of a convolution -> kernel (height, width, in, out) and bias.
+
+    The auxiliary head is left out. Computed in float64 on the host, then rounded to the model's dtype; the
+    classifier stays float32.
+    """
+    flat = traverse_util.flatten_dict(dict(variables))
+    layers = {}
+    for path, kernel in flat.items():
+        if path[-1] != 'kernel' or path[1].startswith('aux_'):
+            continue
+        *parents, name = path[1:-1]
+        kernel = np.asarray(kernel, np.float64)
+        bias = np.asarray(flat.get((*path[:-1], 'bias'), np.zeros(kernel.shape[-1])), np.float64)
+        norm = name.replace('conv', 'bn').replace('downsample_0', 'downsample_1').replace('out', 'out_bn')
+        if norm != name and ('params', *parents, norm, 'scale') in flat:
+            scale, shift = (np.float64(flat['params', *parents, norm, key]) for key in ('scale', 'bias'))
+            mean, var = (np.float64(flat['batch_stats', *parents, norm, key]) for key in ('mean', 'var'))
+            gain = scale / np.sqrt(var + EPSILON)
+            kernel, bias = kernel * gain, (bias - mean) * gain + shift
+        layers['/'.join([*parents, name])] = kernel, bias
+
+    for block in ('fusion', 'context'):
+        outs = [name for name in layers if name.startswith(block) and name.endswith('/out')]
+        if outs:
+            kernel, bias = layers.pop(f'{block}/project/conv')
+            response, passed = np.split(kernel[0, 0], [layers[outs[0]][0].shape[-1]])
+            for name in outs:
+                out, out_bias = layers[name]
+                layers[name] = out @ response, np.zeros(response.shape[1])
+                bias = bias + out_bias @ response
+            layers[f'{block}/project/conv'] = passed[None, None], bias
+
+    def rounded(name, array):
+        return jnp.asarray(array, jnp.float32 if name == 'classifier' else model.dtype)
+
+    return {name: {'kernel': rounded(name, k), 'bias': rounded(name, b)} for name, (k, b) in layers.items()}
+
+
+@dataclass(frozen=True)
+class InferenceNetwork:
+    """Computes the main logits of `model` from folded weights.
+
+    Attributes:
+        model: the network whose weights were folded; hashable, so that it can be a static argument of a jit.
+    """
+
+    model: ANN
+
+    @property
+    def takes_canvas(self) -> bool:
+        """Whether images may be smaller than their array; max pooled and random anchors need exact sizes."""
+        attends = VARIANTS[self.model.variant] != ('none', 'none')
+        return not attends or self.model.sampling in ('average', 'all')
+
+    def __call__(
+        self, params: Params, image: jax.Array, size: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs the network.
+
+        Args:
+            params: what `fold` made.
+            image: (B, H, W, 3) normalised images, each at the top left of its canvas.
+            size: (B, 2) int32 heights and widths of the images; None: they fill the array.
+
+        Returns:
+            (B, h, w, classes) float32 logits at the resolution of Stage5, and (B, 2) their valid sizes, None
+            without `size`.
+        """
+        model, backbone = self.model, self.model.backbone
+        x = _Map(image.astype(model.dtype), size)
+        for i in range(1, len(backbone.stem_widths) + 1):
+            x = _conv(params[f'backbone/stem/conv{i}'], x, stride=2 if i == 1 else 1)
+        x = _pool(x, backbone.ceil_pool)
+        stages = []
+        for layer in (1, 2, 3, 4):
+            for i, block in enumerate(blocks_of(backbone, layer)):
+                x = _residual(params, f'backbone/layer{layer}_{i}', x, block)
+            stages.append(x)
+
+        fusion, context = VARIANTS[model.variant]
+        lows = [stages[stage - 2] for stage in model.fuse_stages]
+        if fusion == 'common':
+            for i, low in enumerate(lows):
+                x = _Map(x.array + _like(_conv(params[f'fusion/fuse_{i}/conv'], low), x), x.size)
+        elif fusion != 'none':
+            x = self._block(params, 'fusion', lows, x, relu=False, dense=fusion == 'fnb', share='none')
+        x = _conv(params['bottleneck/conv'], x)
+        if context != 'none':
+            x = self._block(params, 'context', [x], x, relu=True, dense=context == 'nb', share=model.share)
+        x = _Map(x.array.astype(jnp.float32), x.size)
+        return tuple(_conv(params['classifier'], x, relu=False))
+
+    def _block(self, params, name, lows, high, *, relu, dense, share):
+        sampling = 'all' if dense else self.model.sampling
+        response = 0
+        for i, low in enumerate(lows):
+            layer = lambda part, x, i=i, **o: _conv(params[f'{name}/attention_{i}/{part}'], x, **o)
+            key = layer('key/conv', low)
+            query = key if share == 'query_key' else layer('query/conv', high)
+            value = key if share == 'key_value' else layer('value', low, relu=False)
+            attended = _attend(query, key, value, sampling, self.model.sizes)
+            response = response + attended @ params[f'{name}/attention_{i}/out']['kernel'][0, 0]
+        x = _conv(params[f'{name}/project/conv'], high, relu=False)
+        x = _Map(x.array + response.reshape(x.array.shape), x.size)
+        return _Map(nn.relu(x.array), x.size) if relu else x
+
+
+class _Map(tuple):
+    """A feature map (B, H, W, C) and the valid sizes (B, 2) of its images, None where they fill it."""
+
+    __slots__ = ()
+
+    def __new__(cls, array, size):
+        return super().__new__(cls, (array, size))
+
+    array = property(lambda self: self[0])
+    size = property(lambda self: self[1])
+
+    def clean(self):
+        """The array with zeros outside of the images."""
+        if self.size is None:
+            return self.array
+        rows, columns = (jnp.arange(n) < self.size[:, i, None] for i, n in enumerate(self.array.shape[1:3]))
+        return jnp.where((rows[:, :, None] & columns[:, None])[..., None], self.array, 0)
+
+
+def _conv(params, x, *, stride=1, dilation=1, relu=True):
+    kernel = params['kernel']
+    k = kernel.shape[0]
+    if k == 1:
+        y = x.array[:, ::stride, ::stride] @ kernel[0, 0]
+    else:
+        pad = dilation * (k - 1) // 2
+        y = jax.lax.conv_general_dilated(
+            x.clean(),
+            kernel,
+            window_strides=(stride, stride),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+    y = y + params['bias']
+    size = x.size if x.size is None or stride == 1 else (x.size - 1) // stride + 1
+    return _Map(nn.relu(y) if relu else y, size)
+
+
+def _pool(x, ceil):
+    """3x3 max pooling of stride 2, as `layers.max_pool`; by slices, which every exporter knows."""
+    size = None if x.size is None else (x.size - 1 + int(ceil)) // 2 + 1
+    height, width = ((n - 1 + int(ceil)) // 2 + 1 for n in x.array.shape[1:3])
+    # Zeros outside do no harm: behind a ReLU no maximum is below them.
+    padded = jnp.pad(x.clean(), ((0, 0), (1, 2), (1, 2), (0, 0)))
+    parts = [
+        jax.lax.slice_in_dim(
+            jax.lax.slice_in_dim(padded, i, i + 2 * height - 1, 2, axis=1), j, j + 2 * width - 1, 2, axis=2
+        )
+        for i in range(3)
+        for j in range(3)
+    ]
+    return _Map(functools.reduce(jnp.maximum, parts), size)
+
+
+def _residual(params, name, x, block):
+    y = x
+    convolutions = block.convolutions()
+    for i, (_, _, stride, dilation) in enumerate(convolutions, 1):
+        last = i == len(convolutions)
+        y = _conv(params[f'{name}/conv{i}'], y, stride=stride, dilation=dilation, relu=not last)
+    if f'{name}/downsample_0' in params:
+        x = _conv(params[f'{name}/downsample_0'], x, stride=block.stride, relu=False)
+    return _Map(nn.relu(x.array + y.array), y.size)
+
+
+def _attend(query, key, value, sampling, sizes):
+    """(B, N, C^) weighted sums of the values' anchors."""
+    (keys, seen), (values, _) = (_anchors(x, sampling, sizes) for x in (key, value))
+    query = query.array.reshape(query.array.shape[0], -1, query.array.shape[-1])
+    similarity = jnp.einsum('bnc,bsc->bns', query, keys, preferred_element_type=jnp.float32)
+    similarity = similarity * query.shape[-1] ** -0.5
+    if seen is not None:
+        similarity = jnp.where(seen[:, None], similarity, -jnp.inf)
+    weights = nn.softmax(similarity)
+    return jnp.einsum('bns,bsc->bnc', weights.astype(values.dtype), values)
+
+
+def _anchors(x, sampling, sizes):
+    """(B, S, C) anchors, and (B, S) which of them lie in the image, None if all do."""
+    array, size = x
+    if size is None:
+        return sample_anchors(array, sampling, sizes, jax.random.key(0)), None
+    height, width = array.shape[1:3]
+    if sampling == 'all':
+        seen = _Map(jnp.ones((*array.shape[:3], 1), bool), size).clean()
+        return array.reshape(array.shape[0], -1, array.shape[-1]), seen.reshape(array.shape[0], -1)
+    if sampling != 'average':
+        raise ValueError(f'{sampling} anchors need images that fill their arrays, see takes_canvas')
+    array = array.astype(jnp.float32)
+    rows = jnp.concatenate([average_rows(height, n, size[:, 0]) for n in sizes], 1)
+    pooled = jnp.einsum('bnh,bhwc->bnwc', rows, array, precision='highest')
+    levels, first = [], 0
+    for n in sizes:
+        columns = average_rows(width, n, size[:, 1])
+        level = jnp.einsum('bmw,bnwc->bnmc', columns, pooled[:, first : first + n], precision='highest')
+        levels.append(level.reshape(array.shape[0], n * n, -1))
+        first += n
+    return jnp.concatenate(levels, 1).astype(x.array.dtype), None
+
+
+def _like(low, high):
+    """A map resized to another's size."""
+    target = high.array.shape[1:3]
+    if low.array.shape[1:3] == target:
+        return low.array
+    sizes = [
+        jnp.broadcast_to(jnp.array(x.array.shape[1:3]), (x.array.shape[0], 2)) if x.size is None else x.size
+        for x in (low, high)
+    ]
+    return resize_images(low.array, sizes[0], target, sizes[1], True).astype(high.array.dtype)

@@ -1,0 +1,160 @@
+"""--mode=predict: segments images of a folder, and writes what is asked for; also Cityscapes submissions."""
+
+import glob
+import logging
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from ann_jax import visualize
+from ann_jax.config import adopt
+from ann_jax.data.classes import DATASETS
+from ann_jax.data.datasets import read_label
+from ann_jax.errors import ConfigError, DataError, unknown
+from ann_jax.restore import open_weights
+from ann_jax.segmenter import Segmenter, find_images
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = ('ids', 'colors', 'overlays', 'probabilities', 'panels', 'submission')
+CITYSCAPES_SIZE = (1024, 2048)
+
+
+def predict(config: ConfigDict, workdir: Path) -> int:
+    """Segments every image that `predict.input` names.
+
+    Returns:
+        Exit status: 0, or 1 if an image could not be used.
+
+    Raises:
+        ConfigError: there is nothing to read, or an output is unknown.
+        DataError: no image could be used, or the submission would not be accepted.
+    """
+    c = config.predict
+    kinds = [name.strip() for name in c.write.split(',')]
+    for name in kinds:
+        if name not in OUTPUTS:
+            raise ConfigError(unknown('predict.write', name, OUTPUTS))
+    if 'panels' in kinds and not c.truth:
+        raise ConfigError('predict.write=panels needs --config.predict.truth=FOLDER of labels')
+    files, root = _files(config)
+    source = (
+        workdir if (workdir / 'checkpoints').is_dir() else Path(config.init['from'] or workdir).expanduser()
+    )
+    weights = open_weights(source)
+    for line in adopt(config, model=weights.model, input=weights.input):
+        logger.info('as trained, not as given: %s', line)
+    segmenter = Segmenter(weights, config)
+    # Images such as a.jpg and a.png, which would be written under one name.
+    stems = Counter((path.relative_to(root) if root else Path(path.name)).with_suffix('') for path in files)
+    clashing = {stem for stem, count in stems.items() if count > 1}
+    out = Path(c.output or workdir / 'predictions').expanduser()
+    errors, done = [], 0
+    results = segmenter.stream(files, errors)
+    with tqdm(total=len(files), desc='predict', unit='image') as bar:
+        for result in results:
+            _write(result, out, kinds, root, clashing, config)
+            done += 1
+            bar.update(done + len(errors) - bar.n)
+    for error in errors:
+        print(error)
+    if not done:
+        raise DataError(f'none of the {len(files)} images could be used')
+    if 'submission' in kinds:
+        print(f'submission written to {_zip(out / "submission", len(files))}')
+    print(f'{done} of {len(files)} images segmented; {", ".join(kinds)} written to {out}')
+    return 1 if errors else 0
+
+
+def _files(config):
+    """The images, and the folder that their names are relative to."""
+    text = config.predict.input
+    if not text and 'submission' in config.predict.write.split(','):
+        text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
+    if not text:
+        raise ConfigError(
+            '--config.predict.input=... names an image, a folder, or a pattern such as "a/*.jpg"'
+        )
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return find_images(path), path
+    files = (
+        [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    )
+    if not files:
+        raise ConfigError(f'predict.input={text}: no such file, folder or pattern')
+    return files, None
+
+
+def _write(result, out, kinds, root, clashing, config):
+    name = result.path.relative_to(root) if root else Path(result.path.name)
+    if name.with_suffix('') in clashing:
+        name = name.with_name(name.name.replace('.', '_'))
+
+    def place(kind, ending):
+        file = out / kind / name.with_suffix(ending)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+    for kind in kinds:
+        match kind:
+            case 'ids':
+                Image.fromarray(result.ids).save(place(kind, '.png'))
+            case 'colors':
+                result.colored(place(kind, '.png'))
+            case 'overlays':
+                result.overlay(place(kind, '.png'))
+            case 'probabilities':
+                np.save(place(kind, '.npy'), result.probabilities().astype(np.float16))
+            case 'panels':
+                truth = _truth(name, result, config)
+                panel = visualize.panel(result.image, truth, result.ids, result.colors)
+                Image.fromarray(panel).save(place(kind, '.png'))
+            case 'submission':
+                folder = out / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(DATASETS['cityscapes'].class_to_raw[result.ids]).save(
+                    folder / f'{name.stem}.png'
+                )
+
+
+def _truth(name, result, config):
+    file = Path(config.predict.truth).expanduser() / name.with_suffix('.png')
+    dataset = DATASETS.get(config.dataset.name)
+    if dataset is None:
+        raise ConfigError(
+            f'predict.truth needs a dataset that says what its labels mean, not {config.dataset.name!r}'
+        )
+    label = read_label(file, dataset)
+    if label.shape != result.ids.shape:
+        raise DataError(f'{file} is {label.shape}, its image {result.ids.shape}')
+    return label
+
+
+def _zip(folder, count):
+    """Checks what the server of Cityscapes checks, then zips."""
+    files = sorted(folder.glob('*.png'))
+    known = set(DATASETS['cityscapes'].class_to_raw.tolist())
+    for file in files:
+        with Image.open(file) as image:
+            ids = np.asarray(image)
+        if ids.shape != CITYSCAPES_SIZE or image.mode != 'L':
+            raise DataError(
+                f'{file} is {ids.shape} {image.mode}, the server takes {CITYSCAPES_SIZE} label ids'
+            )
+        if wrong := set(np.unique(ids).tolist()) - known:
+            raise DataError(f'{file} holds label ids {sorted(wrong)}, which are not scored')
+        if len(file.stem.split('_')) < 3:
+            raise DataError(f'{file}: the server takes names that begin with city_sequence_frame')
+    if len(files) != count:
+        raise DataError(f'{folder} holds {len(files)} pictures for {count} images: empty it first')
+    archive = folder.with_suffix('.zip')
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_STORED) as target:
+        for file in files:
+            target.write(file, file.name)
+    return archive

@@ -1,0 +1,215 @@
+"""A trained network to use from Python: images in, class maps out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from ann_jax import build, visualize
+from ann_jax.canvas import Canvases, pad
+from ann_jax.config import adopt, defaults, validate
+from ann_jax.data.datasets import read_image
+from ann_jax.errors import ConfigError, DataError
+from ann_jax.inference import Canvas
+from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.restore import open_weights
+from ann_jax.sharding import make_mesh, replicated, split_batch
+from ann_jax.weights import Weights
+
+ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+READ_AHEAD = 4
+
+Picture = str | Path | np.ndarray | Image.Image
+
+
+def load(path: str | Path, *, dtype: str = 'float32', **settings: Any) -> 'Segmenter':
+    """Opens a run, or a folder of converted or exported weights.
+
+    Args:
+        path: the workdir of a run (its best checkpoint is taken), or a folder with a model.json.
+        dtype: what the network computes in, 'float32' or 'bfloat16'.
+        **settings: of the test protocol, as `config.eval`: scales, flip, crop, stride, average.
+
+    Raises:
+        ConfigError: there are no weights, or a setting is unknown.
+        DataError: the weights are damaged.
+    """
+    config = defaults()
+    unknown = settings.keys() - {'scales', 'flip', 'crop', 'stride', 'average'}
+    if unknown:
+        raise ConfigError(
+            f'unknown settings {sorted(unknown)}: known are scales, flip, crop, stride and average'
+        )
+    config.eval.update(settings)
+    weights = open_weights(Path(path).expanduser())
+    if not weights.classes:
+        raise ConfigError(f'{path} is a backbone alone, which tells no classes: train a head first')
+    adopt(config, model=weights.model, input=weights.input)
+    config.model.dtype = dtype
+    validate(config)
+    return Segmenter(weights, config)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The class map of one image.
+
+    Attributes:
+        path: of the file; None if the image was none.
+        image: (H, W, 3) uint8 RGB.
+        ids: (H, W) uint8 class indices.
+        classes: their names.
+        colors: RGB of each.
+    """
+
+    path: Path | None
+    image: np.ndarray
+    ids: np.ndarray
+    classes: tuple[str, ...]
+    colors: tuple[visualize.Color, ...]
+    _segmenter: 'Segmenter'
+
+    def probabilities(self) -> np.ndarray:
+        """(H, W, classes) float32, computed when asked for."""
+        return next(self._segmenter.probabilities([self.image]))
+
+    def colored(self, path: str | Path | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 class colours; written to a file if a path is given."""
+        return _write(visualize.colorize(self.ids, self.colors), path)
+
+    def overlay(self, path: str | Path | None = None, opacity: float = 0.6) -> np.ndarray:
+        """(H, W, 3) uint8 class colours over the image; written to a file if a path is given."""
+        return _write(visualize.overlay(self.image, self.ids, self.colors, opacity), path)
+
+
+class Segmenter:
+    """A network with its test protocol.
+
+    Attributes:
+        classes: names.
+        colors: RGB of each.
+    """
+
+    def __init__(self, weights: Weights, config: Any, mesh: jax.sharding.Mesh | None = None):
+        """Prepares; nothing is compiled yet. `config` has the sections model, input and eval."""
+        self.classes, self.colors = weights.classes, weights.colors
+        self._mesh = mesh or make_mesh(jax.local_devices()[:1])
+        network = InferenceNetwork(build.model(config, len(self.classes)))
+        params = fold(network.model, weights.variables)
+        self._params = jax.device_put(params, replicated(self._mesh))
+        self._protocol = build.protocol(config, network, self._mesh)
+        self._canvases = Canvases(not network.takes_canvas)
+        self._argmax = jax.jit(lambda logits: logits.argmax(-1).astype(np.uint8))
+        self._softmax = jax.jit(lambda logits: jax.nn.softmax(logits))
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> 'Result | list[Result]':
+        """Segments one image, or several: a list, or a folder.
+
+        Args:
+            images: a path, an array (H, W, 3) or (H, W) uint8 (RGB or grey), a Pillow image, a list of those,
+                or a folder, whose images are taken in the order of their names.
+
+        Returns:
+            A `Result`, or a list of them.
+
+        Raises:
+            DataError: an image cannot be used; the message names it.
+        """
+        if isinstance(images, (str, Path)) and Path(images).is_dir():
+            return list(self.stream(find_images(images)))
+        if isinstance(images, (str, Path, np.ndarray, Image.Image)):
+            return next(self.stream([images]))
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[Picture], errors: list[str] | None = None) -> Iterator[Result]:
+        """Segments many images, one after the other; the next are read while the device works.
+
+        Args:
+            images: as in `__call__`, without end if need be.
+            errors: takes what is wrong with images that cannot be used, and the others go on; None raises.
+
+        Raises:
+            DataError: an image cannot be used, unless `errors` is given.
+        """
+        pending = None
+        for picture, image in _read_ahead(images, errors):
+            ids, size = self._argmax(self._logits(image)), image.shape[:2]
+            # Fetched one image late: the device works on this one while the host writes the last.
+            if pending is not None:
+                yield self._result(*pending)
+            pending = picture, image, ids, size
+        if pending is not None:
+            yield self._result(*pending)
+
+    def probabilities(self, images: Iterable[Picture]) -> Iterator[np.ndarray]:
+        """(H, W, classes) float32 of each image."""
+        for _, image in _read_ahead(images, None):
+            height, width = image.shape[:2]
+            yield np.asarray(self._softmax(self._logits(image)))[0, :height, :width]
+
+    def _logits(self, image):
+        canvas = self._canvases.fit(*image.shape[:2])
+        count = self._mesh.size
+        array = jax.device_put(pad([image] * count, canvas, count, (3,)), split_batch(self._mesh))
+        size = np.array([image.shape[:2]] * count, np.int32)
+        return self._protocol(self._params, Canvas(array, size)).array
+
+    def _result(self, picture, image, ids, size):
+        path = Path(picture) if isinstance(picture, (str, Path)) else None
+        ids = np.asarray(ids)[0, : size[0], : size[1]]
+        return Result(path, image, ids, self.classes, self.colors, self)
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """The images of a folder and the folders in it, by name.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in ENDINGS)
+    if not found:
+        raise DataError(f'{folder} holds no image ({", ".join(ENDINGS)})')
+    return found
+
+
+def _read_ahead(images, errors):
+    """Yields (picture, RGB array); a few are read in advance, in threads."""
+    images = iter(images)
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        queue = [(picture, pool.submit(_to_array, picture)) for picture in islice(images, READ_AHEAD)]
+        while queue:
+            picture, future = queue.pop(0)
+            queue += [(more, pool.submit(_to_array, more)) for more in islice(images, 1)]
+            try:
+                image = future.result()
+            except DataError as error:
+                if errors is None:
+                    raise
+                errors.append(str(error))
+                continue
+            yield picture, image
+
+
+def _to_array(picture):
+    if isinstance(picture, (str, Path)):
+        return read_image(picture)
+    array = np.asarray(picture.convert('RGB') if isinstance(picture, Image.Image) else picture)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, 2)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise DataError(
+            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}'
+        )
+    return array
+
+
+def _write(picture, path):
+    if path is not None:
+        Image.fromarray(picture).save(path)
+    return picture

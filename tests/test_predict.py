@@ -1,0 +1,268 @@
+"""Predictions from Python and from the command, and exported programs, on a small network."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from reference import assert_close, quick
+from small import small_folder
+
+import ann_jax
+from ann_jax import predict, weights
+from ann_jax.config import defaults
+from ann_jax.data.classes import DATASETS
+from ann_jax.data.scenes import render
+from ann_jax.errors import ConfigError, DataError
+from ann_jax.export import export
+from ann_jax.models.ann import ANN
+from ann_jax.models.resnet import ResNet
+from ann_jax.ops import resize_bilinear
+
+
+def read(path):
+    """The pixels of a file."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+SIZES = [(64, 128), (70, 150), (64, 130), (66, 131), (1, 1)]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder of weights."""
+    path = tmp_path_factory.mktemp('weights') / 'small'
+    small_folder(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def seg(folder):
+    return ann_jax.load(folder)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """Images of several sizes, one of them damaged."""
+    path = tmp_path_factory.mktemp('pictures')
+    for i, size in enumerate(SIZES):
+        image = render((5, i), *np.maximum(size, (64, 128)))[0][: size[0], : size[1]]
+        Image.fromarray(image).save(path / f'{i}.png')
+    (path / 'damaged.jpg').write_text('no image')
+    return path
+
+
+def expected_logits(folder, image):
+    """By the trained network, without folding, canvas or device loop."""
+    opened = weights.load(folder)
+    c = dict(opened.model)
+    align_corners = c.pop('align_corners')
+    names = ('depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool')
+    model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in names}), **c)
+    image = (np.float32(image)[None] - np.float32(opened.input['mean'])) / np.float32(opened.input['std'])
+    return resize_bilinear(quick(model.apply)(opened.variables, image).main, image.shape[1:3], align_corners)[
+        0
+    ]
+
+
+def test_three_lines(folder, seg, pictures, tmp_path):
+    result = seg(pictures / '0.png')
+    image = read(pictures / '0.png')
+    logits = np.asarray(expected_logits(folder, image))
+    np.testing.assert_array_equal(result.image, image)
+    assert (result.ids == logits.argmax(-1)).mean() > 0.999 and result.ids.dtype == np.uint8
+    assert_close(result.probabilities(), jax.nn.softmax(logits), 1e-4)
+    assert result.classes[0] == 'sky' and result.path == pictures / '0.png'
+    result.overlay(tmp_path / 'o.png')
+    result.colored(tmp_path / 'c.png')
+    np.testing.assert_array_equal(read(tmp_path / 'o.png'), result.overlay())
+    assert read(tmp_path / 'c.png')[3, 4].tolist() == list(result.colors[result.ids[3, 4]])
+
+
+def test_every_kind_of_input_gives_the_same(seg, pictures):
+    path = pictures / '1.png'
+    image = read(path)
+    expected = seg(path).ids
+    pillow = Image.fromarray(image)
+    for same in (str(path), image, pillow, pillow.convert('RGBA')):
+        np.testing.assert_array_equal(seg(same).ids, expected)
+    for result in seg([path, image]):
+        np.testing.assert_array_equal(result.ids, expected)
+    grey = image[..., 0]
+    np.testing.assert_array_equal(seg(grey).ids, seg(np.stack([grey] * 3, -1)).ids)
+
+
+def test_images_of_all_sizes_are_as_alone(folder, seg, pictures):
+    results = list(seg.stream(sorted(pictures.glob('*.png'))))
+    assert [result.ids.shape for result in results] == SIZES
+    for result in results:
+        logits = np.asarray(expected_logits(folder, result.image))
+        # Where two classes are as good as equal, rounding decides.
+        best = np.sort(logits, -1)
+        sure = best[..., -1] - best[..., -2] > 1e-3 * np.abs(logits).max()
+        np.testing.assert_array_equal(result.ids[sure], logits.argmax(-1)[sure])
+
+
+def test_bad_input_is_named(seg, pictures, folder):
+    with pytest.raises(DataError, match='damaged.jpg'):
+        seg(pictures)
+    errors = []
+    assert len(list(seg.stream(sorted(pictures.iterdir()), errors))) == len(SIZES)
+    assert len(errors) == 1 and 'damaged.jpg' in errors[0]
+    with pytest.raises(DataError, match=r'not \(4, 5, 3\) float32'):
+        seg(np.zeros((4, 5, 3), np.float32))
+    with pytest.raises(DataError, match='holds no image'):
+        seg(folder)
+    with pytest.raises(ConfigError, match='unknown settings .*scale'):
+        ann_jax.load(folder, scale=2)
+    with pytest.raises(ConfigError, match='eval.crop'):
+        ann_jax.load(folder, crop=(64, 64))
+    with pytest.raises(AttributeError, match='lod'):
+        ann_jax.lod  # noqa: B018
+
+
+def test_protocols_and_dtypes_are_settings(folder, seg, pictures):
+    path = pictures / '1.png'
+    plain = seg(path).probabilities()
+    other = ann_jax.load(
+        folder, scales=(0.75, 1.0), flip=True, crop=(48, 64), stride=(32, 48), average='probabilities'
+    )
+    probabilities = other(path).probabilities()
+    assert probabilities.shape == plain.shape and 1e-3 < np.abs(probabilities - plain).max()
+    assert_close(probabilities.sum(-1), np.ones(plain.shape[:2]), 1e-4)
+    half = ann_jax.load(folder, dtype='bfloat16')(path).probabilities()
+    assert 1e-5 < np.abs(half - plain).mean() < 0.1
+
+
+def config_for(folder, **settings):
+    config = defaults()
+    config.init['from'] = str(folder)
+    config.predict.update(settings)
+    return config
+
+
+def test_the_command_writes_every_kind_and_reports_bad_files(folder, pictures, tmp_path, capsys):
+    Image.fromarray(read(pictures / '0.png')).save(pictures / '0.bmp')
+    try:
+        config = config_for(folder, input=str(pictures), write='ids,colors,overlays,probabilities')
+        assert predict.predict(config, tmp_path) == 1
+    finally:
+        (pictures / '0.bmp').unlink()
+    printed = capsys.readouterr().out
+    assert 'damaged.jpg' in printed and f'{len(SIZES) + 1} of {len(SIZES) + 2} images segmented' in printed
+    out = tmp_path / 'predictions'
+    assert {path.name for path in out.iterdir()} == {'ids', 'colors', 'overlays', 'probabilities'}
+    assert {path.name for path in (out / 'ids').iterdir()} >= {'0_png.png', '0_bmp.png', '1.png'}
+    ids = read(out / 'ids' / '1.png')
+    probabilities = np.load(out / 'probabilities' / '1.npy')
+    assert probabilities.shape == (*ids.shape, 17) and (probabilities.argmax(-1) == ids).mean() > 0.99
+
+
+def test_patterns_panels_and_nothing_to_do(folder, pictures, tmp_path):
+    truth = tmp_path / 'truth'
+    truth.mkdir()
+    Image.fromarray(np.zeros((70, 150), np.uint8)).save(truth / '1.png')
+    config = config_for(folder, input=str(pictures / '1.p*'), write='panels', truth=str(truth))
+    config.dataset.name = 'camvid'
+    assert predict.predict(config, tmp_path) == 0
+    assert read(tmp_path / 'predictions' / 'panels' / '1.png').shape == (70, 3 * 150 + 8, 3)
+    for settings, message in [
+        ({'input': ''}, '--config.predict.input'),
+        ({'input': str(tmp_path / 'no*')}, 'no such file, folder or pattern'),
+        ({'input': str(pictures), 'write': 'masks'}, "unknown predict.write 'masks'"),
+        ({'input': str(pictures), 'write': 'panels'}, 'predict.truth=FOLDER'),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            predict.predict(config_for(folder, **{'truth': '', **settings}), tmp_path)
+
+
+def test_a_submission_is_checked_and_zipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, 'CITYSCAPES_SIZE', (64, 128))
+    small_folder(tmp_path / 'weights', dataset=DATASETS['cityscapes'])
+    test = tmp_path / 'root' / 'leftImg8bit' / 'test' / 'berlin'
+    test.mkdir(parents=True)
+    for i in range(2):
+        Image.fromarray(render((5, i), 64, 128)[0]).save(test / f'berlin_00000{i}_000019_leftImg8bit.png')
+    config = config_for(tmp_path / 'weights', write='submission')
+    config.dataset.root = str(tmp_path / 'root')
+    assert predict.predict(config, tmp_path / 'run') == 0
+    with zipfile.ZipFile(tmp_path / 'run' / 'predictions' / 'submission.zip') as archive:
+        names = archive.namelist()
+        assert names == [f'berlin_00000{i}_000019_leftImg8bit.png' for i in range(2)]
+        with archive.open(names[0]) as file:
+            ids = np.asarray(Image.open(file))
+    known = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
+    assert ids.shape == (64, 128) and set(np.unique(ids)) <= known and len(np.unique(ids)) > 1
+    monkeypatch.setattr(predict, 'CITYSCAPES_SIZE', (1024, 2048))
+    with pytest.raises(DataError, match=r'is \(64, 128\) L, the server takes'):
+        predict.predict(config, tmp_path / 'other')
+
+
+FRESH = """
+import sys
+import numpy as np
+from jax import export
+assert not any(name.startswith('ann_jax') for name in sys.modules)
+program = export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
+images = np.load(sys.argv[2])
+np.savez(sys.argv[3], **{name: program.call(image) for name, image in images.items()})
+"""
+
+
+@pytest.fixture(scope='module')
+def exported(folder, tmp_path_factory):
+    pytest.importorskip('flatbuffers', reason='jax.export serialises with flatbuffers')
+    config = config_for(folder)
+    config.export.update(output=str(tmp_path_factory.mktemp('export') / 'small'), size=(64, 97))
+    export(config, tmp_path_factory.mktemp('run'))
+    with pytest.raises(ConfigError, match='exists'):
+        export(config, tmp_path_factory.mktemp('run'))
+    return config.export.output
+
+
+def test_an_exported_program_runs_without_this_package(folder, exported, tmp_path):
+    images = {
+        f'{h}x{w}': render((5, h), max(h, 64), max(w, 128))[0][None, :h, :w]
+        for h, w in [(64, 97), (33, 130), (5, 2)]
+    }
+    images['batch'] = np.concatenate([images['64x97'], images['64x97'][:, ::-1]])
+    np.savez(tmp_path / 'images.npz', **images)
+    arguments = [f'{exported}/model.stablehlo', str(tmp_path / 'images.npz'), str(tmp_path / 'out.npz')]
+    subprocess.run([sys.executable, '-c', FRESH, *arguments], check=True, cwd=tmp_path)
+    results = np.load(tmp_path / 'out.npz')
+    for name, image in images.items():
+        assert results[name].shape == (*image.shape[:3], 17)
+        assert_close(results[name][-1], expected_logits(folder, image[-1]), 1e-4)
+
+
+def test_an_export_is_a_folder_of_weights_with_a_card(exported):
+    card = Path(exported, 'README.md').read_text()
+    for words in ('16. worker', 'channels red, green, blue', 'any batch, height and width', 'cpu, cuda, tpu'):
+        assert words in card
+    assert ann_jax.load(exported).classes[-1] == 'worker'
+    assert json.loads(Path(exported, 'model.json').read_text())['version'] == 1
+
+
+def test_onnx(folder, tmp_path):
+    pytest.importorskip('jax2onnx', reason='written by jax2onnx')
+    onnxruntime = pytest.importorskip('onnxruntime', reason='read by onnxruntime')
+    config = config_for(folder)
+    config.export.update(output=str(tmp_path / 'out'), size=(64, 97), formats='onnx')
+    export(config, tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / 'out' / 'model.onnx'))
+    image = render((5, 1), 64, 128)[0][None, :, :97].astype(np.float32)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: image})
+    assert_close(logits[0], expected_logits(folder, image[0]), 1e-4)
+
+
+def test_export_refuses(folder, tmp_path):
+    config = config_for(folder)
+    config.export.formats = 'tflite'
+    with pytest.raises(ConfigError, match="unknown export.formats 'tflite'"):
+        export(config, tmp_path)
