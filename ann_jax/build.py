@@ -37,7 +37,9 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
     c = config.dataset
     stands_in = bool(c.stand_in and not c.root)
     name = c.stand_in if stands_in else c.name
-    if name == 'scenes':
+    if c.format == 'tfds' and not stands_in:
+        samples = RecordSource(name, c.root, split)
+    elif name == 'scenes':
         train = split == c.train_split
         # A stand-in has not the splits of the dataset it stands in for, such as 'trainval'.
         samples = SceneSource(
@@ -47,8 +49,6 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
             width=c.scenes.width,
             seed=c.scenes.seed,
         )
-    elif c.format == 'tfds':
-        samples = RecordSource(name, c.root, split)
     else:
         samples = FolderSource(dataset(config), c.root, split, strict=strict)
     return Head(samples, limit) if 0 < limit < len(samples) else samples

@@ -98,6 +98,25 @@ def test_an_own_folder(tmp_path, capsys):
         check(config)
 
 
+def test_check_reads_records_and_scenes(tmp_path, capsys):
+    pytest.importorskip('tensorflow_datasets', reason="pip install '.[datasets]'")
+    from ann_jax import build
+    from ann_jax.data.records import write
+
+    config = get_config('scenes', '')
+    config.dataset.scenes.update(train_count=3, eval_count=2, height=64, width=128)
+    assert check(config) == 0
+    drawn = capsys.readouterr().out
+    write('scenes', {split: build.source(config, split) for split in ('train', 'val')}, tmp_path)
+    config = get_config('scenes', tmp_path, format='tfds')
+    assert check(config) == 0
+    assert capsys.readouterr().out[-len(drawn) :] == drawn
+    (file,) = (tmp_path / 'scenes/1.0.0').glob('scenes-val.array_record*')
+    file.write_bytes(file.read_bytes()[:70_000])
+    assert check(config) == 1
+    assert 'cannot read record 0 of val' in capsys.readouterr().out
+
+
 def test_browse_draws_augmented_samples(tmp_path, capsys):
     write_tree('camvid', tmp_path / 'data')
     config = get_config('camvid', tmp_path / 'data')

@@ -332,6 +332,24 @@ def test_voc_aug(lists, form, tmp_path):
     assert set(np.unique(label)) == {*range(21), IGNORE}
 
 
+def test_voc_with_sbd_as_its_makers_hand_it_out(tmp_path):
+    scipy_io = pytest.importorskip('scipy.io')
+    written = write_tree('voc', tmp_path, num_train=1, num_val=1)
+    sbd = tmp_path / 'benchmark_RELEASE/dataset'
+    (sbd / 'cls').mkdir(parents=True)
+    raw = RNG.integers(0, 21, SIZE).astype(np.uint8)
+    of_voc = [files[0][0].stem for files in written.values()]
+    for name in ('2011_003276', *of_voc):  # SBD holds images of VOC's train and val too
+        save(sbd / f'img/{name}.jpg', picture())
+        truth = {'Segmentation': raw, 'Boundaries': np.zeros((20, 1), object), 'CategoriesPresent': [1]}
+        scipy_io.savemat(sbd / f'cls/{name}.mat', {'GTcls': truth}, do_compression=True)
+    source = open_source('voc', root=tmp_path, split='train+sbd')
+    assert [source[i]['name'] for i in range(len(source))] == [f'train/{of_voc[0]}', 'sbd/2011_003276']
+    np.testing.assert_array_equal(source[1]['label'], raw)
+    (tmp_path / 'ImageSets/Segmentation/val.txt').unlink()
+    expect(['val.txt'], open_source, 'voc', root=tmp_path, split='train+sbd')
+
+
 # --- All
 
 

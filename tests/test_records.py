@@ -182,10 +182,12 @@ def test_the_cityscapes_builder_of_tfds(tmp_path):
         assert sample['name'] == 'aachen'
 
 
-def test_what_cannot_be_opened(written, tmp_path):
+def test_what_cannot_be_opened(written, tmp_path, monkeypatch):
     _, records = written
     expect(['no records', 'write_tfds.py'], RecordSource, 'camvid', tmp_path / 'absent', 'train')
     expect(['no records'], RecordSource, 'ade20k', records, 'train')
+    monkeypatch.chdir(records)
+    expect(["--config.dataset.root='' holds no records"], RecordSource, 'camvid', '', 'train')
     expect(['test', 'train'], RecordSource, 'camvid', records, 'test')
     same(RecordSource('camvid', records, 'val'), RecordSource('camvid', records / 'camvid/1.0.0', 'val'))
     (records / 'camvid/1.0.0').rename(records / 'camvid/0.9.0')

@@ -36,11 +36,13 @@ class Layout:
     label_map: Mapping[int, int] | None = None
     # RGB -> class index or IGNORE, for labels that are pictures of colours
     color_map: Mapping[tuple[int, int, int], int] | None = None
-    variable: str | None = None  # of a label that is a MATLAB file
+    variable: str | None = None  # of a label that is a MATLAB file; 'struct.field' for one in a struct
     archive: str | None = None  # the one file that holds the labels, read by `archives.py`
     parts: tuple[str, ...] | None = None  # the only parts that come in this form; None: all
     # part -> (first, last) of the ranges of names that it holds; None: all of the folder
     select: Mapping[str, tuple[tuple[str, str], ...]] | None = None
+
+    without: tuple[str, ...] = ()  # lists of names that are left out
 
     @cached_property
     def lut(self) -> np.ndarray:
@@ -126,17 +128,6 @@ _CITYSCAPES_FINE = Layout(
     label_ending='_gtFine_labelIds.png',
     parts=('train', 'val', 'test'),
 )
-# SegNet's split of the 701 images, which are named by their sequence and frame.
-_CAMVID_SELECT = {
-    'train': (
-        ('0001TP', '0001TP_008520'),
-        ('0006R0', '0006R0_f99999'),
-        ('0016E5', '0016E5_07958'),
-        ('0016E5_08160', '0016E5_99999'),
-    ),
-    'val': (('0016E5_07959', '0016E5_08159'),),
-    'test': (('0001TP_008521', '0001TP_999999'), ('Seq05VD', 'Seq05VD_f99999')),
-}
 
 
 def _context(name, classes, colors, first):
@@ -191,7 +182,7 @@ DATASETS: dict[str, Dataset] = {
                         (0, 0, 0): IGNORE,  # Void
                         **{color: i for i, (_, color) in enumerate(names.CAMVID32_CLASSES)},
                     },
-                    select=_CAMVID_SELECT,
+                    select=names.CAMVID_SPLIT,
                 ),
             ),
             counts={'train': 367, 'val': 101, 'test': 233},
@@ -271,7 +262,8 @@ DATASETS: dict[str, Dataset] = {
             name='voc',
             classes=names.VOC_NAMES,
             colors=voc_colors(21),
-            splits={**_TRAIN_VAL, 'trainaug': ('trainaug',)},
+            # SBD labels more images of VOC 2012: as handed out by its makers, and merged as trainaug.
+            splits={**_TRAIN_VAL, 'trainaug': ('trainaug',), 'train+sbd': ('train', 'sbd')},
             layouts=tuple(
                 Layout(
                     images='JPEGImages',
@@ -285,8 +277,19 @@ DATASETS: dict[str, Dataset] = {
                     ('SegmentationClassAug', 'Segmentation/{part}', ('trainaug',)),
                     ('SegmentationClassAug', 'SegmentationAug/{part}', ('trainaug',)),
                 )
+            )
+            + (
+                Layout(
+                    images='benchmark_RELEASE/dataset/img',
+                    labels='benchmark_RELEASE/dataset/cls',
+                    image_endings=('.jpg',),
+                    label_ending='.mat',
+                    variable='GTcls.Segmentation',
+                    without=('ImageSets/Segmentation/train.txt', 'ImageSets/Segmentation/val.txt'),
+                    parts=('sbd',),
+                ),
             ),
-            counts={'train': 1464, 'val': 1449, 'trainaug': 10582},
+            counts={'train': 1464, 'val': 1449, 'trainaug': 10582, 'sbd': 9118},
         ),
     )
 }

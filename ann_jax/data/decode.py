@@ -100,7 +100,9 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.nd
 def _decode_matlab(data, where, variable):
     scipy_io = optional('scipy.io', where)
     try:
-        raw = np.asarray(scipy_io.loadmat(io.BytesIO(data), variable_names=[variable])[variable])
+        name, _, field = variable.partition('.')
+        raw = np.asarray(scipy_io.loadmat(io.BytesIO(data), variable_names=[name])[name])
+        raw = raw[field][0, 0] if field else raw
         if raw.ndim != 2 or raw.dtype.kind not in 'bui' and (raw != np.rint(raw)).any():
             raise ValueError(f'{variable} is not a matrix of whole numbers')
         return raw.astype(np.int64) if raw.dtype.kind == 'f' else raw

@@ -107,6 +107,13 @@ def _find(layout: Layout, root: str, part: str) -> _Found:
             {key: path for key, path in files.items() if any(first <= key <= last for first, last in ranges)}
             for files in (image_files, label_files)
         )
+    for name in layout.without:
+        path = os.path.join(root, name)
+        if not os.path.isfile(path):
+            return _Found({}, {}, None, missing=path)
+        for key in _read_lines(path):
+            image_files.pop(key, None)
+            label_files.pop(key, None)
     keys = None if lines is None else [_without_ending(line, layout.image_endings) for line in lines]
     return _Found(image_files, label_files, keys, no_images or no_labels or missing, clash or label_clash)
 

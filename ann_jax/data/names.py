@@ -172,3 +172,15 @@ CAMVID32_CLASSES = (
     ('VegetationMisc', (192, 192, 0)),
     ('Wall', (64, 192, 0)),
 )
+
+# SegNet's split of the 701 images, which are named by their sequence and frame: (first, last) of each range.
+CAMVID_SPLIT = {
+    'train': (
+        ('0001TP', '0001TP_008520'),
+        ('0006R0', '0006R0_f99999'),
+        ('0016E5', '0016E5_07958'),
+        ('0016E5_08160', '0016E5_99999'),
+    ),
+    'val': (('0016E5_07959', '0016E5_08159'),),
+    'test': (('0001TP_008521', '0001TP_999999'), ('Seq05VD', 'Seq05VD_f99999')),
+}

@@ -98,7 +98,7 @@ class RecordSource:
 
 def _find(name, root):
     """Returns the one folder with a dataset_info.json: `root` or below `root`/`name`."""
-    top = Path(root)
+    top = Path(root or 'unset')  # an empty root is not the folder where the program runs
     found = [top] if (top / 'dataset_info.json').is_file() else []
     found = found or sorted(path.parent for path in (top / name).rglob('dataset_info.json'))
     if len(found) != 1:
