@@ -196,6 +196,13 @@ def test_what_cannot_be_opened(written, tmp_path, monkeypatch):
     expect(['there already'], write, 'camvid', parts('camvid', written[0], ('val',)), records)
 
 
+def test_a_missing_library_is_named(written, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    command = 'pip install tensorflow-datasets'
+    expect([command], RecordSource, 'camvid', written[1], 'val')
+    expect([command], write, 'camvid', parts('camvid', written[0], ('val',)), written[1] / 'more')
+
+
 def test_a_bad_file_stops_writing(tmp_path):
     files = write_tree('camvid', tmp_path / 'data')
     bad = files['train'][1][1]
