@@ -87,6 +87,12 @@ def test_lists_of_pairs_and_two_lists(tmp_path):
     assert names(source(tmp_path, lists='pairs_{split}.txt')) == ['x/b', 'x/a']
     two = {'images': 'i_{split}.txt', 'labels': 'l_{split}.txt'}
     assert names(source(tmp_path, **two)) == ['x/c', 'x/a']
+    (tmp_path / 'l_train.txt').write_text('y/b_truth.png\ny/q_truth.png\n')
+    with pytest.raises(DataError, match='names .*y/q_truth.png, which is not there'):
+        source(tmp_path, **two)
+    dataset = own_dataset(**FLAGS | {'root': str(tmp_path)} | two)
+    rest = FolderSource(dataset, tmp_path, 'train', strict=False)
+    assert names(rest) == ['x/c'] and len(rest.problems) == 1
     (tmp_path / 'l_train.txt').write_text('y/b_truth.png\n')
     with pytest.raises(DataError, match='lists 2 images, l_train.txt 1 labels'):
         source(tmp_path, **two)

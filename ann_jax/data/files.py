@@ -18,6 +18,7 @@ class _Found(NamedTuple):
     keys: list[str] | None  # the samples, where a list names them
     missing: str = ''  # folder or file that is not there
     clash: str = ''  # two files of one name
+    problems: tuple[str, ...] = ()  # of pairs that a list names
 
 
 def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], list[str]]:
@@ -31,7 +32,7 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
         DataError: a folder or list is missing, there are no images, or two of one name.
     """
     number, found = _choose(dataset, root, part)
-    layout, (images, labels, keys, missing, clash) = dataset.layouts[number], found
+    layout, (images, labels, keys, missing, clash, problems) = dataset.layouts[number], found
     if missing:
         there = ', '.join(sorted(os.listdir(root))[:8]) or 'nothing'
         kind = 'folder' if '.' not in os.path.basename(missing) else 'file'
@@ -46,9 +47,9 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
     )
     strays = sorted(labels.keys() - images.keys()) if keys is None else []
     keys = sorted(images) if keys is None else keys
-    if not keys:
+    if not keys and not problems:
         raise DataError(f'{dataset.name}: no samples in {image_dir}: expected {dataset.layout}')
-    samples, problems = [], []
+    samples, problems = [], list(problems)
     for key in keys:
         if key in images and key in labels:
             samples.append((key, images[key], labels[key], number))
@@ -158,15 +159,17 @@ def _read_lines(path):
 
 def _from_paths(root, pairs):
     """Pairs that a list names: paths below the root, with or without a slash in front."""
-    images, labels, keys = {}, {}, []
+    images, labels, problems = {}, {}, []
     for image, label in pairs:
         image, label = image.lstrip('/'), label.lstrip('/')
+        absent = [path for path in (image, label) if not os.path.isfile(os.path.join(root, path))]
+        if absent:
+            path = os.path.join(root, absent[0])
+            problems.append(f'a list names {path}, which is not there: add it, or take its line off')
+            continue
         key = os.path.splitext(image)[0]
-        keys.append(key)
-        for files, path in ((images, image), (labels, label)):
-            if os.path.isfile(os.path.join(root, path)):
-                files[key] = path
-    return _Found(images, labels, keys)
+        images[key], labels[key] = image, label
+    return _Found(images, labels, list(images), problems=tuple(problems))
 
 
 def _from_two_lists(root, image_list, label_list):
