@@ -30,10 +30,8 @@ def optional(module: str, where: object) -> ModuleType:
         found = importlib.import_module(module)
         # It logs an import that fails and goes on without its contents.
         if module == 'tensorflow_datasets' and not hasattr(found, 'core'):
-            raise ImportError('it is there, but one of its dependencies is not')
+            raise ImportError('one of its dependencies is missing, see above')
         return found
     except ImportError as e:
         package = module.split('.')[0].replace('_', '-')
-        raise DataError(
-            f"{where} takes {package} to read: pip install {package}, or '.[datasets]' here"
-        ) from e
+        raise DataError(f"{where} takes {package} ({e}): pip install {package}, or '.[datasets]' here") from e
