@@ -30,7 +30,15 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'dev': ['pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
+        # The last two are imported by tensorflow-datasets, which does not declare them everywhere.
+        'datasets': [
+            'h5py>=3.10',
+            'scipy>=1.11',
+            'tensorflow-datasets>=4.9.9',
+            'array_record>=0.6',
+            'importlib_resources>=6',
+        ],
+        'dev': ['ann_jax[datasets]', 'pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
         'convert': ['safetensors>=0.5', 'torch>=2.6'],
     },

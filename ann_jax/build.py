@@ -9,10 +9,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax.canvas import Canvases
-from ann_jax.data import datasets
+from ann_jax.data.classes import DATASETS, Dataset
+from ann_jax.data.datasets import FolderSource, Head
+from ann_jax.data.own import own_dataset
+from ann_jax.data.records import RecordSource
 from ann_jax.data.scenes import SceneSource
 from ann_jax.data.transforms import Augment
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.evaluate import Evaluation
 from ann_jax.inference import Protocol, multi_scale, normalizer, sliding_window, whole_image
 from ann_jax.losses import segmentation_loss
@@ -28,12 +31,15 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
     """The samples of a split, the first `limit` of them if that is not 0.
 
     Raises:
-        DataError: see `datasets.open_source`.
+        DataError: see `FolderSource` and `RecordSource`.
+        ConfigError: see `dataset`.
     """
     c = config.dataset
     stands_in = bool(c.stand_in and not c.root)
     name = c.stand_in if stands_in else c.name
-    if name == 'scenes':
+    if c.format == 'tfds' and not stands_in:
+        samples = RecordSource(name, c.root, split)
+    elif name == 'scenes':
         train = split == c.train_split
         # A stand-in has not the splits of the dataset it stands in for, such as 'trainval'.
         samples = SceneSource(
@@ -44,8 +50,33 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
             seed=c.scenes.seed,
         )
     else:
-        samples = datasets.open_source(name, root=c.root, split=split, strict=strict)
-    return datasets.Head(samples, limit) if 0 < limit < len(samples) else samples
+        samples = FolderSource(dataset(config), c.root, split, strict=strict)
+    return Head(samples, limit) if 0 < limit < len(samples) else samples
+
+
+def dataset(config: ConfigDict) -> Dataset:
+    """What the dataset of the config is: a row of the table or, with the name `folder`, the user's own.
+
+    Raises:
+        DataError: no dataset has the name.
+        ConfigError: the description of the user's own cannot be used.
+    """
+    c = config.dataset
+    if c.name == 'folder':
+        return own_dataset(
+            name=c.name,
+            classes=c.classes,
+            root=c.root,
+            images=c.images,
+            labels=c.labels,
+            lists=c.lists,
+            label_ending=c.label_ending,
+            label_map=c.label_map,
+            splits=(c.train_split, c.eval_split),
+        )
+    if c.name not in DATASETS:
+        raise DataError(unknown('dataset', c.name, (*DATASETS, 'scenes', 'folder')))
+    return DATASETS[c.name]
 
 
 def augment(config: ConfigDict) -> Augment:

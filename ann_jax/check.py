@@ -1,16 +1,17 @@
 """--mode=check: reads every sample of a dataset and lists what cannot be used."""
 
 import functools
+import os
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import build
-from ann_jax.data import datasets
+from ann_jax.data.survey import survey
 
 
 def check(config: ConfigDict) -> int:
-    """Prints every bad file of the training and evaluation splits, and how often each class occurs.
+    """Prints every bad file of the training and evaluation splits, their sizes, and how often classes occur.
 
     Returns:
         Exit status: 0 if every sample can be used, else 1.
@@ -22,12 +23,35 @@ def check(config: ConfigDict) -> int:
     for split in dict.fromkeys((config.dataset.train_split, config.dataset.eval_split)):
         source = build.source(config, split, strict=False)
         progress = functools.partial(tqdm, desc=f'check {split}', unit='image')
-        errors, pixels = datasets.check_source(source, progress, num_threads=config.loader.threads)
-        for error in errors:
+        threads = max(config.loader.threads, os.cpu_count() or 1)
+        found = survey(source, progress, num_threads=threads)
+        for error in found.errors:
             print(error)
-        print(f'{split}: {len(source)} images, {len(errors)} problems')
-        share = 100 * pixels / max(pixels.sum(), 1)
-        for name, percent in zip((*source.dataset.classes, 'unlabelled'), share, strict=True):
-            print(f'  {name:<24} {percent:6.2f} % of the pixels')
-        bad += len(errors)
+        print('\n'.join(_describe(split, source.dataset, len(source), found)))
+        bad += len(found.errors)
+    print(f'{bad} problems: mend them before training' if bad else 'usable: no problems')
     return 1 if bad else 0
+
+
+def _describe(split, dataset, count, found):
+    """Yields the lines about one split."""
+    parts = dataset.splits.get(split, ())
+    published = sum(dataset.counts.get(part, 0) for part in parts)
+    of = f' (published: {published})' if published not in (0, count) else ''
+    yield f'{split}: {count} images{of}, {len(found.errors)} problems'
+    if found.sizes:
+        (height, width), most = found.sizes.most_common(1)[0]
+        heights, widths = zip(*found.sizes, strict=True)
+        portrait = sum(n for (h, w), n in found.sizes.items() if h > w)
+        yield (
+            f'  {len(found.sizes)} sizes, {min(widths)} .. {max(widths)} wide, '
+            f'{min(heights)} .. {max(heights)} high, '
+            f'mostly {width}x{height} ({most} images); {portrait} images are portrait'
+        )
+    share = 100 * found.pixels / max(found.pixels.sum(), 1)
+    for name, percent, images in zip((*dataset.classes, 'unlabelled'), share, found.images, strict=True):
+        absent = '   absent' if not images and name != 'unlabelled' else ''
+        yield f'  {name:<24} {percent:6.2f} % of the pixels, in {images} images{absent}'
+    if found.blank:
+        more = ', ...' if len(found.blank) > 5 else ''
+        yield f'  no pixel of {len(found.blank)} images has a class: {", ".join(found.blank[:5])}{more}'

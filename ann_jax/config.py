@@ -27,9 +27,17 @@ def defaults() -> ConfigDict:
             'dataset': {
                 'name': '',
                 'root': '',  # folder of the dataset as its makers lay it out
+                'format': 'folder',  # or tfds: the folder of the records that scripts/write_tfds.py wrote
                 'train_split': 'train',
                 'eval_split': 'val',
                 'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error
+                # Read by name='folder' only, the user's own dataset: see `data/own.py`.
+                'classes': '',
+                'images': 'images/{split}',
+                'labels': 'labels/{split}',
+                'lists': '',
+                'label_ending': '.png',
+                'label_map': '',
                 # Read by the embedded dataset only, whose pictures are drawn on the fly.
                 'scenes': {'seed': 0, 'train_count': 10_000, 'eval_count': 100, 'height': 96, 'width': 208},
             },
@@ -226,6 +234,12 @@ def validate(config: ConfigDict) -> None:
     check('eval.average', average, average in AVERAGES, f'one of {", ".join(AVERAGES)}')
     parts = config.init.parts
     check('init.parts', parts, parts in PARTS, f'one of {", ".join(PARTS)}')
+    form = config.dataset.format
+    check('dataset.format', form, form in ('folder', 'tfds'), 'folder or tfds')
+    if config.dataset.name != 'folder':
+        for key in ('classes', 'label_map', 'lists'):
+            value, takes = config.dataset[key], 'a value with --config=configs/folder.py only'
+            check(f'dataset.{key}', value, not value, takes)
     dtype = config.model.dtype
     check('model.dtype', dtype, dtype in ('float32', 'bfloat16'), 'float32 or bfloat16')
 

@@ -140,4 +140,4 @@ class Evaluation:
                 progress=bar.update,
                 on_sample=on_sample,
             )
-        return report.scores(step, split, confusion)
+        return report.scores(step, split, confusion, self.source.dataset.categories)

@@ -1,6 +1,6 @@
-"""Confusion matrix and the scores read from it: IoU per class, mIoU, pixel and mean accuracy."""
+"""Confusion matrix and the scores read from it: IoU per class and category, mIoU, pixel and mean accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ class Scores(NamedTuple):
     miou: float
     mean_accuracy: float
     pixel_accuracy: float
+    categories: Mapping[str, float] = {}  # IoU of groups of classes, where the benchmark scores them
+    category_miou: float = float('nan')
 
 
 def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
@@ -40,15 +42,32 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     return counts[:-1].reshape(num_classes, num_classes)
 
 
-def scores(confusion: np.ndarray) -> Scores:
-    """Reads the scores off a (K, K) confusion matrix whose rows are true classes."""
+def scores(confusion: np.ndarray, categories: Sequence[str] = ()) -> Scores:
+    """Reads the scores off a (K, K) confusion matrix whose rows are true classes.
+
+    Args:
+        confusion: the matrix.
+        categories: group of each of the K classes; a pixel is a hit of its group if any class of it is
+            predicted, as cityscapesScripts counts. () for no groups.
+    """
     confusion = np.asarray(confusion, np.float64)
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid='ignore', divide='ignore'):
         iou = hits / (true + predicted - hits)
         accuracy = hits / true
         pixel_accuracy = hits.sum() / confusion.sum()
-    return Scores(iou, accuracy, _mean(iou), _mean(accuracy), float(pixel_accuracy))
+    groups = list(dict.fromkeys(categories))
+    member = np.array([[category == group for category in categories] for group in groups], np.float64)
+    by_group = scores(member @ confusion @ member.T).iou if groups else np.zeros(0)
+    return Scores(
+        iou,
+        accuracy,
+        _mean(iou),
+        _mean(accuracy),
+        float(pixel_accuracy),
+        dict(zip(groups, by_group.tolist(), strict=True)),
+        _mean(by_group),
+    )
 
 
 def _mean(values: np.ndarray) -> float:
@@ -56,8 +75,8 @@ def _mean(values: np.ndarray) -> float:
 
 
 def table(classes: Sequence[str], result: Scores) -> str:
-    """A table for people: IoU and accuracy of each class in percent, then the means."""
-    width = max(map(len, (*classes, 'pixel accuracy')))
+    """A table for people: IoU and accuracy of each class in percent, the means, and IoU of each category."""
+    width = max(map(len, (*classes, *result.categories, 'pixel accuracy')))
     percent = lambda x: '     -' if np.isnan(x) else f'{100 * x:6.2f}'
     lines = [f'{"class":<{width}}     IoU     acc', '-' * (width + 16)]
     lines += [
@@ -69,4 +88,8 @@ def table(classes: Sequence[str], result: Scores) -> str:
         f'{"mean":<{width}}  {percent(result.miou)}  {percent(result.mean_accuracy)}',
         f'{"pixel accuracy":<{width}}          {percent(result.pixel_accuracy)}',
     ]
+    if result.categories:
+        lines += ['', f'{"category":<{width}}     IoU', '-' * (width + 8)]
+        lines += [f'{name:<{width}}  {percent(iou)}' for name, iou in result.categories.items()]
+        lines += ['-' * (width + 8), f'{"mean":<{width}}  {percent(result.category_miou)}']
     return '\n'.join(lines)

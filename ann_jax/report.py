@@ -48,24 +48,29 @@ class Report:
         Image.fromarray(panel).save(file)
         self._events.add_image(f'pictures/{name}', panel, step, dataformats='HWC')
 
-    def scores(self, step: int, split: str, confusion: np.ndarray) -> metrics.Scores:
+    def scores(
+        self, step: int, split: str, confusion: np.ndarray, categories: Sequence[str] = ()
+    ) -> metrics.Scores:
         """Writes metrics.json and the curves, and returns the scores of a confusion matrix.
+
+        `categories` holds the group of each class, where the benchmark scores groups too.
 
         Raises:
             DataError: no pixel was labelled.
         """
         if not confusion.any():
             raise DataError(f'no pixel of the split {split!r} has a label to score: evaluate one that has')
-        scores = metrics.scores(confusion)
+        scores = metrics.scores(confusion, categories)
         means = {
             'miou': scores.miou,
             'pixel_accuracy': scores.pixel_accuracy,
             'mean_accuracy': scores.mean_accuracy,
         }
+        if categories:
+            means['category_miou'] = scores.category_miou
         # JSON has no NaN: a class that is absent from truth and prediction is null.
-        by_class = lambda values: {
-            name: None if np.isnan(x) else float(x) for name, x in zip(self._classes, values, strict=True)
-        }
+        by_name = lambda items: {name: None if np.isnan(x) else float(x) for name, x in items}
+        by_class = lambda values: by_name(zip(self._classes, values, strict=True))
         record = {
             'step': step,
             'split': split,
@@ -73,6 +78,8 @@ class Report:
             'iou': by_class(scores.iou),
             'accuracy': by_class(scores.accuracy),
         }
+        if categories:
+            record['categories'] = by_name(scores.categories.items())
         write_json(self._workdir / 'metrics.json', record)
         self.scalars(step, {f'{split}/{name}': value for name, value in means.items()})
         return scores

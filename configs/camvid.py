@@ -1,4 +1,4 @@
-r"""ANN on CamVid (SegNet's split: 367 training images of 480 x 360, 11 classes).
+r"""ANN on CamVid (SegNet's split: 367 training images, 480 x 360 and 11 classes).
 
     python -m ann_jax.main --config=configs/camvid.py --config.dataset.root=/data/camvid --workdir=runs/camvid
 
@@ -7,18 +7,25 @@ On two CPU cores in about an hour, with a backbone that fits:
     python -m ann_jax.main --config=configs/camvid.py:small --config.dataset.root=/data/camvid \
         --workdir=runs/camvid_small
 
-Arguments: `variant` (a row of Table 6), `small`, `runlocal`.
+The root holds images/{train,val,test} and labels/{train,val,test}, or train, trainannot, val, valannot,
+... as SegNet's authors lay it out. `configs/camvid.py:classes=32` reads the makers' own 960 x 720 images
+and labels in 701_StillsRaw_full/ and LabeledApproved_full/: 31 classes, and Void, which is not scored.
+
+Arguments: `variant` (a row of Table 6), `small`, `classes` (11 or 32), `runlocal`.
 """
 
 from ann_jax.config import defaults, finish, parse_argument
+from ann_jax.errors import ConfigError
 from ann_jax.inference import IMAGENET_RGB
 
 
 def get_config(argument=None):
     """ANN-ResNet-50 trained from nothing; `small`: ResNet-18 of half the width at output stride 16."""
-    argument = parse_argument(argument, small=False)
+    argument = parse_argument(argument, small=False, classes=11)
+    if argument['classes'] not in (11, 32):
+        raise ConfigError(f'classes must be 11 or 32, not {argument["classes"]}')
     config = defaults()
-    config.dataset.name = 'camvid'
+    config.dataset.name = 'camvid' if argument['classes'] == 11 else 'camvid32'
     config.input = IMAGENET_RGB
     config.augment.crop = (360, 480)
     config.model.depth = 50

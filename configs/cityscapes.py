@@ -7,6 +7,9 @@ Published: 79.9 mIoU on val, single scale, whole image (Table 6, full); 81.3 on 
 train + val for 120K steps (`configs/cityscapes.py:testset`), multi-scale sliding crops and flip
 (Table 3). Both start from a backbone trained on ImageNet.
 
+The root holds leftImg8bit/ and gtFine/ (labelIds or labelTrainIds). With gtCoarse/,
+`--config.dataset.train_split=train_extra` trains on the coarse labels, `train+extra` on fine and coarse ones.
+
 Arguments: `variant` (a row of Table 6), `testset`, `protocol=paper` (the test of Table 3: three scales, crops
 of 864 every 576 pixels, flip), `runlocal`.
 """

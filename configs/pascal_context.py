@@ -3,8 +3,13 @@ r"""ANN-ResNet-101 on PASCAL Context (60 classes: 59 and background), as in the 
     python -m ann_jax.main --config=configs/pascal_context.py --config.dataset.root=/data/VOCdevkit/VOC2010 \
         --workdir=runs/pascal_context
 
-The labels are PNGs of class indices in `SegmentationClassContext/` and lists in
-`ImageSets/SegmentationContext/`, as the usual converters write them from the makers' 459-class files.
+Beside the images of VOC 2010 in `JPEGImages/`, the root holds one of
+
+- `trainval_merged.json`, run-length masks of the frequent classes and the split;
+- `trainval/*.mat`, the makers' labels of 459 classes (`pip install scipy`), with the lists of VOC 2010 in
+  `ImageSets/Main/`;
+- `SegmentationClassContext/*.png` with class indices and lists in `ImageSets/SegmentationContext/`, as
+  the usual converters write them.
 
 Published: 52.8 mIoU on val, whole image, scales 0.5 .. 2.0 and flip (Table 5), from a backbone trained on
 ImageNet.

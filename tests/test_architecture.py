@@ -8,16 +8,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 FLOORS = [
-    ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors'],
+    ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors', 'data/names'],
     ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas'],
-    ['data/classes', 'data/transforms'],
-    ['data/scene_objects', 'data/datasets', 'data/pipeline', 'models/layers', 'models/convert'],
-    ['data/scenes', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
-    ['models/ann', 'train_step', 'checkpoint'],
+    ['data/classes', 'data/reading', 'data/survey', 'data/transforms'],
+    ['data/scene_objects', 'data/pipeline', 'models/layers', 'models/convert'],
+    ['data/archives', 'data/decode', 'data/own'],
+    ['data/scenes', 'data/files', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
+    ['data/datasets', 'data/records', 'models/ann', 'train_step', 'checkpoint'],
     ['models/recognize', 'models/deploy', 'config'],
     ['evaluate'],
     ['build'],
-    ['restore', 'check'],
+    ['restore', 'browse', 'check'],
     ['train', 'segmenter'],
     ['predict', 'export'],
     ['main'],

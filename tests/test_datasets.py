@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from trees import write_tree
 
-from ann_jax.data.classes import INVALID, voc_colors
-from ann_jax.data.datasets import DATASETS, FolderSource, check_source, open_source, read_image
+from ann_jax.data.classes import DATASETS, INVALID, voc_colors
+from ann_jax.data.datasets import FolderSource, open_source, read_image
+from ann_jax.data.survey import survey
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
@@ -62,7 +63,9 @@ def test_label_maps():
     assert (context[60:255] == INVALID).all() and (context_59[60:255] == INVALID).all()
 
 
-@pytest.mark.parametrize(('name', 'count'), list(zip(NAMES, [150, 11, 19, 60, 59], strict=True)))
+@pytest.mark.parametrize(
+    ('name', 'count'), list(zip(NAMES, [150, 11, 31, 19, 171, 40, 60, 59, 21], strict=True))
+)
 def test_table(name, count):
     dataset = DATASETS[name]
     assert dataset.name == name and dataset.num_classes == count
@@ -97,7 +100,7 @@ def test_voc_colors():
 def test_reads_what_was_written(name, tmp_path):
     written = write_tree(name, tmp_path)
     dataset = DATASETS[name]
-    for split in ('train', 'val'):
+    for split in written:
         source = open_source(name, root=tmp_path, split=split)
         assert source.dataset is dataset
         assert len(source) == len(written[split])
@@ -112,7 +115,7 @@ def test_reads_what_was_written(name, tmp_path):
             assert sample['name'] in str(image_path)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [name for name in NAMES if 'trainval' in DATASETS[name].splits])
 def test_trainval_is_both(name, tmp_path):
     write_tree(name, tmp_path)
     source = open_source(name, root=tmp_path, split='trainval')
@@ -352,7 +355,8 @@ def test_check_collects_everything_and_counts(tmp_path):
         walked.append(len(items))
         return items
 
-    errors, counts = check_source(open_source('camvid', root=tmp_path, split='train', strict=False), progress)
+    found = survey(open_source('camvid', root=tmp_path, split='train', strict=False), progress)
+    errors, counts = found.errors, found.pixels
     assert walked == [4]
     assert len(errors) == 4
     for error, path in zip(errors, [written[0][1], written[1][1], written[2][0], written[3][1]], strict=True):

@@ -1,30 +1,73 @@
 """What the datasets are: one table of names, colours, label maps and layouts, from which the rest derives.
 
-Facts as the makers publish them. CamVid: the 11 classes of SegNet's split (value 11 is unlabelled), colours
-of the CamVid label table. Cityscapes: `labels.py` of cityscapesScripts. ADE20K: the first synonym of each row
-of the scene-parsing challenge's `objectInfo150.txt` (value 0 is "other objects"). PASCAL Context: the 59
-frequent classes in alphabetical order, after the background. Layouts are those of the unpacked archives.
+Names and numbers are facts of `names.py`. Layouts are those of the unpacked archives. CamVid: values 0 .. 10,
+and 11 is unlabelled. ADE20K: value 0 is "other objects", which is not scored.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
+from ann_jax.data import names
+from ann_jax.data.names import voc_colors
 from ann_jax.typing import IGNORE
 
 INVALID = 254  # mark in a lookup table: this raw value should not occur
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What a dataset is: its classes, how raw label values map to them, and where the files lie.
+class Layout:
+    """One form in which a dataset is handed out: where its files lie, and what their raw values mean.
 
     `images`, `labels` and `lists` are folders (a file for `lists`) below the root; `{part}` stands for each
     part of the split. An image and a label belong together when their paths below those folders are equal but
-    for the ending.
+    for the ending. Endings match in any case of letters.
     """
+
+    images: str = 'images/{part}'
+    labels: str = 'labels/{part}'
+    # File of the names of a part, or of its pairs 'image label' below the root; None: all of the folder.
+    lists: str | None = None
+    image_endings: tuple[str, ...] = ('.jpg', '.jpeg', '.png')
+    label_ending: str = '.png'
+    # raw value -> class index or IGNORE; None: that of the dataset
+    label_map: Mapping[int, int] | None = None
+    # RGB -> class index or IGNORE, for labels that are pictures of colours
+    color_map: Mapping[tuple[int, int, int], int] | None = None
+    variable: str | None = None  # of a label that is a MATLAB file; 'struct.field' for one in a struct
+    archive: str | None = None  # the one file that holds the labels, read by `archives.py`
+    parts: tuple[str, ...] | None = None  # the only parts that come in this form; None: all
+    # part -> (first, last) of the ranges of names that it holds; None: all of the folder
+    select: Mapping[str, tuple[tuple[str, str], ...]] | None = None
+
+    without: tuple[str, ...] = ()  # lists of names that are left out
+
+    @cached_property
+    def lut(self) -> np.ndarray:
+        """(at least 257,) uint8: raw value -> class index, IGNORE, or INVALID; the last is INVALID."""
+        lut = np.full(max(256, *self.label_map) + 2, INVALID, np.uint8)
+        lut[list(self.label_map)] = list(self.label_map.values())
+        return lut
+
+    def describe(self, parts: str) -> str:
+        """The files a root should hold, in one line."""
+        files = [f'{self.images}/**/*{"|".join(self.image_endings)}']
+        if self.images.endswith('.txt'):
+            files = [self.images]
+        if not self.archive:
+            listed = self.labels.endswith('.txt')
+            files.append(self.labels if listed else f'{self.labels}/**/*{self.label_ending}')
+        elif self.archive.endswith('.mat'):
+            files = []
+        files += filter(None, (self.archive, self.lists))
+        return ' and '.join(files).replace('{part}', parts)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a dataset is: its classes, how raw label values map to them, and in which layouts it comes."""
 
     name: str
     classes: tuple[str, ...]
@@ -32,30 +75,31 @@ class Dataset:
     # raw value -> class index or IGNORE; None: values are class indices already, and 255 is IGNORE
     label_map: Mapping[int, int] | None = None
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> parts
-    images: str = 'images/{part}'
-    labels: str = 'labels/{part}'
-    lists: str | None = None  # file that lists the names of a part; None: every image of the folder
-    image_endings: tuple[str, ...] = ('.jpg', '.jpeg', '.png')
-    label_ending: str = '.png'
+    layouts: tuple[Layout, ...] = (Layout(),)  # the first that fits the files is read
+    categories: tuple[str, ...] = ()  # group of each class, where the benchmark scores groups too
+    counts: Mapping[str, int] = field(default_factory=dict)  # samples per part, as published
 
     def __post_init__(self):
         if not 0 < len(self.classes) == len(self.colors) <= INVALID:
             raise ValueError(f'{self.name}: {len(self.classes)} classes, {len(self.colors)} colours')
+        if self.label_map is None:
+            identity = {**{i: i for i in range(self.num_classes)}, IGNORE: IGNORE}
+            object.__setattr__(self, 'label_map', identity)
+        layouts = tuple(
+            layout if layout.label_map else replace(layout, label_map=self.label_map)
+            for layout in self.layouts
+        )
+        object.__setattr__(self, 'layouts', layouts)
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
 
-    @cached_property
+    @property
     def lut(self) -> np.ndarray:
-        """(256,) uint8: raw label value -> class index, IGNORE, or INVALID for a value that is not listed."""
-        mapping = self.label_map
-        if mapping is None:
-            mapping = {**{i: i for i in range(self.num_classes)}, IGNORE: IGNORE}
-        lut = np.full(256, INVALID, np.uint8)
-        lut[list(mapping)] = list(mapping.values())
-        return lut
+        """(256,) uint8: raw byte -> class index, IGNORE, or INVALID, in the dataset's first layout."""
+        return self.layouts[0].lut[:256]
 
     @property
     def class_to_raw(self) -> np.ndarray:
@@ -65,156 +109,187 @@ class Dataset:
     @property
     def layout(self) -> str:
         """The files a root should hold, in one line."""
-        part = '|'.join(dict.fromkeys(part for parts in self.splits.values() for part in parts))
-        images = f'{self.images}/**/*{"|".join(self.image_endings)}'
-        files = [images, f'{self.labels}/**/*{self.label_ending}']
-        if self.lists:
-            files.append(self.lists)
-        return ' and '.join(files).replace('{part}', part)
+        parts = '|'.join(dict.fromkeys(part for parts in self.splits.values() for part in parts))
+        return ', or '.join(
+            dict.fromkeys(layout.describe('|'.join(layout.parts or (parts,))) for layout in self.layouts)
+        )
 
-
-def _names(text):
-    return tuple(name.strip() for name in text.split(','))
-
-
-def voc_colors(count, *, first=0):
-    """Returns `count` distinct RGB triples of PASCAL VOC's colour map from index `first` (index 0 is black).
-
-    The map spreads the bits of the index over the high bits of the three channels: bit 0 goes to red 128, bit
-    1 to green 128, bit 2 to blue 128, bit 3 to red 64, and so on.
-    """
-    colors = []
-    for index in range(first, first + count):
-        channels = [0, 0, 0]
-        for bit in range(8):
-            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
-        colors.append(tuple(channels))
-    return tuple(colors)
-
-
-CAMVID_NAMES = _names(
-    'Sky, Building, Pole, Road, Pavement, Tree, SignSymbol, Fence, Car, Pedestrian, Bicyclist'
-)
-CAMVID_COLORS = (
-    (128, 128, 128),
-    (128, 0, 0),
-    (192, 192, 128),
-    (128, 64, 128),
-    (0, 0, 192),
-    (128, 128, 0),
-    (192, 128, 128),
-    (64, 64, 128),
-    (64, 0, 128),
-    (64, 64, 0),
-    (0, 128, 192),
-)
-
-# (label id, name, colour) in train-id order; the other ids of 0..33 are not scored.
-CITYSCAPES_CLASSES = (
-    (7, 'road', (128, 64, 128)),
-    (8, 'sidewalk', (244, 35, 232)),
-    (11, 'building', (70, 70, 70)),
-    (12, 'wall', (102, 102, 156)),
-    (13, 'fence', (190, 153, 153)),
-    (17, 'pole', (153, 153, 153)),
-    (19, 'traffic light', (250, 170, 30)),
-    (20, 'traffic sign', (220, 220, 0)),
-    (21, 'vegetation', (107, 142, 35)),
-    (22, 'terrain', (152, 251, 152)),
-    (23, 'sky', (70, 130, 180)),
-    (24, 'person', (220, 20, 60)),
-    (25, 'rider', (255, 0, 0)),
-    (26, 'car', (0, 0, 142)),
-    (27, 'truck', (0, 0, 70)),
-    (28, 'bus', (0, 60, 100)),
-    (31, 'train', (0, 80, 100)),
-    (32, 'motorcycle', (0, 0, 230)),
-    (33, 'bicycle', (119, 11, 32)),
-)
-
-ADE20K_NAMES = _names(
-    'wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, '
-    'earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, '
-    'mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, '
-    'box, column, signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator, '
-    'grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway, river, bridge, '
-    'bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, palm, kitchen '
-    'island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, '
-    'chandelier, awning, streetlight, booth, television, airplane, dirt track, apparel, pole, land, '
-    'bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, '
-    'canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, '
-    'cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, '
-    'screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, '
-    'plate, monitor, bulletin board, shower, radiator, glass, clock, flag'
-)
-
-PASCAL_CONTEXT_NAMES = _names(
-    'background, aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, '
-    'cabinet, car, cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, '
-    'food, grass, ground, horse, keyboard, light, motorbike, mountain, mouse, person, plate, platform, '
-    'pottedplant, road, rock, sheep, shelves, sidewalk, sign, sky, snow, sofa, table, track, train, tree, '
-    'truck, tvmonitor, wall, water, window, wood'
-)
 
 _TRAIN_VAL = {'train': ('train',), 'val': ('val',), 'trainval': ('train', 'val')}
-_CONTEXT = dict(
-    splits=_TRAIN_VAL,
-    images='JPEGImages',
-    labels='SegmentationClassContext',
-    lists='ImageSets/SegmentationContext/{part}.txt',
-    image_endings=('.jpg',),
+_TRAIN_TEST = {'train': ('train',), 'test': ('test',)}
+
+_CITYSCAPES_IDS = {raw: i for i, (raw, *_) in enumerate(names.CITYSCAPES_CLASSES)}
+# Licence plate has id -1, which is 255 in a PNG's byte.
+_CITYSCAPES_MAP = {**{i: IGNORE for i in range(34)}, 255: IGNORE, **_CITYSCAPES_IDS}
+_CITYSCAPES_FINE = Layout(
+    images='leftImg8bit/{part}',
+    labels='gtFine/{part}',
+    image_endings=('_leftImg8bit.png',),
+    label_ending='_gtFine_labelIds.png',
+    parts=('train', 'val', 'test'),
 )
+
+
+def _context(name, classes, colors, first):
+    """PASCAL Context, whose class `first` of 60 is the class 0 here; what lies below is not scored."""
+    scored = {raw: raw - first if raw >= first else IGNORE for raw in range(60)}
+    # All but 59 of the 459 classes count as background.
+    among_459 = dict.fromkeys(range(460), scored[0])
+    among_459 |= {raw: scored[i] for i, raw in enumerate(names.PASCAL_CONTEXT_459, 1)}
+    common = {'images': 'JPEGImages', 'image_endings': ('.jpg',)}
+    lists = 'ImageSets/SegmentationContext/{part}.txt'
+    mat = Layout(labels='trainval', label_ending='.mat', variable='LabelMap', label_map=among_459, **common)
+    return Dataset(
+        name=name,
+        classes=classes,
+        colors=colors,
+        label_map={**scored, 255: IGNORE},
+        splits=_TRAIN_VAL,
+        layouts=(
+            Layout(labels='SegmentationClassContext', lists=lists, **common),
+            Layout(archive='trainval_merged.json', label_map=among_459, **common),
+            replace(mat, lists=lists),
+            replace(mat, lists='ImageSets/Main/{part}.txt'),
+        ),
+        counts={'train': 4998, 'val': 5105},
+    )
+
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
         Dataset(
             name='camvid',
-            classes=CAMVID_NAMES,
-            colors=CAMVID_COLORS,
+            classes=names.CAMVID_NAMES,
+            colors=names.CAMVID_COLORS,
             label_map={**{i: i for i in range(11)}, 11: IGNORE},
             splits={**_TRAIN_VAL, 'test': ('test',)},
+            layouts=(Layout(), Layout(images='{part}', labels='{part}annot')),
+            counts={'train': 367, 'val': 101, 'test': 233},
+        ),
+        Dataset(
+            name='camvid32',
+            classes=tuple(name for name, _ in names.CAMVID32_CLASSES),
+            colors=tuple(color for _, color in names.CAMVID32_CLASSES),
+            splits={**_TRAIN_VAL, 'test': ('test',)},
+            layouts=(
+                Layout(
+                    images='701_StillsRaw_full',
+                    labels='LabeledApproved_full',
+                    image_endings=('.png',),
+                    label_ending='_L.png',
+                    color_map={
+                        (0, 0, 0): IGNORE,  # Void
+                        **{color: i for i, (_, color) in enumerate(names.CAMVID32_CLASSES)},
+                    },
+                    select=names.CAMVID_SPLIT,
+                ),
+            ),
+            counts={'train': 367, 'val': 101, 'test': 233},
         ),
         Dataset(
             name='cityscapes',
-            classes=tuple(name for _, name, _ in CITYSCAPES_CLASSES),
-            colors=tuple(color for _, _, color in CITYSCAPES_CLASSES),
-            label_map={
-                **{i: IGNORE for i in range(34)},
-                255: IGNORE,  # licence plate: id -1, which is 255 in a PNG's byte
-                **{raw: i for i, (raw, _, _) in enumerate(CITYSCAPES_CLASSES)},
-            },
+            classes=tuple(name for _, name, _, _ in names.CITYSCAPES_CLASSES),
+            colors=tuple(color for _, _, _, color in names.CITYSCAPES_CLASSES),
+            label_map=_CITYSCAPES_MAP,
+            # The labels shipped with test are blank: ignored throughout.
             splits={
                 **_TRAIN_VAL,
                 'test': ('test',),
-            },  # the labels shipped with test are blank: ignored throughout
-            images='leftImg8bit/{part}',
-            labels='gtFine/{part}',
-            image_endings=('_leftImg8bit.png',),
-            label_ending='_gtFine_labelIds.png',
+                'train_extra': ('train_extra',),
+                'train+extra': ('train', 'train_extra'),
+            },
+            layouts=(
+                _CITYSCAPES_FINE,
+                replace(
+                    _CITYSCAPES_FINE,
+                    label_ending='_gtFine_labelTrainIds.png',
+                    label_map={**{i: i for i in range(19)}, 255: IGNORE},
+                ),
+                replace(
+                    _CITYSCAPES_FINE,
+                    labels='gtCoarse/{part}',
+                    label_ending='_gtCoarse_labelIds.png',
+                    parts=('train_extra',),
+                ),
+            ),
+            categories=tuple(category for _, _, category, _ in names.CITYSCAPES_CLASSES),
+            counts={'train': 2975, 'val': 500, 'test': 1525, 'train_extra': 19998},
         ),
         Dataset(
             name='ade20k',
-            classes=ADE20K_NAMES,
+            classes=names.ADE20K_NAMES,
             colors=voc_colors(150, first=1),
             label_map={0: IGNORE, **{i + 1: i for i in range(150)}},
             splits={'train': ('training',), 'val': ('validation',), 'trainval': ('training', 'validation')},
-            images='images/{part}',
-            labels='annotations/{part}',
-            image_endings=('.jpg',),
+            layouts=(Layout(labels='annotations/{part}', image_endings=('.jpg',)),),
+            counts={'training': 20210, 'validation': 2000},
+        ),
+        _context('pascal_context', names.PASCAL_CONTEXT_NAMES, voc_colors(60), 0),
+        _context('pascal_context_59', names.PASCAL_CONTEXT_NAMES[1:], voc_colors(59, first=1), 1),
+        Dataset(
+            name='coco_stuff',
+            classes=tuple(name for _, name in names.COCO_STUFF_CLASSES),
+            colors=voc_colors(171, first=1),
+            label_map={0: IGNORE, **{raw: i for i, (raw, _) in enumerate(names.COCO_STUFF_CLASSES)}},
+            splits=_TRAIN_TEST,
+            layouts=(
+                Layout(
+                    images='images',
+                    labels='annotations',
+                    lists='imageLists/{part}.txt',
+                    image_endings=('.jpg',),
+                    label_ending='.mat',
+                    variable='S',
+                ),
+            ),
+            counts={'train': 9000, 'test': 1000},
         ),
         Dataset(
-            name='pascal_context',
-            classes=PASCAL_CONTEXT_NAMES,
-            colors=voc_colors(60),
-            **_CONTEXT,
+            name='nyud_v2',
+            classes=names.NYUD_NAMES,
+            colors=voc_colors(40, first=1),
+            label_map={0: IGNORE, **{i + 1: i for i in range(40)}},
+            splits=_TRAIN_TEST,
+            layouts=(
+                Layout(archive='nyu_depth_v2_labeled.mat'),
+                Layout(),
+                Layout(images='images', labels='labels', lists='{part}.txt'),
+            ),
+            counts={'train': 795, 'test': 654},
         ),
         Dataset(
-            name='pascal_context_59',
-            classes=PASCAL_CONTEXT_NAMES[1:],
-            colors=voc_colors(59, first=1),
-            label_map={0: IGNORE, **{i + 1: i for i in range(59)}, 255: IGNORE},
-            **_CONTEXT,
+            name='voc',
+            classes=names.VOC_NAMES,
+            colors=voc_colors(21),
+            # SBD labels more images of VOC 2012: as handed out by its makers, and merged as trainaug.
+            splits={**_TRAIN_VAL, 'trainaug': ('trainaug',), 'train+sbd': ('train', 'sbd')},
+            layouts=tuple(
+                Layout(
+                    images='JPEGImages',
+                    labels=labels,
+                    lists=f'ImageSets/{lists}.txt',
+                    image_endings=('.jpg',),
+                    parts=parts,
+                )
+                for labels, lists, parts in (
+                    ('SegmentationClass', 'Segmentation/{part}', ('train', 'val')),
+                    ('SegmentationClassAug', 'Segmentation/{part}', ('trainaug',)),
+                    ('SegmentationClassAug', 'SegmentationAug/{part}', ('trainaug',)),
+                )
+            )
+            + (
+                Layout(
+                    images='benchmark_RELEASE/dataset/img',
+                    labels='benchmark_RELEASE/dataset/cls',
+                    image_endings=('.jpg',),
+                    label_ending='.mat',
+                    variable='GTcls.Segmentation',
+                    without=('ImageSets/Segmentation/train.txt', 'ImageSets/Segmentation/val.txt'),
+                    parts=('sbd',),
+                ),
+            ),
+            counts={'train': 1464, 'val': 1449, 'trainaug': 10582, 'sbd': 9118},
         ),
     )
 }

@@ -19,6 +19,7 @@ import numpy as np
 
 from ann_jax.data import scene_objects as draw
 from ann_jax.data.classes import Dataset
+from ann_jax.data.decode import encode_png
 from ann_jax.data.scene_objects import CLASSES, COLORS
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import IGNORE, Sample
@@ -70,6 +71,11 @@ class SceneSource:
             raise IndexError(f'scene {index} of {self.count}')
         image, label, _ = self._render((*self._key, int(index)))
         return Sample(name=f'{self.split}_{index:06d}', image=image, label=label)
+
+    def encoded(self, index: int) -> tuple[Sample, bytes]:
+        """Draws one sample, and encodes its image as a PNG."""
+        sample = self[index]
+        return sample, encode_png(sample['image'])
 
 
 def render(key, height, width, *, lowered=None, crane=None):

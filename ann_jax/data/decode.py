@@ -1,0 +1,207 @@
+"""From the bytes of a file to arrays: images of every kind to RGB, labels of every kind to class indices.
+
+What is wrong with the bytes is a `DataError` naming where they come from.
+"""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from ann_jax.data.classes import INVALID, Layout
+from ann_jax.data.reading import optional
+from ann_jax.errors import DataError
+
+# Several threads read samples at once: OpenCV's own threads on top would fight them for the same cores.
+cv2.setNumThreads(0)
+
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+    cv2.error,
+    struct.error,
+    zlib.error,
+)
+
+
+def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndarray:
+    """Returns an encoded image as (H, W, 3) uint8 RGB.
+
+    Grey becomes three equal channels, palettes their colours, 16 bits their upper 8; alpha is dropped.
+
+    Args:
+        data: of the file.
+        where: names the file in errors.
+        upright: turn it as its EXIF orientation says; otherwise it is as stored.
+
+    Raises:
+        DataError: it cannot be decoded, or is truncated.
+    """
+    try:
+        # OpenCV is faster, but imread, and imdecode of some releases, fill what a truncated JPEG lacks with
+        # grey: so it gets streams that end as they should, and Pillow, which raises, judges the rest.
+        if data.endswith((b'\xff\xd9', b'IEND\xaeB`\x82')):
+            flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            if image is not None:
+                return image
+        with Image.open(io.BytesIO(data)) as image:
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith('I'):  # Pillow would clip 16 bits at 255
+                grey = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, -1)
+            return np.array(image.convert('RGB'))
+    except _DECODER_ERRORS as e:
+        raise DataError(f'cannot read the image {where}: {e}; copy or download the file again') from e
+
+
+def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.ndarray:
+    """Returns an encoded label with its raw values: (H, W) integers, or (H, W, 3) uint8 if it holds colours.
+
+    Palette PNGs give their indices, PNGs of fewer than 8 bits their values as stored; alpha is dropped.
+
+    Args:
+        data: of the file: any image Pillow reads or, where there is a `variable`, a MATLAB file.
+        where: names the file in errors.
+        variable: name of the matrix in a MATLAB file.
+
+    Raises:
+        DataError: it cannot be decoded, or is truncated; SciPy is missing.
+    """
+    if variable:
+        return _decode_matlab(data, where, variable)
+    try:
+        # Not OpenCV: it turns the indices of a palette PNG into colours.
+        with Image.open(io.BytesIO(data)) as image:
+            mode, raw = image.mode, np.array(image)
+    except _DECODER_ERRORS as e:
+        raise DataError(f'cannot read the label {where}: {e}; copy or download the file again') from e
+    if mode == 'L' and data.startswith(b'\x89PNG') and data[24] in (2, 4):
+        raw //= 255 // (2 ** data[24] - 1)  # Pillow stretches grey of 2 or 4 bits over 8; not that of 1
+    if mode in ('LA', 'PA'):
+        raw = raw[..., 0]
+    elif mode == 'RGBA':
+        raw = raw[..., :3]
+    if raw.dtype.kind not in 'bui' or mode not in ('RGB', 'RGBA') and raw.ndim != 2:
+        raise DataError(
+            f'label {where} holds neither class values nor colours ({mode}): save it as a greyscale or '
+            'palette PNG of class values'
+        )
+    return raw
+
+
+def _decode_matlab(data, where, variable):
+    scipy_io = optional('scipy.io', where)
+    try:
+        name, _, field = variable.partition('.')
+        raw = np.asarray(scipy_io.loadmat(io.BytesIO(data), variable_names=[name])[name])
+        raw = raw[field][0, 0] if field else raw
+        if raw.ndim != 2 or raw.dtype.kind not in 'bui' and (raw != np.rint(raw)).any():
+            raise ValueError(f'{variable} is not a matrix of whole numbers')
+        return raw.astype(np.int64) if raw.dtype.kind == 'f' else raw
+    except Exception as e:  # SciPy's readers raise what the bytes make them stumble over
+        reason = f'it has no {variable}' if isinstance(e, KeyError) else e
+        raise DataError(f'cannot read the label {where}: {reason}; copy or download the file again') from e
+
+
+def map_label(raw: np.ndarray, layout: Layout, where: object, name: str) -> np.ndarray:
+    """Maps raw values or colours to classes, once and for all.
+
+    Args:
+        raw: (H, W) integers or (H, W, 3) uint8.
+        layout: says what raw values mean.
+        where: names the file in errors.
+        name: of the dataset, for errors.
+
+    Returns:
+        (H, W) uint8: class index, or IGNORE.
+
+    Raises:
+        DataError: there are values or colours that the layout does not list.
+    """
+    if raw.ndim == 3:
+        if not layout.color_map:
+            raise DataError(
+                f'label {where} holds colours (RGB), not class values: save it as a greyscale or palette PNG '
+                'of class values'
+            )
+        return _map_colors(raw, layout.color_map, where, name)
+    lut = layout.lut
+    if raw.dtype == np.uint8:
+        label = cv2.LUT(np.ascontiguousarray(raw), lut[:256])
+    else:
+        label = lut[np.where((raw >= 0) & (raw < len(lut)), raw, len(lut) - 1)]  # the last is INVALID
+    wrong = label == INVALID
+    if wrong.any():
+        known = ', '.join(str(v) for v in np.flatnonzero(lut != INVALID)[:300])
+        raise _unknown_values(raw[wrong], str, where, name, known)
+    return label
+
+
+def _map_colors(raw, color_map, where, name):
+    one = np.array([1 << 16, 1 << 8, 1])  # a colour as one number
+    known = np.array(list(color_map)) @ one
+    order = np.argsort(known)
+    codes = raw @ one
+    place = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
+    wrong = known[order][place] != codes
+    if wrong.any():
+        show = lambda code: f'rgb({code >> 16}, {code >> 8 & 255}, {code & 255})'
+        raise _unknown_values(codes[wrong], show, where, name, f'the {len(known)} colours of the classes')
+    return np.array(list(color_map.values()), np.uint8)[order][place]
+
+
+def _unknown_values(raw, show, where, name, known):
+    values, pixels = np.unique(raw, return_counts=True)
+    found = ', '.join(
+        f'{show(v)} ({n} pixels)' for v, n in zip(values[:8].tolist(), pixels.tolist(), strict=False)
+    )
+    return DataError(
+        f'label {where} holds values that are not {name} labels: {found}'
+        f'{" and more" if len(values) > 8 else ""}; relabel them, or choose the dataset that has them. '
+        f'Known: {known}'
+    )
+
+
+def match(data: bytes, label: np.ndarray, where: object, label_where: object) -> np.ndarray:
+    """Returns the image of a label, turned so that it fits.
+
+    An image is shown upright, as its EXIF orientation says, and labels are drawn on what is shown. Tools that
+    know no EXIF draw on what is stored: where only that has the label's size, it is taken.
+
+    Args:
+        data: of the image file.
+        label: (H, W).
+        where: names the image in errors.
+        label_where: names the label in errors.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: the image cannot be decoded, or has another size.
+    """
+    image = decode_image(data, where)
+    if image.shape[:2] != label.shape and image.shape[1::-1] == label.shape:
+        stored = decode_image(data, where, upright=False)
+        image = stored if stored.shape[:2] == label.shape else image
+    if image.shape[:2] != label.shape:
+        (h, w), (lh, lw) = image.shape[:2], label.shape
+        raise DataError(
+            f'{where} is {w}x{h} but its label {label_where} is {lw}x{lh}: make them the same size'
+        )
+    return image
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """Returns (H, W, 3) uint8 RGB or (H, W) uint8 as the bytes of a PNG, without loss."""
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    return cv2.imencode('.png', array)[1].tobytes()

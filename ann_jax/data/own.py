@@ -1,0 +1,135 @@
+"""A dataset of the user's own, described by a few texts instead of a row of the table."""
+
+import os
+
+from ann_jax.data.classes import INVALID, Dataset, Layout
+from ann_jax.data.names import voc_colors
+from ann_jax.errors import ConfigError
+from ann_jax.typing import IGNORE
+
+_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+def own_dataset(
+    *,
+    name: str,
+    classes: str,
+    root: str = '',
+    images: str = 'images/{split}',
+    labels: str = 'labels/{split}',
+    lists: str = '',
+    label_ending: str = '.png',
+    label_map: str = '',
+    splits: tuple[str, ...] = ('train', 'val'),
+) -> Dataset:
+    """Describes folders of images and labels.
+
+    Args:
+        name: of the dataset.
+        classes: their names with commas between; or their number; or a text file (of that path, or below the
+            root) with a name in each line, followed by red, green and blue if the classes have colours, which
+            labels may then hold instead of values.
+        root: where the files lie.
+        images, labels: folders below the root, where `{split}` stands for the split; or two text files, of
+            which line n of one names the label of the image of line n of the other.
+        lists: text file below the root with the names of a split, or with the paths of an image and its label
+            in each line; '' for all of the folder.
+        label_ending: how the files of the labels end, such as '_mask.png'.
+        label_map: 'raw:class' with commas between, where a class is an index, a name or `ignore`, and a raw
+            value may be `others`; '' if values are class indices and 255 is ignored.
+        splits: those that are read.
+
+    Raises:
+        ConfigError: a text cannot be understood, or all splits would be the same files.
+    """
+    names, colors = _parse_classes(classes, root)
+    if not any('{split}' in text for text in (images, labels, lists)) and len(set(splits)) > 1:
+        raise ConfigError(
+            f'dataset.images={images!r} and dataset.lists={lists!r} are the same files for the splits '
+            f'{" and ".join(splits)}: put {{split}} where their paths differ'
+        )
+    color_map = {(0, 0, 0): IGNORE} | {color: i for i, color in enumerate(colors)} if colors else None
+    part = lambda text: text.replace('{split}', '{part}')
+    layout = Layout(
+        images=part(images),
+        labels=part(labels),
+        lists=part(lists) or None,
+        image_endings=_IMAGE_ENDINGS,
+        label_ending=label_ending,
+        label_map=_parse_label_map(label_map, names),
+        color_map=color_map,
+    )
+    return Dataset(
+        name=name,
+        classes=names,
+        colors=colors or voc_colors(len(names), first=1),
+        splits={split: (split,) for split in splits},
+        layouts=(layout,),
+    )
+
+
+def _parse_classes(text, root):
+    """Returns (names), and (colours) or nothing."""
+    wrong = lambda why: ConfigError(
+        f'dataset.classes={text!r}: {why}; give names with commas between, their number, or a text file with '
+        'a name in each line'
+    )
+    colors = ()
+    path = next((p for p in (text, os.path.join(root, text)) if os.path.isfile(os.path.expanduser(p))), None)
+    if path:
+        with open(os.path.expanduser(path), encoding='utf-8-sig') as file:
+            lines = [line.strip() for line in file if line.strip()]
+        names, colors = zip(*map(_split_color, lines), strict=True) if lines else ((), ())
+        if any(colors) and not all(colors):
+            raise wrong(f'{names[colors.index(())]!r} has no colour')
+        colors = colors if any(colors) else ()
+    elif text.strip().isdigit():
+        names = tuple(f'class {i}' for i in range(int(text)))
+    elif text.endswith('.txt'):
+        raise wrong('there is no such file')
+    else:
+        names = tuple(name.strip() for name in text.split(',') if name.strip())
+    if not 0 < len(names) <= INVALID:
+        raise wrong(f'there are {len(names)} classes')
+    for kind, values in (('class', names), ('colour', colors)):
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise wrong(f'the {kind} {twice[0]} is there twice')
+    return names, colors
+
+
+def _split_color(line):
+    """'road 128 64 128', with blanks or commas between -> ('road', (128, 64, 128))."""
+    words = line.replace(',', ' ').split()
+    if len(words) > 3 and all(word.isdigit() and int(word) < 256 for word in words[-3:]):
+        return ' '.join(words[:-3]), tuple(map(int, words[-3:]))
+    return line, ()
+
+
+def _parse_label_map(text, names):
+    """'0:ignore,1:road,others:1' -> {raw value: class index or IGNORE}, or None."""
+    if not text.strip():
+        return None
+    mapping, others = {}, None
+    for item in filter(None, (item.strip() for item in text.split(','))):
+        raw, _, target = (word.strip() for word in item.partition(':'))
+        if target in names:
+            index = names.index(target)
+        elif target == 'ignore':
+            index = IGNORE
+        elif target.isdigit() and (int(target) < len(names) or int(target) == IGNORE):
+            index = int(target)
+        else:
+            raise ConfigError(
+                f'dataset.label_map: {item!r} leads to no class: write raw:class, where class is an index '
+                f'below {len(names)}, ignore, or one of {", ".join(names)}'
+            )
+        if raw == 'others':
+            others = index
+        elif raw.isdigit() and int(raw) < 65536:
+            mapping[int(raw)] = index
+        else:
+            raise ConfigError(
+                f'dataset.label_map: {raw!r} in {item!r} is neither a number from 0 to 65535 nor others'
+            )
+    return mapping if others is None else dict.fromkeys(range(65536), others) | mapping

@@ -1,0 +1,37 @@
+"""Opens files and the libraries that only some of them take; what fails is a `DataError` with the cure."""
+
+import importlib
+import os
+from types import ModuleType
+
+from ann_jax.errors import DataError
+
+
+def read_file(path: str | os.PathLike, kind: str) -> bytes:
+    """Returns the bytes of a file.
+
+    Raises:
+        DataError: it is not there or cannot be read.
+    """
+    try:
+        with open(path, 'rb') as file:
+            return file.read()
+    except OSError as e:
+        raise DataError(f'cannot read the {kind} {path}: {e}; copy or download the file again') from e
+
+
+def optional(module: str, where: object) -> ModuleType:
+    """Imports what only some datasets need.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        found = importlib.import_module(module)
+        # It logs an import that fails and goes on without its contents.
+        if module == 'tensorflow_datasets' and not hasattr(found, 'core'):
+            raise ImportError('one of its dependencies is missing, see above')
+        return found
+    except ImportError as e:
+        package = module.split('.')[0].replace('_', '-')
+        raise DataError(f"{where} takes {package} ({e}): pip install {package}, or '.[datasets]' here") from e

@@ -1,0 +1,184 @@
+"""Datasets as ArrayRecord files, written and read through TFDS; TensorFlow is not needed for either.
+
+A record holds the bytes of the image file as they were and the label as a PNG of class indices, so a
+source of records yields exactly the samples of the source it was written from, in the same order. TFDS is
+imported only when it is needed: `pip install '.[datasets]'`, which also installs what TFDS forgets to
+declare.
+"""
+
+import bisect
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ann_jax.data.classes import DATASETS, Dataset
+from ann_jax.data.decode import decode_raw, encode_png, map_label, match
+from ann_jax.data.reading import optional
+from ann_jax.errors import DataError, unknown
+from ann_jax.typing import Sample, Source
+
+VERSION = '1.0.0'
+# Names of the features: ours, and those of the `cityscapes` builder of TFDS, which keeps raw label ids.
+_OURS = 'name', 'image', 'label'
+_STOCK = 'image_id', 'image_left', 'segmentation_label'
+_STOCK_PARTS = {'val': 'validation'}
+
+
+class RecordSource:
+    """Random access to the samples of one split of a dataset in ArrayRecord files.
+
+    Attributes:
+        dataset: the `Dataset`, as the files describe it.
+        split: name of the split.
+        problems: always empty.
+    """
+
+    problems = ()
+
+    def __init__(self, name: str, root: str | os.PathLike, split: str):
+        """Opens the files below `root`/`name`, or those in `root` itself.
+
+        Raises:
+            DataError: there are none, or of several versions; the split is unknown; TFDS is missing.
+        """
+        self._folder = _find(name, os.path.expanduser(root or ''))
+        tfds = optional('tensorflow_datasets', self._folder)
+        try:
+            builder = tfds.builder_from_directory(self._folder)
+            features, written = builder.info.features, builder.info.splits
+            self._keys = next((keys for keys in (_OURS, _STOCK) if set(keys) <= set(features)), None)
+            if self._keys is None:
+                raise DataError(f'its features are {", ".join(features)}, not {", ".join(_OURS)}')
+            self.dataset = _describe(name, builder.info.metadata or {}, written)
+            parts = self.dataset.splits.get(split, (split,))
+            parts = [part if part in written else _STOCK_PARTS.get(part, part) for part in parts]
+            absent = [part for part in parts if part not in written]
+            if absent:
+                raise DataError(unknown('split', absent[0], written))
+            raw = tfds.decode.SkipDecoding()
+            decoders = {self._keys[1]: raw, self._keys[2]: raw}
+            self._parts = [(part, builder.as_data_source(part, decoders=decoders)) for part in parts]
+        except Exception as e:  # TFDS raises what the files make it stumble over
+            raise DataError(f'cannot read {name} in {self._folder}: {e}; or write the records again') from e
+        self.split = split
+        self._starts = [0]
+        for _, records in self._parts:
+            self._starts.append(self._starts[-1] + len(records))
+
+    def __len__(self):
+        return self._starts[-1]
+
+    def __getitem__(self, index) -> Sample:
+        """Reads one sample.
+
+        Raises:
+            DataError: a record is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f'record {index} of {len(self)}')
+        number = bisect.bisect_right(self._starts, index) - 1
+        part, records = self._parts[number]
+        index -= self._starts[number]
+        where = f'record {index} of {part} in {self._folder}'
+        try:
+            record = records[index]
+        except Exception as e:  # the reader raises what the bytes make it stumble over
+            raise DataError(f'cannot read {where}: {e}; copy or write the records again') from e
+        name, image, label = (record[key] for key in self._keys)
+        name = name.decode() if isinstance(name, bytes) else name
+        layout = self.dataset.layouts[0]
+        classes = map_label(decode_raw(label, f'{where} ({name})'), layout, where, self.dataset.name)
+        return Sample(
+            name=f'{part}/{name}' if len(self._parts) > 1 else name,
+            image=match(image, classes, f'{where} ({name})', 'in it'),
+            label=classes,
+        )
+
+
+def _find(name, root):
+    """Returns the one folder with a dataset_info.json: `root` or below `root`/`name`."""
+    top = Path(root or 'unset')  # an empty root is not the folder where the program runs
+    found = [top] if (top / 'dataset_info.json').is_file() else []
+    found = found or sorted(path.parent for path in (top / name).rglob('dataset_info.json'))
+    if len(found) != 1:
+        several = (
+            f'several versions: {", ".join(map(str, found))}: name one of them' if found else 'no records'
+        )
+        raise DataError(
+            f'{name}: --config.dataset.root={root!r} holds {several}; it is the folder that '
+            f'scripts/write_tfds.py wrote, or the data_dir of TFDS'
+        )
+    return str(found[0])
+
+
+def _describe(name, metadata, written):
+    """The dataset of the records: as they describe it, else the table's."""
+    if 'classes' not in metadata:  # a builder of TFDS, which keeps raw values
+        if name not in DATASETS:
+            raise DataError(unknown('dataset', name, DATASETS))
+        return DATASETS[name]
+    known = DATASETS.get(name)
+    return Dataset(
+        name=name,
+        classes=tuple(metadata['classes']),
+        colors=tuple(map(tuple, metadata['colors'])),
+        categories=tuple(metadata['categories']),
+        splits=known.splits if known else {part: (part,) for part in written},
+        counts=known.counts if known else {},
+    )
+
+
+def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -> Path:
+    """Writes a dataset to ArrayRecord files, in the order of the sources.
+
+    Args:
+        name: of the dataset.
+        sources: part -> samples that have `encoded()`, as `FolderSource` and `SceneSource` do.
+        folder: gets name/version/ with the files.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        DataError: a sample cannot be used; the files are there already; TFDS is missing.
+    """
+    tfds = optional('tensorflow_datasets', 'ArrayRecord')
+    if (Path(folder) / name / VERSION).exists():
+        raise DataError(f'{Path(folder) / name / VERSION} is there already: remove it, or write elsewhere')
+    dataset = next(iter(sources.values())).dataset
+    image = tfds.features.Image(shape=(None, None, 3))
+    classes = tfds.features.Image(shape=(None, None, 1), encoding_format='png')
+    metadata = {key: list(getattr(dataset, key)) for key in ('classes', 'colors', 'categories')}
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(VERSION)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f'{name}: images as published, labels as class indices.',
+                features=tfds.features.FeaturesDict(
+                    {'name': tfds.features.Text(), 'image': image, 'label': classes}
+                ),
+                disable_shuffling=True,  # training shuffles; here the order of the source is kept
+                metadata=tfds.core.MetadataDict(metadata),
+            )
+
+        def _split_generators(self, manager):
+            return {part: self._generate_examples(source) for part, source in sources.items()}
+
+        def _generate_examples(self, source):
+            for index in range(len(source)):
+                sample, data = source.encoded(index)
+                label = encode_png(sample['label'])
+                yield index, {'name': sample['name'], 'image': data, 'label': label}
+
+    Builder.name = name
+    with tempfile.TemporaryDirectory() as downloads:
+        try:
+            builder = Builder(data_dir=os.fspath(folder), file_format='array_record')
+            builder.download_and_prepare(download_dir=downloads)
+        except ImportError as e:
+            raise DataError(f'TFDS takes {e.name}, which it does not declare: pip install {e.name}') from e
+    return Path(builder.data_dir)

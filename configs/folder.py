@@ -1,0 +1,41 @@
+r"""ANN-ResNet-50 on a folder of your own images and labels.
+
+    python -m ann_jax.main --config=configs/folder.py --config.dataset.root=/data/mine \
+        --config.dataset.classes=background,road,car --workdir=runs/mine
+
+with images/train/*.jpg, images/val/*.jpg, labels/train/*.png and labels/val/*.png below the root. An
+image and its label have one name. Labels are greyscale or palette PNGs whose values are class indices;
+255 is not scored.
+
+    --config.dataset.classes=names.txt                  a name in each line; with red, green and blue after
+                                                        it, labels may also be pictures of these colours
+    --config.dataset.images=photos --config.dataset.labels=masks --config.dataset.lists={split}.txt
+                                                        other folders; train.txt and val.txt list names, or an
+                                                        image and its label in each line
+    --config.dataset.images={split}_images.txt --config.dataset.labels={split}_labels.txt
+                                                        two lists of files whose lines belong together
+    --config.dataset.label_ending=_mask.png             a.jpg has the label a_mask.png
+    --config.dataset.label_map=0:ignore,1:road,2:car,others:background
+                                                        what the values of the labels mean
+
+Masks of 0 and 255 need `label_map=0:0,255:1`. `--mode=check` reads all files and counts the classes,
+`--mode=browse` draws some samples with their labels.
+
+Arguments: `variant` (a row of Table 6), `runlocal`.
+"""
+
+from ann_jax.config import defaults, finish, parse_argument
+from ann_jax.inference import IMAGENET_RGB
+
+
+def get_config(argument=None):
+    """Settings that suit a few hundred to a few thousand images."""
+    argument = parse_argument(argument)
+    config = defaults()
+    config.dataset.name = 'folder'
+    config.input = IMAGENET_RGB
+    config.augment.crop = (512, 512)
+    config.model.depth = 50
+    config.optim.update(learning_rate=0.01, weight_decay=5e-4)
+    config.train.update(steps=20_000, batch_size=8, eval_every=1000)
+    return finish(config, argument)
