@@ -48,9 +48,8 @@ def main():
         contest = train_step if options.train else inference
         rows += measure(contest(options, size), size, options.rounds)
     print(f'{platform.processor() or platform.machine()}, jax {jax.__version__}, torch {torch.__version__}')
-    print(
-        '| size | contestant | median (s) | lowest | highest | ratio to torch eager |\n|---|---|---|---|---|---|'
-    )
+    print('| size | contestant | median (s) | lowest | highest | ratio to torch eager |')
+    print('|---|---|---|---|---|---|')
     for row in rows:
         print('| {size} | {name} | {median:.3f} | {low:.3f} | {high:.3f} | {ratio:.2f} |'.format(**row))
     if options.out:
