@@ -38,7 +38,7 @@ setup(
             'array_record>=0.6',
             'importlib_resources>=6',
         ],
-        'dev': ['ann_jax[datasets]', 'pytest>=8', 'ruff>=0.8', 'tensorboard>=2.18'],
+        'dev': ['ann_jax[datasets]', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.8', 'tensorboard>=2.18'],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
         'convert': ['safetensors>=0.5', 'torch>=2.6'],
     },

@@ -17,10 +17,20 @@ def network(variant='full', depth=10, ceil_pool=True, stem_widths=(4, 4, 8), dty
     return ANN(5, backbone, variant, dtype=dtype, **options)
 
 
+def smooth_variables(model, seed, image):
+    """Random variables with small queries and keys: a steep softmax would multiply rounding errors."""
+
+    def tame(path, leaf):
+        names = {key.key for key in path}
+        return leaf * 0.1 if names & {'query', 'key'} and names & {'scale', 'bias'} else leaf
+
+    return jax.tree_util.tree_map_with_path(tame, random_variables(model, seed, image))
+
+
 def both(model, size, canvas=None, seed=0):
     """Logits of the inference network on an image, or on a canvas that holds it, and of the trained one."""
     image = normal(2, *size, 3, seed=seed)
-    variables = random_variables(model, seed, image)
+    variables = smooth_variables(model, seed, image)
     expected = quick(model.apply)(variables, image).main
     inference, params = InferenceNetwork(model), fold(model, variables)
     if canvas is None:
@@ -36,10 +46,8 @@ def both(model, size, canvas=None, seed=0):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_every_variant(variant, fuse_stages):
     model = network(variant, fuse_stages=fuse_stages)
-    # Random weights make the softmax of NB behind a fusion steep: it multiplies rounding errors.
-    bound = 2e-4 if variant.endswith('_nb') else 1e-5
-    assert_close(*both(model, (65, 49)), bound)
-    assert_close(*both(model, (65, 49), (80, 96)), bound)
+    assert_close(*both(model, (65, 49)))
+    assert_close(*both(model, (65, 49), (80, 96)))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_awkward_sizes_on_a_canvas(size, ceil_pool):
 def test_images_of_several_sizes_share_a_canvas():
     model = network()
     images = [normal(1, *size, 3, seed=i) for i, size in enumerate([(40, 64), (64, 33)])]
-    variables = random_variables(model, 0, images[0])
+    variables = smooth_variables(model, 0, images[0])
     canvas = np.zeros((2, 64, 64, 3), np.float32)
     for i, image in enumerate(images):
         canvas[i, : image.shape[1], : image.shape[2]] = image[0]
