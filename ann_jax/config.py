@@ -99,6 +99,14 @@ def defaults() -> ConfigDict:
                 'formats': 'stablehlo',  # some of stablehlo,onnx
                 'size': (512, 512),  # of programs whose size is fixed
             },
+            'benchmark': {
+                'sections': 'peak,blocks,network',
+                'rounds': 7,
+                'peak_size': 2048,
+                'block_size': (96, 96),  # of the feature maps (Table 1)
+                'image_size': (257, 257),  # Table 2 has 1024, 2048
+                'variants': 'baseline,nb,apnb,full',  # the first is what the others are compared with
+            },
             'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
             'init': {
                 'from': '',  # a run or a folder of converted weights to start from; '' for random weights

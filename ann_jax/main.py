@@ -19,10 +19,10 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name o
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'predict', 'export', 'check', 'browse'],
+    ['train', 'evaluate', 'predict', 'export', 'check', 'browse', 'benchmark'],
     'train: train, or resume. evaluate: score the best checkpoint. predict: segment images. '
     'export: write programs that run without this package. check: list the bad files of the dataset. '
-    'browse: draw augmented samples with their labels.',
+    'browse: draw augmented samples with their labels. benchmark: measure blocks and networks.',
 )
 
 
@@ -51,7 +51,7 @@ def main(argv):
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     import jax
 
-    from ann_jax import browse, check, export, predict, train
+    from ann_jax import benchmark, browse, check, export, predict, train
     from ann_jax.config import validate
 
     config = _CONFIG.value
@@ -75,6 +75,8 @@ def main(argv):
                     sys.exit(check.check(config))
                 case 'browse':
                     browse.browse(config, workdir)
+                case 'benchmark':
+                    benchmark.benchmark(config, workdir)
     except (ConfigError, DataError, FloatingPointError) as error:
         sys.exit(f'error: {error}')
 

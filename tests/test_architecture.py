@@ -20,7 +20,7 @@ FLOORS = [
     ['build'],
     ['restore', 'browse', 'check'],
     ['train', 'segmenter'],
-    ['predict', 'export'],
+    ['predict', 'export', 'benchmark'],
     ['main'],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
