@@ -113,6 +113,11 @@ def sliding_window(
         mesh: as in `whole_image`.
     """
 
+    @functools.cache
+    def grow(height, width):
+        more = lambda x: ((0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0))
+        return _per_device(mesh)(lambda array: jnp.pad(array, more(array)))
+
     @_per_device(mesh)
     def cut(array, start):
         window = lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (*crop, image.shape[-1]))
@@ -136,7 +141,7 @@ def sliding_window(
 
     def logits(params, images):
         height, width = np.maximum(images.array.shape[1:3], crop)
-        array = _grow(mesh, images.array, (int(height), int(width)))
+        array = grow(int(height), int(width))(images.array)
         size = np.minimum(images.size, crop).astype(np.int32)
         starts = [
             [
@@ -249,9 +254,3 @@ def _per_device(mesh, donate=()):
 
 def _zeros(mesh, shape):
     return jnp.zeros(shape, jnp.float32, device=split_batch(mesh))
-
-
-def _grow(mesh, array, canvas):
-    """Pads an array at the bottom and the right."""
-    more = [(0, 0), *((0, n - m) for n, m in zip(canvas, array.shape[1:3], strict=True)), (0, 0)]
-    return _per_device(mesh)(lambda x: jnp.pad(x, more))(array) if any(map(sum, more)) else array

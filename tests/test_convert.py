@@ -108,6 +108,7 @@ BACKBONES = {  # module, its keys, one of them, depth, stem, whether it is the a
     'torchvision_152': (ResNet(152, 4, (4,)), TORCHVISION, 'layer3.35.conv3.weight', 152, (4,), False),
     'numbered_deep_stem': (ResNet(50, 4, DEEP), TORCHVISION, 'conv3.weight', 50, DEEP, True),
     'prefixed_deep_stem': (ResNet(101, 4, DEEP), PREFIXED_STEM, 'prefix.bn2.running_mean', 101, DEEP, True),
+    'prefixed_plain_stem': (ResNet(50, 4, (4,)), PREFIXED_STEM, 'prefix.bn1.weight', 50, (4,), True),
     'mmseg_deep_stem': (ResNet(50, 4, DEEP), MMSEG_STEM, 'stem.7.bias', 50, DEEP, False),
     'timm_deep_stem': (ResNet(50, 4, DEEP), TIMM_STEM, 'conv1.4.running_mean', 50, DEEP, False),
 }  # fmt: skip

@@ -122,7 +122,7 @@ class Layout:
 
 
 # Layouts that a trained model is exported to -> the spellings of a plain and of a deep stem.
-EXPORTS = {'mmsegmentation': ('plain', 'mmsegmentation'), 'authors': ('plain', 'prefixed')}
+EXPORTS = {'mmsegmentation': ('plain', 'mmsegmentation'), 'authors': ('prefixed', 'prefixed')}
 
 
 @dataclass

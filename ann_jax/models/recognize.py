@@ -73,7 +73,7 @@ def recognize(state: State) -> Recognized:
     model = {
         'depth': depths[0],
         'width': features(*body, 'layer1_0', 'conv1', 'kernel'),
-        'stem_widths': tuple(stem[:1] if layout.stem == 'plain' else stem),
+        'stem_widths': tuple(filter(None, stem)),
         'ceil_pool': authors,
     }
     if not layout.heads:
