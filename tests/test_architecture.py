@@ -9,7 +9,19 @@ PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 FLOORS = [
     ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors'],
-    ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas'],
+    [
+        'ops',
+        'losses',
+        'metrics',
+        'optim',
+        'sharding',
+        'visualize',
+        'weights',
+        'canvas',
+        'processes',
+        'workdir',
+        'stopping',
+    ],
     ['data/classes', 'data/transforms'],
     ['data/scene_objects', 'data/datasets', 'data/pipeline', 'models/layers', 'models/convert'],
     ['data/scenes', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],

@@ -30,20 +30,22 @@ def tiny_state(step):
 def test_best_and_newest_are_kept(scores, kept, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, score in enumerate(scores, 1):
-        checkpoints.save(tiny_state(step), {}, score)
+        checkpoints.save(tiny_state(step), {})
+        checkpoints.score(step, score)
     assert (checkpoints.latest, checkpoints.best) == (4, 1 + int(np.argmax(scores)))
     checkpoints.close()
-    assert {int(path.name) for path in tmp_path.iterdir()} == kept
+    assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == kept
 
 
 def test_the_newest_without_a_score_does_not_hide_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(tiny_state(1), {}, 0.7)
+    checkpoints.save(tiny_state(1), {})
+    checkpoints.score(1, 0.7)
     for step in (2, 3, 4):
         checkpoints.save(tiny_state(step), {})
     assert (checkpoints.latest, checkpoints.best) == (4, 1)
     checkpoints.close()
-    assert {int(path.name) for path in tmp_path.iterdir()} == {1, 3, 4}
+    assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == {1, 3, 4}
 
 
 def test_an_empty_folder_has_neither(tmp_path):
@@ -59,7 +61,7 @@ def test_a_state_comes_back_on_another_number_of_devices(tmp_path):
         create_state(initial_variables(model, 5), tx), replicated(make_mesh(jax.devices()[:1]))
     )
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, {'seed': 5}, 0.5)
+    checkpoints.save(state, {'seed': 5})
     mesh = make_mesh()
     restored = checkpoints.restore(0, abstract_state(model, tx, replicated(mesh)))
     checkpoints.close()

@@ -69,7 +69,7 @@ def assert_same(got, expected):
 
 def test_shapes():
     (batch,) = take(1, Numbered(7), RANDOM, batch_size=3, seed=0)
-    assert set(batch) == {'image', 'label'}
+    assert set(batch) == {'image', 'label', 'name', 'problem'}
     assert batch['image'].shape == (3, 5, 7, 3) and batch['label'].shape == (3, 5, 7)
     assert batch['image'].dtype == batch['label'].dtype == np.uint8
 

@@ -5,6 +5,10 @@ whatever the number of threads and workers, the shards of a batch put together a
 the step number is all there is to save. Worker processes are spawned and start no JAX backend.
 """
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,19 +17,46 @@ import numpy as np
 
 from ann_jax.canvas import Canvases, pad
 from ann_jax.data.transforms import Augment
-from ann_jax.typing import IGNORE, Batch, Sample
+from ann_jax.errors import DataError
+from ann_jax.typing import IGNORE, Batch, Sample, Source
 
 
 @dataclass(frozen=True)
 class _RandomMap(grain.transforms.RandomMap):
-    """Draws and applies the augmentation; drops the name."""
+    """Draws and applies the augmentation."""
 
     augment: Augment
 
     def random_map(self, element: Sample, rng: np.random.Generator) -> Batch:
         draw = self.augment.draw(rng, *element['label'].shape)
         sample = self.augment.apply(element, draw)
-        return Batch(image=sample['image'], label=sample['label'])
+        problem = element.get('problem', '')
+        return Batch(image=sample['image'], label=sample['label'], name=element['name'], problem=problem)
+
+
+class Replacing:
+    """A source whose unusable samples are replaced by the next usable one, which says so in `problem`."""
+
+    def __init__(self, source: Source):
+        self.dataset, self.problems = source.dataset, source.problems
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index) -> Sample:
+        """Reads a sample.
+
+        Raises:
+            DataError: no sample can be used.
+        """
+        problem = ''
+        for step in range(len(self)):
+            try:
+                return Sample(self._source[(index + step) % len(self)], problem=problem)
+            except DataError as error:
+                problem = problem or str(error)
+        raise DataError(f'no sample can be used; the first: {problem}')
 
 
 def train_batches(
@@ -57,7 +88,7 @@ def train_batches(
 
     Returns:
         An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
-        shard_count, *crop) uint8. Its `close()` ends the threads and workers.
+        shard_count, *crop) uint8, and the names of the samples. Its `close()` ends the threads and workers.
 
     Raises:
         ValueError: batch_size is not divisible by shard_count; the source is empty.
@@ -145,8 +176,28 @@ def _read(dataset, *, num_workers, num_threads, prefetch):
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     reader = dataset.to_iter_dataset(options)
     if num_workers:
-        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), _start_worker)
     return reader
+
+
+def _start_worker(_index, _count):
+    """Lets a worker process outlive a signal to all processes of a run, but not the run."""
+    run = os.getppid()
+
+    def watch():
+        while os.getppid() == run:
+            time.sleep(1)
+        os._exit(1)  # the run was killed: nobody reads on
+
+    def end_later(*_):
+        timer = threading.Timer(60, os._exit, (143,))
+        timer.daemon = True
+        timer.start()
+
+    threading.Thread(target=watch, daemon=True).start()
+    # The run still needs batches to finish its step; it ends the workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_later)
 
 
 def _local_size(batch_size, shard_index, shard_count):
