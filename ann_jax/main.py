@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import absl.logging
@@ -85,7 +87,21 @@ def main(argv):
                 case 'check':
                     sys.exit(check.check(config))
     except (ConfigError, DataError, SaveError, FloatingPointError) as error:
+        _leave_others()
         sys.exit(f'error: {error}')
+    except Exception:
+        _leave_others()
+        raise
+
+
+def _leave_others():
+    """After an error of this process alone, it must not wait for the others, which wait for it."""
+    import jax
+
+    if jax.process_count() > 1:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ann_jax import metrics, visualize
 from ann_jax.errors import DataError
-from ann_jax.workdir import writing
+from ann_jax.workdir import note, writing
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +215,7 @@ class TrainLog:
             values = {f'train/{name}': value for name, value in values.items()}
             self._report.scalars(number, values | {'train/learning_rate': self._schedule(number - 1)})
             loss, accuracy = values['train/loss'], values['train/pixel_accuracy']
+            note('step %d: loss %.6g, pixel accuracy %.4f', number, loss, accuracy)
             self._bar.set_postfix(loss=f'{loss:.3f}', accuracy=f'{accuracy:.3f}')
 
     def _refuse(self, number, values, names):

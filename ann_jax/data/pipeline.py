@@ -92,7 +92,7 @@ def train_batches(
 
     Raises:
         ValueError: batch_size is not divisible by shard_count; the source is empty.
-        DataError: from the iterator, where the source raises it.
+        DataError: from the iterator, where the source raises it, or a worker died.
     """
     local = _local_size(batch_size, shard_index, shard_count)
     if not len(source):
@@ -100,7 +100,31 @@ def train_batches(
     samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment))
     # Batched before the split over workers: they take whole batches in turn, so their number changes nothing.
     batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
-    return iter(_read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch))
+    return _Batches(_read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch))
+
+
+class _Batches:
+    """The iterator of a reader; the death of a worker is the user's to mend."""
+
+    def __init__(self, reader):
+        self._iterator = iter(reader)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if 'terminated unexpectedly' not in str(error):
+                raise
+            raise DataError(
+                f'a data worker died ({error}): mostly memory ran out, so use fewer loader.workers; '
+                'the same command resumes'
+            ) from error
+
+    def close(self):
+        self._iterator.close()
 
 
 def eval_batches(
@@ -145,7 +169,7 @@ def eval_batches(
 
 
 def _eval_batches(reader, batch_size, rows, canvases):
-    iterator = iter(reader)
+    iterator = _Batches(reader)
     try:
         group, canvas = [], None
         for sample in iterator:
