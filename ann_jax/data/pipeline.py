@@ -35,10 +35,9 @@ class _RandomMap(grain.transforms.RandomMap):
 
 
 class Replacing:
-    """A source whose unusable samples are replaced by the next usable one, which says so in `problem`."""
+    """Samples of a source, the unusable ones replaced by the next usable one, which says so in `problem`."""
 
     def __init__(self, source: Source):
-        self.dataset, self.problems = source.dataset, source.problems
         self._source = source
 
     def __len__(self):
