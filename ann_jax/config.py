@@ -44,7 +44,7 @@ def defaults() -> ConfigDict:
             'loader': {
                 'workers': 0,
                 'threads': 2,
-                'bad_samples': 'stop',  # or skip: train on the next sample instead, logged and counted
+                'bad_samples': 'stop',  # or skip: go on without what cannot be read, logged and counted
             },
             'input': dict(AUTHORS_BGR),
             'model': {

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from ann_jax.data.pipeline import eval_batches
+from ann_jax.data.pipeline import Replacing, eval_batches
 from ann_jax.inference import Canvas, Protocol
 from ann_jax.metrics import Scores, confusion_matrix
 from ann_jax.models.deploy import InferenceNetwork, fold
@@ -105,6 +105,7 @@ class Evaluation:
         pictures: int,
         num_workers: int,
         num_threads: int,
+        skip_bad: bool = False,
     ):
         """Prepares; nothing is compiled or read yet.
 
@@ -116,9 +117,11 @@ class Evaluation:
             batch_size: over all devices.
             pictures: samples, spread over the split, of which a picture is written.
             num_workers, num_threads: see `data.pipeline`.
+            skip_bad: leave out samples that cannot be used, and log them, instead of stopping.
         """
         self.source, self._mesh, self._batch_size = source, mesh, batch_size
         self._network, self._protocol = network, protocol
+        self._samples = Replacing(source, unlabelled=True) if skip_bad else source
         own = max(len(source) // jax.process_count(), 1)  # process 0, which writes them, sees at least these
         self._pictured = set(np.linspace(0, own - 1, min(pictures, own)).round().astype(int))
         self._reading = {
@@ -150,7 +153,7 @@ class Evaluation:
             if next(numbers) in self._pictured:
                 report.picture(step, name, *arrays)
 
-        batches = eval_batches(self.source, batch_size=self._batch_size, **self._reading)
+        batches = eval_batches(self._samples, batch_size=self._batch_size, **self._reading)
         hidden = not is_main()
         with (
             contextlib.closing(batches),

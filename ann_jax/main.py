@@ -87,20 +87,20 @@ def main(argv):
                 case 'check':
                     sys.exit(check.check(config))
     except (ConfigError, DataError, SaveError, FloatingPointError) as error:
-        _leave_others()
+        _leave_others(f'error: {error}')
         sys.exit(f'error: {error}')
     except Exception:
-        _leave_others()
+        _leave_others(traceback.format_exc())
         raise
 
 
-def _leave_others():
-    """After an error of this process alone, it must not wait for the others, which wait for it."""
+def _leave_others(text):
+    """Ends one of several processes at once: at exit it would wait for the others, which wait for it."""
     import jax
 
     if jax.process_count() > 1:
-        traceback.print_exc()
-        sys.stderr.flush()
+        print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
         os._exit(1)
 
 

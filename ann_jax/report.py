@@ -14,13 +14,15 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from ann_jax import metrics, visualize
@@ -54,7 +56,7 @@ class Report:
         if not silent:
             with writing(workdir):
                 (workdir / 'pictures').mkdir(parents=True, exist_ok=True)
-                self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step or None)
+                self._events = _Events(workdir / 'tensorboard', first_step)
 
     def config(self, config: Mapping) -> None:
         """Writes config.json."""
@@ -66,8 +68,8 @@ class Report:
         """Adds points to the curves of the event file."""
         if self._silent:
             return
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        with writing(self._workdir):
+            self._events.add(step, [summary.scalar(name, value) for name, value in values.items()])
 
     def picture(
         self, step: int, name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
@@ -79,7 +81,7 @@ class Report:
         file = self._workdir / 'pictures' / f'{name.replace("/", "_")}.png'
         with writing(self._workdir):
             Image.fromarray(panel).save(file)
-        self._events.add_image(f'pictures/{name}', panel, step, dataformats='HWC')
+            self._events.add(step, [summary.image(f'pictures/{name}', panel, dataformats='HWC')])
 
     def scores(self, step: int, split: str, confusion: np.ndarray) -> metrics.Scores:
         """Writes metrics.json and the curves, and returns the scores of a confusion matrix.
@@ -119,7 +121,35 @@ class Report:
     def close(self) -> None:
         """Writes out what the event file still buffers."""
         if not self._silent:
-            self._events.close()
+            with writing(self._workdir):
+                self._events.close()
+
+
+class _Events:
+    """An event file for TensorBoard, written at once.
+
+    Not tensorboardX's SummaryWriter: it writes in a thread, and where that fails, as on a full disk, the
+    run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / 'events'))
+        if first_step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(event_pb2.Event(step=first_step, session_log=start))
+
+    def add(self, step: int, summaries: Iterable[Any]) -> None:
+        for each in summaries:
+            self._write(event_pb2.Event(step=step, summary=each))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event):
+        event.wall_time = time.time()
+        self._file.write_event(event)
 
 
 class Clock:

@@ -15,25 +15,20 @@ from tqdm import tqdm
 
 from ann_jax import __version__, build
 from ann_jax.checkpoint import Checkpoints
-from ann_jax.config import adopt, differences
+from ann_jax.config import adopt
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.processes import all_agree, is_main
 from ann_jax.report import Report, TrainLog
 from ann_jax.restore import open_weights
+from ann_jax.resume import first_state
 from ann_jax.sharding import check_batch_size, make_mesh, put_batch, put_flag, replicated, split_batch
-from ann_jax.state import abstract_state, count_parameters, create_state, initial_variables
+from ann_jax.state import count_parameters
 from ann_jax.stopping import Stop, Stopped
 from ann_jax.train_step import make_train_step
-from ann_jax.weights import BACKBONE_FACTS, Weights
-from ann_jax.weights import start as start_from
 from ann_jax.workdir import lock, log_file, note
 
 logger = logging.getLogger(__name__)
-
-# Settings that a run keeps from its first step to its last.
-FIXED = ('seed', 'dataset', 'augment', 'input', 'model', 'loss', 'train.batch_size')
-FREE = ('dataset.root', 'dataset.eval_split', 'dataset.scenes.eval_count')
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -58,12 +53,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stop = stack.enter_context(Stop())
         _hold(stack, workdir)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / 'checkpoints')))
-        newest = checkpoints.latest
-        if newest is not None and newest >= steps and checkpoints.scored(newest):
+        newest = checkpoints.latest or 0
+        if newest > steps or (newest == steps and checkpoints.scored(newest)):
             _print(f'{workdir} is at step {newest} of {steps}: --mode=evaluate evaluates its best checkpoint')
             return
         _log_start(mesh)
-        state, first = _first_state(config, workdir, checkpoints, dataset, mesh)
+        state, first = first_state(config, workdir, checkpoints, dataset.num_classes, mesh)
         evaluation = build.evaluation(config, mesh)
         _log_setting(config, source, evaluation, state)
         step = _compiled_step(config, dataset, mesh)
@@ -82,20 +77,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
             return number == steps or number % config.train.eval_every == 0
 
         def score(number):
-            start = time.perf_counter()
-            scores = evaluation.run(
-                state.variables,
-                number,
-                config.dataset.eval_split,
-                report,
-                lambda: not all_agree(not stop.requested),
+            return _score(
+                evaluation, state, number, config.dataset.eval_split, report, checkpoints, log, stop
             )
-            checkpoints.score(number, scores.miou)
-            took = time.perf_counter() - start
-            split = config.dataset.eval_split
-            logger.info('step %d: mIoU %.2f on %s, in %.1f s', number, 100 * scores.miou, split, took)
-            log.restart()
-            return scores
 
         number, scores = first, None
         try:
@@ -142,31 +126,6 @@ def _hold(stack, workdir):
     stack.enter_context(log_file(workdir, jax.process_index()))
 
 
-def _first_state(config, workdir, checkpoints, dataset, mesh):
-    """State and step to go on from: the newest whole checkpoint's, or the first of all."""
-    model, tx = build.model, build.optimizer
-
-    def like(facts):
-        saved = facts['config']
-        if config.init['from']:
-            adopt(config, model=saved['model'], input=saved['input'])
-        _refuse_changes(saved, config, workdir)
-        return abstract_state(model(config, dataset.num_classes), tx(config), replicated(mesh))
-
-    steps = checkpoints.steps
-    if steps:
-        start = time.perf_counter()
-        first, _, state = checkpoints.restore_first(steps, like)
-        logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - start)
-        checkpoints.set_aside(step for step in steps if step > first)
-        return state, first
-    weights = _open_init(config) if config.init['from'] else None
-    variables = initial_variables(model(config, dataset.num_classes), config.seed)
-    if weights:
-        variables = start_from(variables, weights.variables, config.init.parts)
-    return jax.device_put(create_state(variables, tx(config)), replicated(mesh)), 0
-
-
 def _compiled_step(config, dataset, mesh):
     """The step on the mesh, to be compiled when first called; it takes a flag per device too."""
     train_step = make_train_step(
@@ -209,6 +168,17 @@ def _batches(config, source, first):
 
 def _report(workdir, dataset, first_step=0):
     return Report(workdir, dataset.classes, dataset.colors, first_step, silent=not is_main())
+
+
+def _score(evaluation, state, number, split, report, checkpoints, log, stop):
+    start = time.perf_counter()
+    asked = lambda: not all_agree(not stop.requested)
+    scores = evaluation.run(state.variables, number, split, report, asked)
+    checkpoints.score(number, scores.miou)
+    took = time.perf_counter() - start
+    logger.info('step %d: mIoU %.2f on %s, in %.1f s', number, 100 * scores.miou, split, took)
+    log.restart()
+    return scores
 
 
 def _save(checkpoints, state, facts, log, number):
@@ -259,29 +229,6 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> None:
         scores = evaluation.run(variables, step, config.dataset.eval_split, report)
     _print(report.table(scores))
     _print(f'{path} at step {step}, {len(evaluation.source)} images; written to {workdir}')
-
-
-def _open_init(config: ConfigDict) -> Weights:
-    """Opens the weights that training starts from; the config follows what they fix."""
-    weights = open_weights(Path(config.init['from']).expanduser())
-    taken = weights.model
-    if config.init.parts == 'backbone':
-        taken = {key: taken[key] for key in BACKBONE_FACTS}
-    logger.info('starting from %s (%s)', config.init['from'], config.init.parts)
-    for line in adopt(config, model=taken, input=weights.input):
-        logger.info('as the weights need it: %s', line)
-    return weights
-
-
-def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
-    lines = differences(saved, config.to_dict())
-    changes = [line for line in lines if line.startswith(FIXED) and not line.startswith(FREE)]
-    if changes:
-        raise ConfigError(
-            f'{workdir} holds a run with other settings ({"; ".join(changes)}): '
-            'use those, or another --workdir; to start another network from its weights: '
-            f'--config.init.from={workdir} with --config.init.parts'
-        )
 
 
 def _log_start(mesh: Mesh) -> None:

@@ -30,6 +30,7 @@ FLOORS = [
     ['evaluate'],
     ['build'],
     ['restore', 'check'],
+    ['resume'],
     ['train', 'segmenter'],
     ['predict', 'export'],
     ['main'],

@@ -268,3 +268,10 @@ def test_the_death_of_a_worker_is_an_error_that_says_so():
         for _ in range(40):
             next(iterator)
     iterator.close()
+
+
+def test_a_bad_sample_of_an_evaluation_is_left_without_a_label_and_logged(caplog):
+    batches = list(eval_batches(Replacing(Broken(8), unlabelled=True), batch_size=2))
+    labels = [label[0, 0] for batch, _ in batches for label in batch['label']]
+    assert labels == [0, 1, 2, 3, 4, IGNORE, 6, 7]
+    assert 'not evaluated: n5.png is truncated' in caplog.text

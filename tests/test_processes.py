@@ -1,5 +1,6 @@
-"""Two real processes with two devices each: they train, stop together, and one process goes on from there."""
+"""Two real processes with two devices each: they train, stop together, and one process goes on."""
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
+from trees import write_tree
+
+from ann_jax import processes
+from ann_jax.errors import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = [
@@ -27,9 +34,9 @@ SMALL = [
 ]
 
 
-def start(environment, workdir, devices, *arguments):
+def start(environment, workdir, devices, *arguments, settings=SMALL):
     return subprocess.Popen(
-        [sys.executable, '-m', 'ann_jax.main', *SMALL, f'--workdir={workdir}', *arguments],
+        [sys.executable, '-m', 'ann_jax.main', *settings, f'--workdir={workdir}', *arguments],
         cwd=REPOSITORY,
         env=environment | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'},
         stdout=subprocess.PIPE,
@@ -60,14 +67,21 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_two_processes_train_as_one_stop_together_and_one_resumes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('processes')
-    environment = os.environ | {
-        'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+    return os.environ | {
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
     }
-    many, one = folder / 'many', folder / 'one'
-    flags = [f'--coordinator=127.0.0.1:{free_port()}', '--process_count=2']
+
+
+def pair_flags():
+    return [f'--coordinator=127.0.0.1:{free_port()}', '--process_count=2']
+
+
+def test_two_processes_train_as_one_stop_together_and_one_resumes(environment, tmp_path):
+    many, one = tmp_path / 'many', tmp_path / 'one'
+    flags = pair_flags()
     pair = [start(environment, many, 2, *flags, f'--process_index={index}') for index in (0, 1)]
     try:
         deadline = time.time() + 300
@@ -93,3 +107,44 @@ def test_two_processes_train_as_one_stop_together_and_one_resumes(tmp_path_facto
     np.testing.assert_allclose(
         [*map(float, scores(many).values())], [*map(float, scores(one).values())], atol=0.05
     )
+
+
+@pytest.mark.slow
+def test_evaluation_by_two_processes_equals_one_to_the_last_bit(environment, tmp_path):
+    """Images of several sizes, in windows and at two scales; the last batch is not full."""
+    files = write_tree('camvid', tmp_path / 'data', num_train=4, num_val=5, size=(70, 90))
+    sizes = [(70, 90), (90, 130), (64, 64), (150, 80), (70, 200)]
+    for (image, label, *_), size in zip(files['val'], sizes, strict=True):
+        rng = np.random.default_rng(size)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(image)
+        Image.fromarray(rng.integers(0, 11, size, np.uint8)).save(label)
+    settings = [
+        '--config=configs/camvid.py:runlocal,variant=apnb',
+        f'--config.dataset.root={tmp_path / "data"}',
+        '--config.train.steps=1',
+        '--config.eval.limit=0',
+        '--config.eval.batch_size=4',
+    ]
+    evaluate = [
+        *('--mode=evaluate', '--config.eval.crop=65,65', '--config.eval.stride=43,43'),
+        '--config.eval.scales=0.75,1.0',
+    ]
+    run = tmp_path / 'run'
+    finish(start(environment, run, 1, settings=settings))
+    finish(start(environment, run, 1, *evaluate, settings=settings))
+    expected = json.loads((run / 'metrics.json').read_text())
+    (run / 'metrics.json').unlink()
+    flags = [*evaluate, *pair_flags()]
+    pair = [start(environment, run, 2, *flags, f'--process_index={i}', settings=settings) for i in (0, 1)]
+    for process in pair:
+        finish(process)
+    assert json.loads((run / 'metrics.json').read_text()) == expected
+
+
+def test_half_a_description_of_the_processes_is_refused(monkeypatch):
+    monkeypatch.delenv('JAX_COORDINATOR_ADDRESS', raising=False)
+    monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
+    with pytest.raises(ConfigError, match='need --coordinator and --process_index too'):
+        processes.join()
+    monkeypatch.delenv('JAX_NUM_PROCESSES')
+    assert not processes.join()

@@ -5,6 +5,7 @@ whatever the number of threads and workers, the shards of a batch put together a
 the step number is all there is to save. Worker processes are spawned and start no JAX backend.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -19,6 +20,8 @@ from ann_jax.canvas import Canvases, pad
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Batch, Sample, Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class _RandomMap(grain.transforms.RandomMap):
 class Replacing:
     """Samples of a source, the unusable ones replaced by the next usable one, which says so in `problem`."""
 
-    def __init__(self, source: Source):
-        self._source = source
+    def __init__(self, source: Source, *, unlabelled: bool = False):
+        """With `unlabelled`, what replaces a sample has no label, so that it counts in no score."""
+        self._source, self._unlabelled = source, unlabelled
 
     def __len__(self):
         return len(self._source)
@@ -52,7 +56,11 @@ class Replacing:
         problem = ''
         for step in range(len(self)):
             try:
-                return Sample(self._source[(index + step) % len(self)], problem=problem)
+                sample = self._source[(index + step) % len(self)]
+                label = (
+                    np.full_like(sample['label'], IGNORE) if step and self._unlabelled else sample['label']
+                )
+                return Sample(sample, label=label, problem=problem)
             except DataError as error:
                 problem = problem or str(error)
         raise DataError(f'no sample can be used; the first: {problem}')
@@ -172,6 +180,8 @@ def _eval_batches(reader, batch_size, rows, canvases):
     try:
         group, canvas = [], None
         for sample in iterator:
+            if sample.get('problem'):
+                logger.warning('not evaluated: %s', sample['problem'])
             fit = canvases.fit(*sample['label'].shape)
             if group and (len(group) == batch_size or fit != canvas):
                 yield _stack(group, rows, canvas)
