@@ -197,4 +197,5 @@ def evaluation(config: ConfigDict, mesh: Mesh) -> Evaluation:
         pictures=config.eval.pictures,
         num_workers=config.loader.workers,
         num_threads=config.loader.threads,
+        skip_bad=config.loader.bad_samples == 'skip',
     )

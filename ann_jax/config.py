@@ -49,7 +49,11 @@ def defaults() -> ConfigDict:
                 'brightness': 10,
                 'resize_short': 0,  # length the short side is brought to before all else; 0 for none
             },
-            'loader': {'workers': 0, 'threads': 2},
+            'loader': {
+                'workers': 0,
+                'threads': 2,
+                'bad_samples': 'stop',  # or skip: go on without what cannot be read, logged and counted
+            },
             'input': dict(AUTHORS_BGR),
             'model': {
                 'depth': 101,
@@ -118,6 +122,7 @@ def defaults() -> ConfigDict:
                 'log_every': 50,
                 'checkpoint_every': 1000,
                 'eval_every': 5000,
+                'not_finite': 'stop',  # or skip: leave out a step whose loss or gradient is NaN or infinite
             },
             'eval': {
                 'batch_size': 0,  # over all devices; 0 for one image per device
@@ -240,6 +245,9 @@ def validate(config: ConfigDict) -> None:
     check('eval.scales', config.eval.scales, min(config.eval.scales, default=0) > 0, 'numbers above 0')
     average = config.eval.average
     check('eval.average', average, average in AVERAGES, f'one of {", ".join(AVERAGES)}')
+    for key in ('train.not_finite', 'loader.bad_samples'):
+        section, name = key.split('.')
+        check(key, config[section][name], config[section][name] in ('stop', 'skip'), 'stop or skip')
     parts = config.init.parts
     check('init.parts', parts, parts in PARTS, f'one of {", ".join(PARTS)}')
     form = config.dataset.format

@@ -12,6 +12,10 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names the key, the value and the cure."""
 
 
+class SaveError(RuntimeError):
+    """A file of the run that cannot be written; the message names the file, the reason and the cure."""
+
+
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     """The message for a name that is not among the known ones, with the nearest one if any is near."""
     known = [str(k) for k in known]

@@ -1,5 +1,6 @@
 """Evaluation: streams a confusion matrix over a split, and keeps a few pictures."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,12 +9,14 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from ann_jax.data.pipeline import eval_batches
+from ann_jax.data.pipeline import Replacing, eval_batches
 from ann_jax.inference import Canvas, Protocol
 from ann_jax.metrics import Scores, confusion_matrix
 from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.processes import is_main
 from ann_jax.report import Report
-from ann_jax.sharding import put_batch, replicated, split_batch
+from ann_jax.sharding import local_rows, put_batch, replicated, split_batch
+from ann_jax.stopping import Stopped
 from ann_jax.typing import Source
 
 
@@ -26,6 +29,7 @@ def evaluate(
     mesh: Mesh,
     progress: Callable[[int], Any] = lambda count: None,
     on_sample: Callable[[str, np.ndarray, np.ndarray, np.ndarray], None] = lambda *sample: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """Confusion matrix of a split.
 
@@ -37,10 +41,14 @@ def evaluate(
         num_classes: K.
         mesh: the batch is split over its `data` axis.
         progress: called with the number of images done.
-        on_sample: called with name, image, label and prediction of each image.
+        on_sample: called with name, image, label and prediction of each image, those of this process.
+        stop: asked before each batch, in every process; it answers alike in all.
 
     Returns:
-        (K, K) int64, rows are true classes.
+        (K, K) int64, rows are true classes; of the images of all processes.
+
+    Raises:
+        Stopped: `stop` said so.
     """
     total = np.zeros((num_classes, num_classes), np.int64)
     score = jax.jit(
@@ -50,7 +58,7 @@ def evaluate(
     )
 
     def collect(names, batch, result):
-        confusion, predictions = jax.device_get(result)
+        confusion, predictions = jax.device_get(result[0]), local_rows(result[1])
         total[...] += confusion
         for name, *arrays, (height, width) in zip(
             names, batch['image'], batch['label'], predictions, batch['size'], strict=False
@@ -60,6 +68,8 @@ def evaluate(
 
     pending = None
     for batch, names in batches:
+        if stop():
+            raise Stopped
         arrays = put_batch(batch, mesh)
         logits = protocol(params, Canvas(arrays['image'], batch['size']))
         result = score(logits.array, arrays['label'])
@@ -95,6 +105,7 @@ class Evaluation:
         pictures: int,
         num_workers: int,
         num_threads: int,
+        skip_bad: bool = False,
     ):
         """Prepares; nothing is compiled or read yet.
 
@@ -106,21 +117,34 @@ class Evaluation:
             batch_size: over all devices.
             pictures: samples, spread over the split, of which a picture is written.
             num_workers, num_threads: see `data.pipeline`.
+            skip_bad: leave out samples that cannot be used, and log them, instead of stopping.
         """
         self.source, self._mesh, self._batch_size = source, mesh, batch_size
         self._network, self._protocol = network, protocol
-        self._pictured = set(np.linspace(0, len(source) - 1, min(pictures, len(source))).round().astype(int))
+        self._samples = Replacing(source, unlabelled=True) if skip_bad else source
+        own = max(len(source) // jax.process_count(), 1)  # process 0, which writes them, sees at least these
+        self._pictured = set(np.linspace(0, own - 1, min(pictures, own)).round().astype(int))
         self._reading = {
             'num_workers': num_workers,
             'num_threads': num_threads,
+            'shard_index': jax.process_index(),
+            'shard_count': jax.process_count(),
             'exact_sizes': not network.takes_canvas,
         }
 
-    def run(self, variables: Mapping[str, Any], step: int, split: str, report: Report) -> Scores:
+    def run(
+        self,
+        variables: Mapping[str, Any],
+        step: int,
+        split: str,
+        report: Report,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Scores:
         """Scores variables of `ANN`, and writes scores and pictures under a step.
 
         Raises:
             DataError: a sample cannot be used, or none has a label.
+            Stopped: `stop` said so, see `evaluate`.
         """
         params = jax.device_put(fold(self._network.model, jax.device_get(variables)), replicated(self._mesh))
         numbers = iter(range(len(self.source)))
@@ -129,8 +153,12 @@ class Evaluation:
             if next(numbers) in self._pictured:
                 report.picture(step, name, *arrays)
 
-        batches = eval_batches(self.source, batch_size=self._batch_size, **self._reading)
-        with tqdm(total=len(self.source), desc='evaluate', unit='image', leave=False) as bar:
+        batches = eval_batches(self._samples, batch_size=self._batch_size, **self._reading)
+        hidden = not is_main()
+        with (
+            contextlib.closing(batches),
+            tqdm(total=len(self.source), desc='evaluate', unit='image', leave=False, disable=hidden) as bar,
+        ):
             confusion = evaluate(
                 self._protocol,
                 params,
@@ -139,5 +167,6 @@ class Evaluation:
                 mesh=self._mesh,
                 progress=bar.update,
                 on_sample=on_sample,
+                stop=stop,
             )
         return report.scores(step, split, confusion, self.source.dataset.categories)

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from ann_jax.canvas import Canvases
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.ops import resize_bilinear, resize_images
+from ann_jax.processes import largest
 from ann_jax.sharding import split_batch
 
 AVERAGES = ('logits', 'probabilities')
@@ -152,7 +153,8 @@ def sliding_window(
             for h, w in images.size
         ]
         total = count = None
-        for number in range(max(map(len, starts))):
+        # Every process takes part in every step, whatever the sizes of its own images.
+        for number in range(int(largest(max(map(len, starts)), mesh))):
             start = np.array([each[min(number, len(each) - 1)] for each in starts], np.int32)
             weight = np.array([number < len(each) for each in starts], np.float32)
             window = protocol(params, Canvas(cut(array, start), size)).array
@@ -160,8 +162,8 @@ def sliding_window(
                 total = _zeros(mesh, (*array.shape[:3], window.shape[-1]))
                 count = _zeros(mesh, (*array.shape[:3], 1))
             total, count = add(total, count, window, start, size, weight)
-        mean = divide(total, count)
-        return Canvas(mean[:, : images.array.shape[1], : images.array.shape[2]], images.size)
+        mean = _cut(mesh, divide(total, count), images.array.shape[1:3])
+        return Canvas(mean, images.size)
 
     return logits
 
@@ -216,7 +218,9 @@ def multi_scale(
         total = None
         for scale in scales:
             size = np.maximum(np.floor(images.size * scale + 0.5), 1).astype(np.int32)
-            canvas = images.array.shape[1:3] if scale == 1 else canvases.fit(*map(int, size.max(0)))
+            canvas = (
+                images.array.shape[1:3] if scale == 1 else canvases.fit(*map(int, largest(size.max(0), mesh)))
+            )
             for mirror in (False, True) if flip else (False,):
                 scaled = scale_to(canvas, mirror)(images.array, images.size, size)
                 result = protocol(params, Canvas(scaled, size)).array
@@ -247,7 +251,15 @@ def _per_device(mesh, donate=()):
                 *args
             )
 
-        return jax.jit(run, donate_argnums=donate)
+        jitted = jax.jit(run, donate_argnums=donate)
+
+        def call(*args):
+            if mesh.is_multi_process:  # what is on the host are this process's rows
+                put = functools.partial(jax.make_array_from_process_local_data, split_batch(mesh))
+                args = [put(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+            return jitted(*args)
+
+        return call
 
     return wrap
 

@@ -1,8 +1,11 @@
 """The command: python -m ann_jax.main --config=configs/cityscapes.py --workdir=runs/cityscapes."""
 
+import contextlib
 import logging
+import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import absl.logging
@@ -10,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError, SaveError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb.'
@@ -24,6 +27,13 @@ _MODE = flags.DEFINE_enum(
     'export: write programs that run without this package. check: list the bad files of the dataset. '
     'browse: draw augmented samples with their labels. benchmark: measure blocks and networks.',
 )
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator',
+    None,
+    'host:port of process 0, for a run of several processes; Slurm and TPU pods need none.',
+)
+_PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Number of processes.')
+_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
 
 
 def parse_flags(argv):
@@ -51,7 +61,7 @@ def main(argv):
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     import jax
 
-    from ann_jax import benchmark, browse, check, export, predict, train
+    from ann_jax import benchmark, browse, check, export, predict, processes, train
     from ann_jax.config import validate
 
     config = _CONFIG.value
@@ -61,7 +71,11 @@ def main(argv):
         jax.config.update('jax_compilation_cache_dir', str(Path(config.compilation_cache).expanduser()))
     try:
         validate(config)
-        with logging_redirect_tqdm():
+        processes.join(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+        main_process = processes.is_main()
+        if not main_process:
+            logging.getLogger().handlers[0].setLevel(logging.WARNING)  # its log file holds the rest
+        with logging_redirect_tqdm() if main_process else contextlib.nullcontext():
             match _MODE.value:
                 case 'train':
                     train.train(config, workdir)
@@ -77,8 +91,22 @@ def main(argv):
                     browse.browse(config, workdir)
                 case 'benchmark':
                     benchmark.benchmark(config, workdir)
-    except (ConfigError, DataError, FloatingPointError) as error:
+    except (ConfigError, DataError, SaveError, FloatingPointError) as error:
+        _leave_others(f'error: {error}')
         sys.exit(f'error: {error}')
+    except Exception:
+        _leave_others(traceback.format_exc())
+        raise
+
+
+def _leave_others(text):
+    """Ends one of several processes at once: at exit it would wait for the others, which wait for it."""
+    import jax
+
+    if jax.process_count() > 1:
+        print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 if __name__ == '__main__':

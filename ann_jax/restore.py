@@ -1,17 +1,20 @@
 """Trained weights, whatever they lie in: a run's workdir, or a model folder."""
 
 import contextlib
+import logging
 from pathlib import Path
 
 import jax
-from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from ann_jax import build, weights
 from ann_jax.checkpoint import Checkpoints
 from ann_jax.errors import ConfigError
-from ann_jax.state import abstract_state
+from ann_jax.sharding import make_mesh, replicated
+from ann_jax.state import TrainState, abstract_state
 from ann_jax.weights import FREE_SETTINGS, Weights
+
+logger = logging.getLogger(__name__)
 
 
 def open_weights(path: Path) -> Weights:
@@ -19,21 +22,20 @@ def open_weights(path: Path) -> Weights:
 
     Raises:
         ConfigError: there is neither.
-        DataError: a model folder is damaged.
+        DataError: a model folder, or every checkpoint, is damaged.
     """
     if (path / 'model.json').is_file():
         return weights.load(path)
     if not (path / 'checkpoints').is_dir():
         raise ConfigError(f'{path} holds no checkpoint and no model.json: name a run, or a folder of weights')
     with contextlib.closing(Checkpoints(path / 'checkpoints')) as checkpoints:
-        step = checkpoints.best or checkpoints.latest
-        if step is None:
+        best = checkpoints.best
+        # A damaged checkpoint is passed over.
+        steps = [step for step in (best, *checkpoints.steps) if step is not None]
+        if not steps:
             raise ConfigError(f'{path} holds no checkpoint yet: train first')
-        facts = checkpoints.facts(step)
-        config = ConfigDict(facts['config'])
-        model, tx = build.model(config, len(facts['classes'])), build.optimizer(config)
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        state = checkpoints.restore(step, abstract_state(model, tx, device))
+        step, facts, state = checkpoints.restore_first(dict.fromkeys(steps), _like)
+    logger.info('%s at step %d, %s', path, step, 'its best' if step == best else 'its newest whole one')
     settings = {key: value for key, value in facts['config']['model'].items() if key not in FREE_SETTINGS}
     return Weights(
         variables=jax.device_get(state.variables),
@@ -43,3 +45,11 @@ def open_weights(path: Path) -> Weights:
         colors=weights.as_tuples(facts['colors']),
         source={'run': path.name, 'step': step},
     )
+
+
+def _like(facts) -> TrainState:
+    config = ConfigDict(facts['config'])
+    model, tx = build.model(config, len(facts['classes'])), build.optimizer(config)
+    # Several processes restore together; one alone needs no more than its first device.
+    mesh = make_mesh(None if jax.process_count() > 1 else jax.local_devices()[:1])
+    return abstract_state(model, tx, replicated(mesh))

@@ -34,6 +34,18 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
+    """A flag of each process, once per device: (devices,) bool, split over `data`."""
+    local = np.full(len(mesh.local_devices), flag)
+    return jax.make_array_from_process_local_data(split_batch(mesh), local)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of an array split over `data` that lie on this process's devices, in order."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
 def check_batch_size(size: int, mesh: Mesh, key: str) -> None:
     """Refuses a global batch that the devices cannot share evenly.
 

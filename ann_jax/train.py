@@ -1,7 +1,10 @@
 """The run: config -> sources -> batches -> step -> checkpoints -> evaluation -> table and pictures."""
 
 import contextlib
+import json
 import logging
+import platform
+import time
 from pathlib import Path
 
 import flax
@@ -12,114 +15,188 @@ from tqdm import tqdm
 
 from ann_jax import __version__, build
 from ann_jax.checkpoint import Checkpoints
-from ann_jax.config import adopt, differences
-from ann_jax.data.pipeline import train_batches
-from ann_jax.errors import ConfigError
-from ann_jax.report import Report, TrainLog, write_json
+from ann_jax.config import adopt
+from ann_jax.data.pipeline import Replacing, train_batches
+from ann_jax.errors import ConfigError, SaveError
+from ann_jax.processes import all_agree, is_main
+from ann_jax.report import Report, TrainLog
 from ann_jax.restore import open_weights
-from ann_jax.sharding import check_batch_size, make_mesh, put_batch, replicated, split_batch
-from ann_jax.state import abstract_state, count_parameters, create_state, initial_variables
+from ann_jax.resume import first_state
+from ann_jax.sharding import check_batch_size, make_mesh, put_batch, put_flag, replicated, split_batch
+from ann_jax.state import count_parameters
+from ann_jax.stopping import Stop, Stopped
 from ann_jax.train_step import make_train_step
-from ann_jax.weights import BACKBONE_FACTS, Weights, start
+from ann_jax.workdir import lock, log_file, note
 
 logger = logging.getLogger(__name__)
 
-# Settings that a run keeps from its first step to its last.
-FIXED = ('seed', 'dataset', 'augment', 'input', 'model', 'loss', 'train.batch_size')
-FREE = ('dataset.root', 'dataset.format', 'dataset.eval_split', 'dataset.scenes.eval_count')
-
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains up to `train.steps`, from the newest checkpoint of the workdir if it has one.
+    """Trains up to `train.steps`, from the newest whole checkpoint of the workdir if it has one.
+
+    SIGTERM and Ctrl-C end it in order, with a checkpoint of the step under way.
 
     Raises:
-        DataError: the dataset cannot be used.
-        ConfigError: a setting cannot be used on these devices or with this dataset, or is not that of
-            the run that the workdir holds.
+        DataError: the dataset cannot be used, or no checkpoint is whole.
+        ConfigError: a setting cannot be used on these devices or with this dataset, is not that of
+            the run that the workdir holds, or another run is at work in it.
+        SaveError: a file of the run cannot be written.
         FloatingPointError: the loss is not finite any more.
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size')
     source = build.source(config, config.dataset.train_split)
     build.source(config, config.dataset.eval_split)  # what is wrong with it shows before anything is written
-    dataset, weights = source.dataset, None
+    dataset, steps = source.dataset, config.train.steps
 
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        _hold(stack, workdir)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / 'checkpoints')))
-        first, steps = checkpoints.latest or 0, config.train.steps
-        if first >= steps:
-            print(f'{workdir} is at step {first} of {steps}: --mode=evaluate evaluates its best checkpoint')
+        newest = checkpoints.latest or 0
+        if newest > steps or (newest == steps and checkpoints.scored(newest)):
+            _print(f'{workdir} is at step {newest} of {steps}: --mode=evaluate evaluates its best checkpoint')
             return
-        logger.info('%s', _versions(mesh))
-        if first:
-            logger.info('resuming from step %d', first)
-            saved = checkpoints.facts(first)['config']
-            if config.init['from']:
-                adopt(config, model=saved['model'], input=saved['input'])
-            _refuse_changes(saved, config, workdir)
-        elif config.init['from']:
-            weights = _open_init(config)
-
+        _log_start(mesh)
+        state, first = first_state(config, workdir, checkpoints, dataset.num_classes, mesh)
         evaluation = build.evaluation(config, mesh)
-        logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
-        model, tx = build.model(config, dataset.num_classes), build.optimizer(config)
-        step = jax.jit(
-            make_train_step(
-                model,
-                tx,
-                loss=build.loss(config, dataset.num_classes),
-                normalize=build.normalize(config),
-                align_corners=config.model.align_corners,
-                seed=config.seed,
-            ),
-            in_shardings=(replicated(mesh), split_batch(mesh)),
-            out_shardings=replicated(mesh),
-            donate_argnums=0,
-        )
-        if first:
-            state = checkpoints.restore(first, abstract_state(model, tx, replicated(mesh)))
-        else:
-            variables = initial_variables(model, config.seed)
-            if weights:
-                variables = start(variables, weights.variables, config.init.parts)
-            state = jax.device_put(create_state(variables, tx), replicated(mesh))
-        logger.info('%s parameters', f'{count_parameters(state.params):,}')
+        _log_setting(config, source, evaluation, state)
+        step = _compiled_step(config, dataset, mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
+        batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
+        report = stack.enter_context(contextlib.closing(_report(workdir, dataset, first + 1)))
+        report.config(config.to_dict())
+        bar = stack.enter_context(
+            tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
+        )
+        log = TrainLog(
+            report, bar, build.schedule(config), config.train.log_every, lambda: checkpoints.latest
+        )
 
-        batches = stack.enter_context(
-            contextlib.closing(
-                train_batches(
-                    source,
-                    build.augment(config),
-                    batch_size=config.train.batch_size,
-                    seed=config.seed,
-                    start_step=first,
-                    num_workers=config.loader.workers,
-                    num_threads=config.loader.threads,
-                )
+        def is_due(number):
+            return number == steps or number % config.train.eval_every == 0
+
+        def score(number):
+            return _score(
+                evaluation, state, number, config.dataset.eval_split, report, checkpoints, log, stop
             )
-        )
-        report = stack.enter_context(
-            contextlib.closing(Report(workdir, dataset.classes, dataset.colors, first_step=first + 1))
-        )
-        write_json(workdir / 'config.json', config.to_dict())
-        bar = stack.enter_context(tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05))
-        log = TrainLog(report, bar, build.schedule(config), config.train.log_every)
-        logger.info('compiling the step')
-        for number in range(first + 1, steps + 1):
-            state, metrics = step(state, put_batch(next(batches), mesh))
-            log.add(number, metrics)
-            if number == steps or number % config.train.eval_every == 0:
-                log.flush()
-                scores = evaluation.run(state.variables, number, config.dataset.eval_split, report)
-                logger.info('step %d: mIoU %.2f on %s', number, 100 * scores.miou, config.dataset.eval_split)
-                checkpoints.save(state, facts, scores.miou)
-            elif number % config.train.checkpoint_every == 0:
-                log.flush()
-                checkpoints.save(state, facts)
+
+        number, scores = first, None
+        try:
+            if first and is_due(first) and not checkpoints.scored(first):
+                scores = score(first)  # the run before was stopped in this evaluation
+            for number in range(first + 1, steps + 1):
+                with log.clock('data'):
+                    batch = next(batches)
+                with log.clock('step'):
+                    state, metrics = step(state, put_batch(batch, mesh), put_flag(stop.requested, mesh))
+                if number == first + 1:
+                    logger.info('compiled the step in %.1f s', log.clock.take('step'))
+                    log.restart()
+                log.add(number, metrics, batch)
+                due = is_due(number)
+                if due or log.stop or number % config.train.checkpoint_every == 0:
+                    log.flush()
+                    _save(checkpoints, state, facts, log, number)
+                if log.stop:
+                    raise Stopped
+                if due:
+                    # After saving: a run that is killed while it evaluates loses no step.
+                    scores = score(number)
+        except Stopped:
+            logger.info('stopped as asked')
+            _print(f'stopped at step {number} of {steps}: the same command resumes')
+            return
         best = checkpoints.best
-    print(report.table(scores))
-    print(f'step {steps} of {steps}, best checkpoint at step {best}; written to {workdir}')
+        logger.info('finished; %d steps left out, %d samples replaced', log.skipped, log.replaced)
+    _print(report.table(scores))
+    _print(f'step {steps} of {steps}, best checkpoint at step {best}; written to {workdir}')
+
+
+def _hold(stack, workdir):
+    """Takes the folder for this run, in all processes or in none, and starts its log."""
+    refusal = None
+    if is_main():
+        try:
+            stack.enter_context(lock(workdir))
+        except (ConfigError, SaveError) as error:
+            refusal = error
+    if not all_agree(refusal is None):
+        raise refusal or ConfigError(f'{workdir} was refused by process 0')
+    stack.enter_context(log_file(workdir, jax.process_index()))
+
+
+def _compiled_step(config, dataset, mesh):
+    """The step on the mesh, to be compiled when first called; it takes a flag per device too."""
+    train_step = make_train_step(
+        build.model(config, dataset.num_classes),
+        build.optimizer(config),
+        loss=build.loss(config, dataset.num_classes),
+        normalize=build.normalize(config),
+        align_corners=config.model.align_corners,
+        seed=config.seed,
+        skip_not_finite=config.train.not_finite == 'skip',
+    )
+
+    def step(state, batch, stop):
+        state, metrics = train_step(state, batch)
+        # Processes get a signal at different steps, or only one gets it: whether any has is told to all
+        # with the metrics of a step, so that they stop after the same one.
+        return state, metrics | {'stop': stop.any()}
+
+    return jax.jit(
+        step,
+        in_shardings=(replicated(mesh), split_batch(mesh), split_batch(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+
+
+def _batches(config, source, first):
+    return train_batches(
+        Replacing(source) if config.loader.bad_samples == 'skip' else source,
+        build.augment(config),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=first,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        num_workers=config.loader.workers,
+        num_threads=config.loader.threads,
+    )
+
+
+def _report(workdir, dataset, first_step=0):
+    return Report(workdir, dataset.classes, dataset.colors, first_step, silent=not is_main())
+
+
+def _score(evaluation, state, number, split, report, checkpoints, log, stop):
+    start = time.perf_counter()
+    asked = lambda: not all_agree(not stop.requested)
+    scores = evaluation.run(state.variables, number, split, report, asked)
+    checkpoints.score(number, scores.miou)
+    took = time.perf_counter() - start
+    logger.info('step %d: mIoU %.2f on %s, in %.1f s', number, 100 * scores.miou, split, took)
+    log.restart()
+    return scores
+
+
+def _save(checkpoints, state, facts, log, number):
+    checkpoints.check()
+    spent, waited = log.seconds_per_step()
+    start = time.perf_counter()
+    checkpoints.save(state, facts)
+    took = time.perf_counter() - start
+    logger.info(
+        'step %d: %.3f s a step, %.3f s of it waiting for data; saved in %.1f s, the rest in the background',
+        number, spent, waited, took,
+    )  # fmt: skip
+    log.restart()
+
+
+def _print(text):
+    if is_main():
+        print(text)
 
 
 def evaluate_best(config: ConfigDict, workdir: Path) -> None:
@@ -148,35 +225,27 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> None:
         )
     variables = jax.device_put(weights.variables, replicated(mesh))
     step = weights.source.get('step', 0)
-    with contextlib.closing(Report(workdir, dataset.classes, dataset.colors)) as report:
+    with contextlib.closing(_report(workdir, dataset)) as report:
         scores = evaluation.run(variables, step, config.dataset.eval_split, report)
-    print(report.table(scores))
-    print(f'{path} at step {step}, {len(evaluation.source)} images; written to {workdir}')
+    _print(report.table(scores))
+    _print(f'{path} at step {step}, {len(evaluation.source)} images; written to {workdir}')
 
 
-def _open_init(config: ConfigDict) -> Weights:
-    """Opens the weights that training starts from; the config follows what they fix."""
-    weights = open_weights(Path(config.init['from']).expanduser())
-    taken = weights.model
-    if config.init.parts == 'backbone':
-        taken = {key: taken[key] for key in BACKBONE_FACTS}
-    logger.info('starting from %s (%s)', config.init['from'], config.init.parts)
-    for line in adopt(config, model=taken, input=weights.input):
-        logger.info('as the weights need it: %s', line)
-    return weights
+def _log_start(mesh: Mesh) -> None:
+    """What a stranger asks first: which versions, on what."""
+    logger.info(
+        'ann_jax %s, jax %s, flax %s, python %s, %s',
+        __version__, jax.__version__, flax.__version__, platform.python_version(), platform.platform(),
+    )  # fmt: skip
+    device = mesh.devices.flat[0]
+    logger.info(
+        '%d x %s (%s), mesh %s, process %d of %d with %d of the devices',
+        mesh.size, device.device_kind, device.platform, dict(mesh.shape),
+        jax.process_index(), jax.process_count(), len(mesh.local_devices),
+    )  # fmt: skip
 
 
-def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
-    lines = differences(saved, config.to_dict())
-    changes = [line for line in lines if line.startswith(FIXED) and not line.startswith(FREE)]
-    if changes:
-        raise ConfigError(
-            f'{workdir} holds a run with other settings ({"; ".join(changes)}): '
-            'use those, or another --workdir'
-        )
-
-
-def _versions(mesh: Mesh) -> str:
-    device = mesh.devices.flat[0].device_kind
-    versions = f'ann_jax {__version__}, jax {jax.__version__}, flax {flax.__version__}'
-    return f'{versions} on {mesh.size} x {device}'
+def _log_setting(config, source, evaluation, state) -> None:
+    logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
+    logger.info('%s parameters', f'{count_parameters(state.params):,}')
+    note('config %s', json.dumps(config.to_dict()))

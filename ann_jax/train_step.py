@@ -21,6 +21,7 @@ def make_train_step(
     normalize: Callable[[jax.Array], jax.Array],
     align_corners: bool,
     seed: int,
+    skip_not_finite: bool = False,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step; the caller jits it, with the state donated.
 
@@ -31,6 +32,8 @@ def make_train_step(
         normalize: see `inference.normalizer`.
         align_corners: how logits are resized to the labels.
         seed: of dropout and random sampling; the step number is folded in.
+        skip_not_finite: keep everything but the step number as it was where the loss or the gradient is not
+            finite, and say so in the metric `skipped`.
 
     Returns:
         A function from a state and a `Batch` to the next state and scalar metrics.
@@ -59,7 +62,7 @@ def make_train_step(
             state.params, state.batch_stats, batch, rng
         )
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        state = TrainState(
+        new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
@@ -73,6 +76,12 @@ def make_train_step(
             'pixel_accuracy': accuracy,
             'gradient_norm': optax.global_norm(gradients),
         }
-        return state, metrics
+        if skip_not_finite:
+            good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+            kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), new, state)
+            # The optimizer's own count stands still too; the step number says which batch comes next.
+            new = kept.replace(step=new.step)
+            metrics['skipped'] = ~good
+        return new, metrics
 
     return step

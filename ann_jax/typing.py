@@ -13,6 +13,7 @@ class Sample(TypedDict):
     name: str  # unique in the split; names the sample in errors and pictures
     image: np.ndarray  # (H, W, 3) uint8 RGB
     label: np.ndarray  # (H, W) uint8: class index, or IGNORE
+    problem: NotRequired[str]  # why another sample, which cannot be used, was replaced by this one
 
 
 class Source(Protocol):
@@ -34,3 +35,5 @@ class Batch(TypedDict):
     image: np.ndarray  # (B, H, W, 3) uint8 RGB
     label: np.ndarray  # (B, H, W) uint8: class index, or IGNORE
     size: NotRequired[np.ndarray]  # (B, 2) int32: heights and widths of the samples; evaluation only
+    name: NotRequired[np.ndarray]  # (B,) texts: names of the samples; training only
+    problem: NotRequired[np.ndarray]  # (B,) texts: see `Sample`, mostly empty; training only

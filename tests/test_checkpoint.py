@@ -1,4 +1,13 @@
-"""Best and newest checkpoints are both kept, whatever the order of scores; states come back as they were."""
+"""Best and newest are kept, states come back as they were, and damage does not pass for a checkpoint."""
+
+import contextlib
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +15,7 @@ import numpy as np
 import pytest
 
 from ann_jax.checkpoint import Checkpoints
+from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
@@ -30,20 +40,22 @@ def tiny_state(step):
 def test_best_and_newest_are_kept(scores, kept, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, score in enumerate(scores, 1):
-        checkpoints.save(tiny_state(step), {}, score)
+        checkpoints.save(tiny_state(step), {})
+        checkpoints.score(step, score)
     assert (checkpoints.latest, checkpoints.best) == (4, 1 + int(np.argmax(scores)))
     checkpoints.close()
-    assert {int(path.name) for path in tmp_path.iterdir()} == kept
+    assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == kept
 
 
 def test_the_newest_without_a_score_does_not_hide_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(tiny_state(1), {}, 0.7)
+    checkpoints.save(tiny_state(1), {})
+    checkpoints.score(1, 0.7)
     for step in (2, 3, 4):
         checkpoints.save(tiny_state(step), {})
     assert (checkpoints.latest, checkpoints.best) == (4, 1)
     checkpoints.close()
-    assert {int(path.name) for path in tmp_path.iterdir()} == {1, 3, 4}
+    assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == {1, 3, 4}
 
 
 def test_an_empty_folder_has_neither(tmp_path):
@@ -59,7 +71,7 @@ def test_a_state_comes_back_on_another_number_of_devices(tmp_path):
         create_state(initial_variables(model, 5), tx), replicated(make_mesh(jax.devices()[:1]))
     )
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, {'seed': 5}, 0.5)
+    checkpoints.save(state, {'seed': 5})
     mesh = make_mesh()
     restored = checkpoints.restore(0, abstract_state(model, tx, replicated(mesh)))
     checkpoints.close()
@@ -67,3 +79,159 @@ def test_a_state_comes_back_on_another_number_of_devices(tmp_path):
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(a, b)
         assert b.sharding.is_equivalent_to(replicated(mesh), b.ndim)
+
+
+def wide_state(step, count=3000):
+    return tiny_state(step).replace(params={'w': jnp.full(count, step, jnp.float32)})
+
+
+def like(state):
+    sharding = replicated(make_mesh(jax.devices()[:1]))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+@pytest.fixture(scope='module')
+def two_saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(wide_state(step), {'sizes': (1, 3)})
+    return folder
+
+
+@pytest.mark.parametrize('damage', ['missing', 'truncated', 'altered'])
+def test_whatever_file_is_damaged_what_is_restored_is_what_was_saved(damage, two_saved, tmp_path):
+    """Every file of the newest checkpoint in turn: it is passed over, or the file did not matter."""
+    names = [path.relative_to(two_saved) for path in (two_saved / '2').rglob('*') if path.is_file()]
+    passed_over = 0
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        shutil.copytree(two_saved, folder)
+        content = bytearray((folder / name).read_bytes())
+        if damage == 'missing':
+            (folder / name).unlink()
+        elif damage == 'truncated':
+            (folder / name).write_bytes(content[: len(content) // 2])
+        elif content:
+            content[len(content) // 2] ^= 0x10
+            (folder / name).write_bytes(content)
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            step, _, state = checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+        assert int(state.step) == step
+        np.testing.assert_array_equal(state.params['w'], np.full(3000, step, np.float32))
+        passed_over += step == 1
+    assert passed_over >= 4
+
+
+def test_values_other_than_those_saved_are_damage(two_saved, tmp_path, monkeypatch, caplog):
+    """As if the file system had given back other bytes that orbax takes for good."""
+    shutil.copytree(two_saved, tmp_path / 'copy')
+    with contextlib.closing(Checkpoints(tmp_path / 'copy')) as checkpoints:
+        restore = checkpoints._manager.restore
+
+        def flip(step, **arguments):
+            items = restore(step, **arguments)
+            if step == 2 and 'state' in items:
+                state = items['state']
+                items = {'state': state.replace(params={'w': state.params['w'].at[7].add(1e-6)})}
+            return items
+
+        monkeypatch.setattr(checkpoints._manager, 'restore', flip)
+        step, _, _ = checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+    assert step == 1 and 'params/w has other values than were saved' in caplog.text
+
+
+def test_an_empty_step_is_passed_over_and_set_aside(two_saved, tmp_path, caplog):
+    folder = tmp_path / 'copy'
+    shutil.copytree(two_saved, folder)
+    (folder / '3').mkdir()
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        step, facts, _ = checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+        assert step == 2 and facts['sizes'] == [1, 3]
+        assert str(folder / '3') in caplog.text
+        checkpoints.set_aside([3])
+        assert checkpoints.latest == 2 and (folder / 'damaged.3').is_dir()
+        checkpoints.save(wide_state(3), {})
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        assert checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))[0] == 3
+
+
+def test_without_a_whole_checkpoint_the_error_names_the_folder(tmp_path):
+    (tmp_path / '5').mkdir()
+    with (
+        contextlib.closing(Checkpoints(tmp_path)) as checkpoints,
+        pytest.raises(DataError, match=f'{tmp_path} holds no whole checkpoint'),
+    ):
+        checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+
+
+def test_another_network_is_refused_with_tensors_and_both_shapes(two_saved):
+    with contextlib.closing(Checkpoints(two_saved)) as checkpoints:
+        with pytest.raises(ConfigError) as error:
+            checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0, 4000)))
+    for text in ('params/w', '(3000,)', '(4000,)', 'init.from', 'init.parts=but_classifier'):
+        assert text in str(error.value)
+
+
+KILLED = """
+import sys
+import jax.numpy as jnp
+from ann_jax.checkpoint import Checkpoints
+from ann_jax.state import TrainState
+
+checkpoints = Checkpoints(sys.argv[1])
+for step in range(1, 1000):
+    params = {'w': jnp.full(1 << 21, step, jnp.float32)}
+    checkpoints.save(TrainState(step=jnp.asarray(step), params=params, batch_stats={}, opt_state=()), {})
+"""
+
+
+def test_kill_while_saving_leaves_the_newest_whole_checkpoint(tmp_path):
+    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parent.parent)}
+    process = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], env=environment)
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        names = [path.name for path in tmp_path.iterdir()]
+        if any('tmp' in name for name in names) and max(map(int, filter(str.isdigit, names)), default=0) > 2:
+            break
+    process.kill()
+    process.wait()
+    assert any('tmp' in path.name for path in tmp_path.iterdir()), 'it was not killed while saving'
+    newest = max(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+    sample = TrainState(step=jnp.asarray(0), params={'w': jnp.zeros(1 << 21)}, batch_stats={}, opt_state=())
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        step, _, state = checkpoints.restore_first(checkpoints.steps, lambda _: like(sample))
+        assert step == newest == int(state.params['w'][-1])
+        checkpoints.save(state.replace(step=state.step + 1), {})
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        assert checkpoints.latest == newest + 1
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of orbax's threads
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_full_disk_is_a_clear_error_and_spares_earlier_checkpoints(tmp_path):
+    folder = tmp_path / 'checkpoints'
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(wide_state(1), {})
+    checkpoints.close()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(folder)
+    big = wide_state(2).replace(params={'w': jnp.asarray(np.random.default_rng(0).random(1 << 18))})
+    try:
+        # A file cannot grow any more: what a full disk does to its writer.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        with pytest.raises(SaveError, match='Free space'):
+            checkpoints.save(big, {})
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        assert checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))[0] == 1
+
+
+def test_damaged_scores_are_reported_and_forgotten(two_saved, tmp_path, caplog):
+    folder = tmp_path / 'copy'
+    shutil.copytree(two_saved, folder)
+    (folder / 'scores.json').write_text('{"1": 0.')
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        assert checkpoints.best is None and 'scores.json' in caplog.text

@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from trees import write_tree
+
+from ann_jax.workdir import lock
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = [
@@ -134,6 +138,83 @@ def test_kill_and_resume_equals_a_run_without_a_break(finished, run, environment
         flat = lambda tree: [x for _, x in sorted(_leaves(tree))]
         for a, b in zip(flat(one), flat(other), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def signalled(environment, arguments, sign, number):
+    """Starts a run, sends it and its workers a signal at a sign in its log, and gives what it printed."""
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    text = ''
+    while sign not in text:
+        character = process.stdout.read(1)
+        assert character, text
+        text += character
+    os.killpg(process.pid, number)
+    return process, text + process.communicate(timeout=200)[0]
+
+
+def test_sigterm_and_ctrl_c_leave_a_checkpoint_and_the_run_resumes_bit_for_bit(
+    finished, run, environment, tmp_path
+):
+    """Stopped in compilation, then in evaluation; other numbers of workers; the result is that of one run."""
+    workdir = tmp_path / 'stopped'
+    arguments = ('scenes.py:runlocal', f'--workdir={workdir}', *TINY)
+    fresh = environment | {'JAX_COMPILATION_CACHE_DIR': ''}  # so that there is time to hit the compilation
+    process, text = signalled(fresh, arguments, 'parameters', signal.SIGTERM)
+    assert process.returncode == 0, text
+    assert 'SIGTERM' in text and 'the same command resumes' in text
+    assert text.index('SIGTERM') < text.index('compiled the step')
+    assert int(re.search(r'stopped at step (\d) of 6', text)[1]) < 4
+
+    arguments = (*arguments, '--config.loader.workers=2')
+    process, text = signalled(environment, arguments, 'evaluate:', signal.SIGINT)
+    assert process.returncode == 0 and 'stopped at step 4 of 6' in text, text
+
+    result = run(*arguments)
+    assert result.returncode == 0 and 'resuming from step 4' in result.stderr, result.stderr
+    assert json.loads((workdir / 'checkpoints' / 'scores.json').read_text()).keys() == {'4', '6'}
+    for one, other in zip(parameters(finished[0], 6), parameters(workdir, 6), strict=True):
+        for (_, a), (_, b) in zip(sorted(_leaves(one)), sorted(_leaves(other)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_log_tells_what_happened(finished):
+    text = (finished[0] / 'log.txt').read_text()
+    for word in (
+        f'jax {jax.__version__}', 'mesh', 'config {', '5 images to train on, 3 to evaluate',
+        'compiled the step in', 'waiting for data', 'saved in', 'step 6: loss', 'mIoU', 'finished',
+    ):  # fmt: skip
+        assert word in text, word
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(finished, run):
+    with lock(finished[0]):
+        result = run('scenes.py:runlocal', f'--workdir={finished[0]}', *TINY)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ') and f'in use by another run (process {os.getpid()} on' in last
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_samples_and_last_good_checkpoint(run, tmp_path):
+    arguments = ('scenes.py:runlocal', f'--workdir={tmp_path / "run"}', *TINY)
+    result = run(*arguments, '--config.optim.learning_rate=1e30', '--config.train.checkpoint_every=1')
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    for text in (
+        'error: the loss is',
+        'at step 2, of the samples',
+        'checkpoint is of step 1',
+        'not_finite=skip',
+    ):
+        assert text in last
+    assert 'FloatingPointError' in (tmp_path / 'run' / 'log.txt').read_text()
 
 
 def _leaves(tree, prefix=''):

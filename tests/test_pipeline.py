@@ -1,6 +1,8 @@
 """The order and content of batches, a function of (seed, step) alone; and errors that reach the consumer."""
 
 import itertools
+import os
+import signal
 import sys
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from trees import write_tree
 
 from ann_jax.data.datasets import open_source
-from ann_jax.data.pipeline import eval_batches, train_batches
+from ann_jax.data.pipeline import Replacing, eval_batches, train_batches
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
@@ -36,6 +38,15 @@ class Broken(Numbered):
     def __getitem__(self, i):
         if i == 5:
             raise DataError('n5.png is truncated')
+        return super().__getitem__(i)
+
+
+class Dying(Numbered):
+    """Sample 5 ends the reading process as the system does when memory runs out."""
+
+    def __getitem__(self, i):
+        if i == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(i)
 
 
@@ -69,7 +80,7 @@ def assert_same(got, expected):
 
 def test_shapes():
     (batch,) = take(1, Numbered(7), RANDOM, batch_size=3, seed=0)
-    assert set(batch) == {'image', 'label'}
+    assert set(batch) == {'image', 'label', 'name', 'problem'}
     assert batch['image'].shape == (3, 5, 7, 3) and batch['label'].shape == (3, 5, 7)
     assert batch['image'].dtype == batch['label'].dtype == np.uint8
 
@@ -229,3 +240,38 @@ def test_eval_can_be_left_early():
     batches = eval_batches(Numbered(50), batch_size=2)
     next(batches)
     batches.close()
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_a_bad_sample_is_replaced_by_the_next_and_told(num_workers):
+    whole = take(4, Numbered(8), PLAIN, batch_size=2, seed=0)
+    names = [name for batch in whole for name in batch['name']]
+    assert sorted(names) == [f'n{i}' for i in range(8)]
+    got = take(4, Replacing(Broken(8)), PLAIN, batch_size=2, seed=0, num_workers=num_workers)
+    pairs = [pair for batch in got for pair in zip(batch['name'], batch['problem'], strict=True)]
+    expected = [('n6', 'n5.png is truncated') if name == 'n5' else (name, '') for name in names]
+    assert pairs == expected
+
+
+def test_a_source_without_a_usable_sample_is_an_error():
+    class AllBroken(Numbered):
+        def __getitem__(self, i):
+            raise DataError(f'n{i}.png is truncated')
+
+    with pytest.raises(DataError, match='no sample can be used; the first: n2.png'):
+        Replacing(AllBroken(3))[2]
+
+
+def test_the_death_of_a_worker_is_an_error_that_says_so():
+    iterator = train_batches(Dying(40), PLAIN, batch_size=1, seed=0, num_workers=1)
+    with pytest.raises(DataError, match='a data worker died .*fewer loader.workers'):
+        for _ in range(40):
+            next(iterator)
+    iterator.close()
+
+
+def test_a_bad_sample_of_an_evaluation_is_left_without_a_label_and_logged(caplog):
+    batches = list(eval_batches(Replacing(Broken(8), unlabelled=True), batch_size=2))
+    labels = [label[0, 0] for batch, _ in batches for label in batch['label']]
+    assert labels == [0, 1, 2, 3, 4, IGNORE, 6, 7]
+    assert 'not evaluated: n5.png is truncated' in caplog.text

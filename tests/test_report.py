@@ -1,12 +1,15 @@
 """Pictures and files that a run leaves."""
 
 import json
+import resource
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ann_jax import visualize
+from ann_jax.errors import SaveError
 from ann_jax.report import Report
 from ann_jax.typing import IGNORE
 
@@ -49,3 +52,30 @@ def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
     with Image.open(tmp_path / 'pictures' / 'city_one.png') as picture:
         assert picture.size == (20, 4)
     assert 'car' in report.table(scores)
+
+
+def test_a_full_disk_is_an_error_at_once(tmp_path):
+    report = Report(tmp_path, ('sky',), COLORS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+        with pytest.raises(SaveError, match='cannot write .*Free space'):
+            for step in range(1000):
+                report.scalars(step, {'loss': 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    report.close()
+
+
+def test_curves_of_a_resumed_run_replace_those_after_its_first_step(tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    for first, last, value in ((1, 4, 1.0), (3, 5, 2.0)):
+        report = Report(tmp_path, ('sky',), COLORS, first_step=first)
+        for step in range(first, last + 1):
+            report.scalars(step, {'train/loss': value})
+        report.close()
+        time.sleep(1.1)  # the name of an event file holds its second
+    events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+    events.Reload()
+    got = [(event.step, event.value) for event in events.Scalars('train/loss')]
+    assert got == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]

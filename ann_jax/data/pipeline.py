@@ -5,6 +5,11 @@ whatever the number of threads and workers, the shards of a batch put together a
 the step number is all there is to save. Worker processes are spawned and start no JAX backend.
 """
 
+import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,19 +18,52 @@ import numpy as np
 
 from ann_jax.canvas import Canvases, pad
 from ann_jax.data.transforms import Augment
-from ann_jax.typing import IGNORE, Batch, Sample
+from ann_jax.errors import DataError
+from ann_jax.typing import IGNORE, Batch, Sample, Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _RandomMap(grain.transforms.RandomMap):
-    """Draws and applies the augmentation; drops the name."""
+    """Draws and applies the augmentation."""
 
     augment: Augment
 
     def random_map(self, element: Sample, rng: np.random.Generator) -> Batch:
         draw = self.augment.draw(rng, *element['label'].shape)
         sample = self.augment.apply(element, draw)
-        return Batch(image=sample['image'], label=sample['label'])
+        problem = element.get('problem', '')
+        return Batch(image=sample['image'], label=sample['label'], name=element['name'], problem=problem)
+
+
+class Replacing:
+    """Samples of a source, the unusable ones replaced by the next usable one, which says so in `problem`."""
+
+    def __init__(self, source: Source, *, unlabelled: bool = False):
+        """With `unlabelled`, what replaces a sample has no label, so that it counts in no score."""
+        self._source, self._unlabelled = source, unlabelled
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index) -> Sample:
+        """Reads a sample.
+
+        Raises:
+            DataError: no sample can be used.
+        """
+        problem = ''
+        for step in range(len(self)):
+            try:
+                sample = self._source[(index + step) % len(self)]
+                label = (
+                    np.full_like(sample['label'], IGNORE) if step and self._unlabelled else sample['label']
+                )
+                return Sample(sample, label=label, problem=problem)
+            except DataError as error:
+                problem = problem or str(error)
+        raise DataError(f'no sample can be used; the first: {problem}')
 
 
 def train_batches(
@@ -57,11 +95,11 @@ def train_batches(
 
     Returns:
         An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
-        shard_count, *crop) uint8. Its `close()` ends the threads and workers.
+        shard_count, *crop) uint8, and the names of the samples. Its `close()` ends the threads and workers.
 
     Raises:
         ValueError: batch_size is not divisible by shard_count; the source is empty.
-        DataError: from the iterator, where the source raises it.
+        DataError: from the iterator, where the source raises it, or a worker died.
     """
     local = _local_size(batch_size, shard_index, shard_count)
     if not len(source):
@@ -69,7 +107,31 @@ def train_batches(
     samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment))
     # Batched before the split over workers: they take whole batches in turn, so their number changes nothing.
     batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
-    return iter(_read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch))
+    return _Batches(_read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch))
+
+
+class _Batches:
+    """The iterator of a reader; the death of a worker is the user's to mend."""
+
+    def __init__(self, reader):
+        self._iterator = iter(reader)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if 'terminated unexpectedly' not in str(error):
+                raise
+            raise DataError(
+                f'a data worker died ({error}): mostly memory ran out, so use fewer loader.workers; '
+                'the same command resumes'
+            ) from error
+
+    def close(self):
+        self._iterator.close()
 
 
 def eval_batches(
@@ -114,10 +176,12 @@ def eval_batches(
 
 
 def _eval_batches(reader, batch_size, rows, canvases):
-    iterator = iter(reader)
+    iterator = _Batches(reader)
     try:
         group, canvas = [], None
         for sample in iterator:
+            if sample.get('problem'):
+                logger.warning('not evaluated: %s', sample['problem'])
             fit = canvases.fit(*sample['label'].shape)
             if group and (len(group) == batch_size or fit != canvas):
                 yield _stack(group, rows, canvas)
@@ -145,8 +209,28 @@ def _read(dataset, *, num_workers, num_threads, prefetch):
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     reader = dataset.to_iter_dataset(options)
     if num_workers:
-        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), _start_worker)
     return reader
+
+
+def _start_worker(_index, _count):
+    """Lets a worker process outlive a signal to all processes of a run, but not the run."""
+    run = os.getppid()
+
+    def watch():
+        while os.getppid() == run:
+            time.sleep(1)
+        os._exit(1)  # the run was killed: nobody reads on
+
+    def end_later(*_):
+        timer = threading.Timer(60, os._exit, (143,))
+        timer.daemon = True
+        timer.start()
+
+    threading.Thread(target=watch, daemon=True).start()
+    # The run still needs batches to finish its step; it ends the workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_later)
 
 
 def _local_size(batch_size, shard_index, shard_count):

@@ -1,0 +1,90 @@
+"""One process or several: joining them, agreeing among them, and which of them speaks."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ann_jax.errors import ConfigError
+
+# What says that this process is one of several, for `jax.distributed` to find the rest by itself.
+_SLURM = 'SLURM_STEP_NUM_TASKS'
+_TPU = 'TPU_WORKER_HOSTNAMES'
+
+
+def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> bool:
+    """Joins the processes of a run; call it before anything else asks for a device.
+
+    Without arguments they come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from
+    Slurm (`srun`) or a TPU pod slice; without those this process is alone.
+
+    Args:
+        coordinator: host:port of process 0, reachable from all.
+        count: number of processes.
+        index: this process, from 0.
+
+    Returns:
+        Whether there are several.
+
+    Raises:
+        ConfigError: some of the three are missing, or the processes do not find each other.
+    """
+    env = os.environ
+    given = {
+        'coordinator': coordinator or env.get('JAX_COORDINATOR_ADDRESS'),
+        'process_count': env.get('JAX_NUM_PROCESSES') if count is None else count,
+        'process_index': env.get('JAX_PROCESS_ID') if index is None else index,
+    }
+    missing = [name for name, value in given.items() if value in (None, '')]
+    found = int(env.get(_SLURM, 1)) > 1 or ',' in env.get(_TPU, '')
+    if len(missing) == 3 and not found:
+        return False
+    # Stopping is agreed on in `train`, by the flag that travels with each batch: not by jax's own service,
+    # whose handler of SIGTERM would swallow the signal.
+    jax.config.update('jax_enable_preemption_service', False)
+    try:
+        if found and missing:
+            jax.distributed.initialize(given['coordinator'])
+        elif missing:
+            raise ConfigError(f'several processes need --{" and --".join(missing)} too')
+        else:
+            jax.distributed.initialize(
+                given['coordinator'],
+                int(given['process_count']),
+                int(given['process_index']),
+                cluster_detection_method='deactivate',
+            )
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f'the processes did not find each other ({given}): {error}') from error
+    return jax.process_count() > 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the reports and prints."""
+    return jax.process_index() == 0
+
+
+def all_agree(good: bool) -> bool:
+    """Whether all processes say so; every one must call it."""
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+
+
+def main_says(value: int) -> int:
+    """Process 0's number, in every process; every one must call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int64)))
+
+
+def largest(values: Any, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """Maximum over the processes of a mesh, element by element; every one of them must call it."""
+    values = np.asarray(values)
+    if not mesh.is_multi_process:
+        return values
+    return np.asarray(multihost_utils.process_allgather(values)).max(0)

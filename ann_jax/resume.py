@@ -1,0 +1,82 @@
+"""What a run goes on from: its newest whole checkpoint, other weights, or nothing."""
+
+import logging
+import time
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ann_jax import build
+from ann_jax.checkpoint import Checkpoints
+from ann_jax.config import adopt, differences
+from ann_jax.errors import ConfigError
+from ann_jax.restore import open_weights
+from ann_jax.sharding import replicated
+from ann_jax.state import TrainState, abstract_state, create_state, initial_variables
+from ann_jax.weights import BACKBONE_FACTS, Weights, start
+
+logger = logging.getLogger(__name__)
+
+# Settings that a run keeps from its first step to its last.
+FIXED = ('seed', 'dataset', 'augment', 'input', 'model', 'loss', 'train.batch_size')
+FREE = ('dataset.root', 'dataset.eval_split', 'dataset.scenes.eval_count')
+
+
+def first_state(
+    config: ConfigDict, workdir: Path, checkpoints: Checkpoints, num_classes: int, mesh: Mesh
+) -> tuple[TrainState, int]:
+    """State and step to go on from: the newest whole checkpoint's, or the first of all.
+
+    Damaged checkpoints after it are set aside; with `init.from` the config follows the weights.
+
+    Raises:
+        DataError: no checkpoint is whole.
+        ConfigError: the run that the workdir holds has other settings or another network, or the weights of
+            `init.from` do not fit.
+    """
+    model, tx = build.model, build.optimizer
+
+    def like(facts):
+        saved = facts['config']
+        if config.init['from']:
+            adopt(config, model=saved['model'], input=saved['input'])
+        _refuse_changes(saved, config, workdir)
+        return abstract_state(model(config, num_classes), tx(config), replicated(mesh))
+
+    steps = checkpoints.steps
+    if steps:
+        begin = time.perf_counter()
+        first, _, state = checkpoints.restore_first(steps, like)
+        logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - begin)
+        checkpoints.set_aside(step for step in steps if step > first)
+        return state, first
+    weights = _open_init(config) if config.init['from'] else None
+    variables = initial_variables(model(config, num_classes), config.seed)
+    if weights:
+        variables = start(variables, weights.variables, config.init.parts)
+    return jax.device_put(create_state(variables, tx(config)), replicated(mesh)), 0
+
+
+def _open_init(config: ConfigDict) -> Weights:
+    """Opens the weights that training starts from; the config follows what they fix."""
+    weights = open_weights(Path(config.init['from']).expanduser())
+    taken = weights.model
+    if config.init.parts == 'backbone':
+        taken = {key: taken[key] for key in BACKBONE_FACTS}
+    logger.info('starting from %s (%s)', config.init['from'], config.init.parts)
+    for line in adopt(config, model=taken, input=weights.input):
+        logger.info('as the weights need it: %s', line)
+    return weights
+
+
+def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
+    lines = differences(saved, config.to_dict())
+    changes = [line for line in lines if line.startswith(FIXED) and not line.startswith(FREE)]
+    if changes:
+        raise ConfigError(
+            f'{workdir} holds a run with other settings ({"; ".join(changes)}): '
+            'use those, or another --workdir; to start another network from its weights: '
+            f'--config.init.from={workdir} with --config.init.parts'
+        )

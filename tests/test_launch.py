@@ -1,0 +1,43 @@
+"""The commands that the launcher would run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / 'scripts' / 'launch.py'
+RUN = ['--', '--config=configs/scenes.py:runlocal', '--workdir=a b']
+
+
+def launch(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_a_machine_runs_one_process_per_index():
+    lines = launch('machine', '--processes=3', '--port=999', '--dry-run', *RUN).stdout.splitlines()
+    assert len(lines) == 3
+    for index, line in enumerate(lines):
+        assert "-m ann_jax.main --config=configs/scenes.py:runlocal '--workdir=a b'" in line
+        end = f'--coordinator=127.0.0.1:999 --process_count=3 --process_index={index}'
+        assert line.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (
+            ['slurm', '--nodes=4', '--gpus=8'],
+            'srun --nodes=4 --ntasks-per-node=1 --kill-on-bad-exit=1 --gpus-per-node=8 python -m',
+        ),
+        (['tpu', '--name=slice', '--zone=z', '--folder=f'], 'ssh slice --zone=z --worker=all'),
+    ],
+)
+def test_other_places_take_one_command(arguments, expected):
+    (line,) = launch(*arguments, '--dry-run', *RUN).stdout.splitlines()
+    assert expected in line and '--config=configs/scenes.py:runlocal' in line
+
+
+def test_without_a_config_it_says_what_is_missing():
+    result = launch('machine', '--dry-run')
+    assert result.returncode == 2 and 'at least --config' in result.stderr

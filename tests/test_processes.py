@@ -1,0 +1,150 @@
+"""Two real processes with two devices each: they train, stop together, and one process goes on."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import write_tree
+
+from ann_jax import processes
+from ann_jax.errors import ConfigError
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = [
+    '--config=configs/scenes.py:runlocal,variant=baseline',
+    '--config.train.steps=30',
+    '--config.train.eval_every=15',
+    '--config.train.checkpoint_every=30',
+    '--config.train.log_every=1',
+    '--config.train.batch_size=4',
+    '--config.dataset.scenes.train_count=9',
+    '--config.augment.crop=33,49',
+    '--config.optim.learning_rate=0.01',
+    '--config.eval.limit=3',  # unequal shares
+    '--config.eval.batch_size=4',
+]
+
+
+def start(environment, workdir, devices, *arguments, settings=SMALL):
+    return subprocess.Popen(
+        [sys.executable, '-m', 'ann_jax.main', *settings, f'--workdir={workdir}', *arguments],
+        cwd=REPOSITORY,
+        env=environment | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
+    return text
+
+
+def losses(workdir):
+    """Loss by step, from the log; of a step taken twice the later one."""
+    text = (workdir / 'log.txt').read_text()
+    return {int(step): float(loss) for step, loss in re.findall(r'step (\d+): loss ([\d.]+)', text)}
+
+
+def scores(workdir):
+    return dict(re.findall(r'step (\d+): mIoU ([\d.]+)', (workdir / 'log.txt').read_text()))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+    return os.environ | {
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+    }
+
+
+def pair_flags():
+    return [f'--coordinator=127.0.0.1:{free_port()}', '--process_count=2']
+
+
+def test_two_processes_train_as_one_stop_together_and_one_resumes(environment, tmp_path):
+    many, one = tmp_path / 'many', tmp_path / 'one'
+    flags = pair_flags()
+    pair = [start(environment, many, 2, *flags, f'--process_index={index}') for index in (0, 1)]
+    try:
+        deadline = time.time() + 300
+        while not (many / 'log.txt').exists() or len(losses(many)) < 4:
+            assert time.time() < deadline
+            assert all(process.poll() is None for process in pair), [p.communicate()[0] for p in pair]
+            time.sleep(0.05)
+        pair[1].send_signal(signal.SIGTERM)  # to one of them only
+        first, second = map(finish, pair)
+    finally:
+        for process in pair:
+            process.kill()
+    assert '2 of the devices' in (many / 'log-1.txt').read_text()
+    stopped = int(re.search(r'stopped at step (\d+) of 30', first)[1])
+    assert stopped < 30 and (many / 'checkpoints' / str(stopped)).is_dir()
+    assert 'stopped at' not in second and 'step/s' not in second  # process 0 speaks for both
+
+    assert f'resuming from step {stopped}' in finish(start(environment, many, 1))
+    finish(start(environment, one, 1))
+    assert losses(many).keys() == losses(one).keys() == set(range(1, 31))
+    np.testing.assert_allclose([*losses(many).values()], [*losses(one).values()], rtol=1e-4)
+    assert scores(many).keys() == scores(one).keys() == {'15', '30'}
+    np.testing.assert_allclose(
+        [*map(float, scores(many).values())], [*map(float, scores(one).values())], atol=0.05
+    )
+
+
+@pytest.mark.slow
+def test_evaluation_by_two_processes_equals_one_to_the_last_bit(environment, tmp_path):
+    """Images of several sizes, in windows and at two scales; the last batch is not full."""
+    files = write_tree('camvid', tmp_path / 'data', num_train=4, num_val=5, size=(70, 90))
+    sizes = [(70, 90), (90, 130), (64, 64), (150, 80), (70, 200)]
+    for (image, label, *_), size in zip(files['val'], sizes, strict=True):
+        rng = np.random.default_rng(size)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(image)
+        Image.fromarray(rng.integers(0, 11, size, np.uint8)).save(label)
+    settings = [
+        '--config=configs/camvid.py:runlocal,variant=apnb',
+        f'--config.dataset.root={tmp_path / "data"}',
+        '--config.train.steps=1',
+        '--config.eval.limit=0',
+        '--config.eval.batch_size=4',
+    ]
+    evaluate = [
+        *('--mode=evaluate', '--config.eval.crop=65,65', '--config.eval.stride=43,43'),
+        '--config.eval.scales=0.75,1.0',
+    ]
+    run = tmp_path / 'run'
+    finish(start(environment, run, 1, settings=settings))
+    finish(start(environment, run, 1, *evaluate, settings=settings))
+    expected = json.loads((run / 'metrics.json').read_text())
+    (run / 'metrics.json').unlink()
+    flags = [*evaluate, *pair_flags()]
+    pair = [start(environment, run, 2, *flags, f'--process_index={i}', settings=settings) for i in (0, 1)]
+    for process in pair:
+        finish(process)
+    assert json.loads((run / 'metrics.json').read_text()) == expected
+
+
+def test_half_a_description_of_the_processes_is_refused(monkeypatch):
+    monkeypatch.delenv('JAX_COORDINATOR_ADDRESS', raising=False)
+    monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
+    with pytest.raises(ConfigError, match='need --coordinator and --process_index too'):
+        processes.join()
+    monkeypatch.delenv('JAX_NUM_PROCESSES')
+    assert not processes.join()

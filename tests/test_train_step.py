@@ -1,0 +1,119 @@
+"""A step whose loss or gradient is not finite leaves no trace but its number, if so configured."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ann_jax.losses import Loss
+from ann_jax.models.ann import Logits
+from ann_jax.optim import poly_schedule, sgd
+from ann_jax.report import TrainLog
+from ann_jax.state import TrainState
+from ann_jax.train_step import make_train_step
+
+POISON = 9  # a label that makes the loss, or only its gradient, not finite
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return Logits(nn.Dense(2)(x), nn.Dense(2)(x))
+
+
+def run(labels, *, skip, where):
+    """States and metrics of a step per label."""
+
+    def loss(main, auxiliary, label):
+        poisoned = (label == POISON).any()
+        value = (main**2).mean() + (auxiliary**2).mean()
+        if where == 'loss':
+            value *= jnp.where(poisoned, jnp.inf, 1.0)
+        else:  # the root of 0 is finite, its slope is not
+            value += jnp.sqrt(jnp.where(poisoned, 0.0, 1.0) * value**2 + 1e-6 * ~poisoned)
+        return Loss(value, value, value, value)
+
+    tx = sgd(poly_schedule(0.1, 10))
+    variables = Tiny().init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), train=False)
+    state = TrainState(
+        jnp.asarray(0), variables['params'], variables['batch_stats'], tx.init(variables['params'])
+    )
+    step = jax.jit(
+        make_train_step(
+            Tiny(), tx, loss=loss, normalize=lambda x: x / 255.0, align_corners=True, seed=0,
+            skip_not_finite=skip,
+        )
+    )  # fmt: skip
+    results = []
+    image = np.random.default_rng(0).integers(0, 255, (1, 2, 2, 3), np.uint8)
+    for label in labels:
+        state, metrics = step(state, {'image': image, 'label': np.full((1, 2, 2), label, np.uint8)})
+        results.append((jax.device_get(state), jax.device_get(metrics)))
+    return results
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize('where', ['loss', 'gradient'])
+def test_a_step_that_is_not_finite_is_left_out(where):
+    (before, _), (after, metrics), (last, _) = run([0, POISON, 0], skip=True, where=where)
+    assert metrics['skipped'] and not np.isfinite([metrics['loss'], metrics['gradient_norm']]).all()
+    assert after.step == 2
+    assert_same(after.replace(step=before.step), before)
+    assert np.isfinite(last.params['Dense_0']['kernel']).all()
+    assert (last.params['Dense_0']['kernel'] != after.params['Dense_0']['kernel']).any()
+    # Without the guard the weights are lost.
+    (_, _), (bad, _) = run([0, POISON], skip=False, where=where)
+    assert not np.isfinite(bad.params['Dense_0']['kernel']).all()
+
+
+def test_the_guard_changes_nothing_else():
+    (plain, _), (guarded, _) = (run([0, 0], skip=skip, where='loss')[-1] for skip in (False, True))
+    # The compiler fuses the two programs differently.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), plain, guarded)
+
+
+class Silent:
+    """Stands in for the report and the bar."""
+
+    def scalars(self, *_):
+        pass
+
+    def update(self):
+        pass
+
+    def set_postfix(self, **_):
+        pass
+
+
+def train_log(newest):
+    return TrainLog(Silent(), Silent(), poly_schedule(0.1, 10), 1, lambda: newest)
+
+
+def metrics(loss=1.0, **more):
+    return {'loss': loss, 'gradient_norm': 1.0, 'pixel_accuracy': 0.5} | more
+
+
+BATCH = {'name': np.array(['a', 'b']), 'problem': np.array(['', ''])}
+
+
+def test_the_log_names_step_samples_and_newest_checkpoint():
+    log = train_log(newest=4)
+    for number, bad in ((5, {}), (6, {'gradient_norm': np.inf})):
+        log.add(number, metrics(**bad), BATCH)
+    with pytest.raises(FloatingPointError, match='gradient inf at step 6, of the samples a, b.*is of step 4'):
+        log.flush()
+
+
+def test_the_log_counts_steps_left_out_and_samples_replaced(caplog):
+    log = train_log(newest=None)
+    log.add(1, metrics(np.nan, skipped=True), BATCH | {'problem': np.array(['', 'c.png is truncated'])})
+    log.add(2, metrics(skipped=False), BATCH)
+    log.flush()
+    assert (log.skipped, log.replaced) == (1, 1)
+    assert 'step 1: b instead of: c.png is truncated' in caplog.text
+    assert 'at step 1, of the samples a, b: step left out' in caplog.text
