@@ -1,6 +1,7 @@
 """Evaluation: streams a confusion matrix over a split, and keeps a few pictures."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -51,11 +52,7 @@ def evaluate(
         Stopped: `stop` said so.
     """
     total = np.zeros((num_classes, num_classes), np.int64)
-    score = jax.jit(
-        lambda logits, label: _score(logits, label, num_classes),
-        in_shardings=split_batch(mesh),
-        out_shardings=(replicated(mesh), split_batch(mesh)),
-    )
+    score = _scorer(num_classes, mesh)
 
     def collect(names, batch, result):
         confusion, predictions = jax.device_get(result[0]), local_rows(result[1])
@@ -82,9 +79,16 @@ def evaluate(
     return total
 
 
-def _score(logits, label, num_classes):
-    prediction = logits.argmax(-1)
-    return confusion_matrix(label, prediction, num_classes), prediction.astype(np.uint8)
+@functools.cache
+def _scorer(num_classes, mesh):
+    """(logits, label) -> confusion matrix of all images, and their predictions."""
+
+    def score(logits, label):
+        prediction = logits.argmax(-1)
+        return confusion_matrix(label, prediction, num_classes), prediction.astype(np.uint8)
+
+    shardings = replicated(mesh), split_batch(mesh)
+    return jax.jit(score, in_shardings=split_batch(mesh), out_shardings=shardings)
 
 
 class Evaluation:

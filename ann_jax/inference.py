@@ -136,9 +136,10 @@ def sliding_window(
         total = jax.vmap(put)(total, jnp.where(inside > 0, logits, 0), start)
         return total, jax.vmap(put)(count, inside.astype(jnp.float32), start)
 
-    @_per_device(mesh, donate=(0,))
-    def divide(total, count):
-        return total / jnp.maximum(count, 1)
+    @functools.cache
+    def divide(height, width):
+        mean = lambda total, count: (total / jnp.maximum(count, 1))[:, :height, :width]
+        return _per_device(mesh)(mean)
 
     def logits(params, images):
         height, width = np.maximum(images.array.shape[1:3], crop)
@@ -162,7 +163,7 @@ def sliding_window(
                 total = _zeros(mesh, (*array.shape[:3], window.shape[-1]))
                 count = _zeros(mesh, (*array.shape[:3], 1))
             total, count = add(total, count, window, start, size, weight)
-        mean = _cut(mesh, divide(total, count), images.array.shape[1:3])
+        mean = divide(*images.array.shape[1:3])(total, count)
         return Canvas(mean, images.size)
 
     return logits
