@@ -116,7 +116,7 @@ def test_the_same_command_does_nothing_more_and_evaluate_gives_the_best_score(fi
 
 
 def test_kill_and_resume_equals_a_run_without_a_break(finished, run, environment, tmp_path):
-    """Parameters, statistics and velocity after kill -9 and resume are those of one run, bit for bit."""
+    """Parameters, statistics and velocity after kill -9, damage and resume are those of one run, bitwise."""
     workdir = tmp_path / 'killed'
     arguments = ('scenes.py:runlocal', f'--workdir={workdir}', *TINY)
     process = subprocess.Popen(
@@ -132,8 +132,10 @@ def test_kill_and_resume_equals_a_run_without_a_break(finished, run, environment
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / 'checkpoints' / '6').is_dir(), 'the run ended before it was killed'
-    result = run(*arguments)
+    (workdir / 'checkpoints' / '5').mkdir()  # a damaged checkpoint in the way, of a step that is saved again
+    result = run(*arguments, '--config.train.checkpoint_every=1')
     assert result.returncode == 0 and 'resuming from step' in result.stderr, result.stderr
+    assert 'checkpoints/5 is damaged' in result.stderr and (workdir / 'checkpoints' / 'damaged.5').is_dir()
     for one, other in zip(parameters(finished[0], 6), parameters(workdir, 6), strict=True):
         flat = lambda tree: [x for _, x in sorted(_leaves(tree))]
         for a, b in zip(flat(one), flat(other), strict=True):
@@ -238,7 +240,7 @@ def test_evaluate_uses_the_network_as_trained_and_resume_refuses_another(finishe
     if after['step'] == before['step']:
         assert after == before
     result = run(*arguments, '--config.train.steps=8')
-    assert result.returncode == 1 and 'model.variant: apnb -> full' in result.stderr
+    assert result.returncode == 1 and 'model.variant: full -> apnb' in result.stderr
     assert json.loads((workdir / 'config.json').read_text())['model']['variant'] == 'full'
 
 
