@@ -23,6 +23,10 @@ from ann_jax.sharding import make_mesh, replicated
 from ann_jax.state import TrainState, abstract_state, create_state, initial_variables
 
 
+# orbax leaves coroutines unawaited where reading or writing fails.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
 def tiny_state(step):
     return TrainState(
         step=jnp.asarray(step), params={'w': jnp.full(3, step)}, batch_stats={}, opt_state=(jnp.zeros(3),)
