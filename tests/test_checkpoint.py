@@ -22,7 +22,6 @@ from ann_jax.optim import poly_schedule, sgd
 from ann_jax.sharding import make_mesh, replicated
 from ann_jax.state import TrainState, abstract_state, create_state, initial_variables
 
-
 # orbax leaves coroutines unawaited where reading or writing fails.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
@@ -211,7 +210,6 @@ def test_kill_while_saving_leaves_the_newest_whole_checkpoint(tmp_path):
         assert checkpoints.latest == newest + 1
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of orbax's threads
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
 def test_a_full_disk_is_a_clear_error_and_spares_earlier_checkpoints(tmp_path):
     folder = tmp_path / 'checkpoints'
