@@ -4,6 +4,7 @@ What is wrong with the bytes is a `DataError` naming where they come from.
 """
 
 import io
+import re
 import struct
 import zlib
 
@@ -59,7 +60,9 @@ def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndar
                 return np.repeat(grey[..., None], 3, -1)
             return np.array(image.convert('RGB'))
     except _DECODER_ERRORS as e:
-        raise DataError(f'cannot read the image {where}: {e}; copy or download the file again') from e
+        raise DataError(
+            f'cannot read the image {where}: {_reason(e)}; copy or download the file again'
+        ) from e
 
 
 def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.ndarray:
@@ -82,7 +85,9 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.nd
         with Image.open(io.BytesIO(data)) as image:
             mode, raw = image.mode, np.array(image)
     except _DECODER_ERRORS as e:
-        raise DataError(f'cannot read the label {where}: {e}; copy or download the file again') from e
+        raise DataError(
+            f'cannot read the label {where}: {_reason(e)}; copy or download the file again'
+        ) from e
     if mode == 'L' and data.startswith(b'\x89PNG') and data[24] in (2, 4):
         raw //= 255 // (2 ** data[24] - 1)  # Pillow stretches grey of 2 or 4 bits over 8; not that of 1
     if mode in ('LA', 'PA'):
@@ -205,3 +210,8 @@ def encode_png(array: np.ndarray) -> bytes:
     if array.ndim == 3:
         array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     return cv2.imencode('.png', array)[1].tobytes()
+
+
+def _reason(error):
+    # Pillow names the buffer that it was given, which tells a reader nothing.
+    return re.sub(r' <_io\.BytesIO[^>]*>', '', str(error))
