@@ -8,7 +8,6 @@ folder/README.md                  the model card
 
 import datetime
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,14 +19,11 @@ from jax import export as jax_export
 from ml_collections import ConfigDict
 
 from ann_jax import __version__, build, weights
-from ann_jax.config import adopt
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.models.deploy import InferenceNetwork, fold
 from ann_jax.ops import linear_matrix, resize_images
-from ann_jax.restore import open_weights
+from ann_jax.restore import open_trained
 from ann_jax.weights import Weights
-
-logger = logging.getLogger(__name__)
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMATS = ('stablehlo', 'onnx')
@@ -45,13 +41,7 @@ def export(config: ConfigDict, workdir: Path) -> None:
     formats = [name.strip() for name in c.formats.split(',') if name.strip()]
     if wrong := set(formats) - set(FORMATS):
         raise ConfigError(unknown('export.formats', sorted(wrong)[0], FORMATS))
-    source = (
-        workdir if (workdir / 'checkpoints').is_dir() else Path(config.init['from'] or workdir).expanduser()
-    )
-    opened = open_weights(source)
-    if not opened.classes:
-        raise ConfigError(f'{source} is a backbone alone, which has nothing to export')
-    adopt(config, model=opened.model, input=opened.input)
+    opened, source = open_trained(config, workdir)
     network = InferenceNetwork(build.model(config, len(opened.classes)))
     params = fold(network.model, opened.variables)
     logits = _logits(config, network, params)

@@ -1,7 +1,6 @@
 """--mode=predict: segments images of a folder, and writes what is asked for; also Cityscapes submissions."""
 
 import glob
-import logging
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -12,14 +11,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ann_jax import visualize
-from ann_jax.config import adopt
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
 from ann_jax.errors import ConfigError, DataError, unknown
-from ann_jax.restore import open_weights
+from ann_jax.restore import open_trained
 from ann_jax.segmenter import Segmenter, find_images
-
-logger = logging.getLogger(__name__)
 
 OUTPUTS = ('ids', 'colors', 'overlays', 'probabilities', 'panels', 'submission')
 CITYSCAPES_SIZE = (1024, 2048)
@@ -43,12 +39,7 @@ def predict(config: ConfigDict, workdir: Path) -> int:
     if 'panels' in kinds and not c.truth:
         raise ConfigError('predict.write=panels needs --config.predict.truth=FOLDER of labels')
     files, root = _files(config)
-    source = (
-        workdir if (workdir / 'checkpoints').is_dir() else Path(config.init['from'] or workdir).expanduser()
-    )
-    weights = open_weights(source)
-    for line in adopt(config, model=weights.model, input=weights.input):
-        logger.info('as trained, not as given: %s', line)
+    weights, _ = open_trained(config, workdir)
     segmenter = Segmenter(weights, config)
     # Images such as a.jpg and a.png, which would be written under one name.
     stems = Counter((path.relative_to(root) if root else Path(path.name)).with_suffix('') for path in files)

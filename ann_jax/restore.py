@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ann_jax import build, weights
 from ann_jax.checkpoint import Checkpoints
+from ann_jax.config import adopt
 from ann_jax.errors import ConfigError
 from ann_jax.sharding import make_mesh, replicated
 from ann_jax.state import TrainState, abstract_state
@@ -45,6 +46,35 @@ def open_weights(path: Path) -> Weights:
         colors=weights.as_tuples(facts['colors']),
         source={'run': path.name, 'step': step},
     )
+
+
+def open_network(path: Path) -> Weights:
+    """Reads weights as `open_weights` does, and refuses a backbone alone.
+
+    Raises:
+        ConfigError: there are no weights, or they have no classifier.
+        DataError: they are damaged.
+    """
+    opened = open_weights(path)
+    if not opened.classes:
+        raise ConfigError(f'{path} is a backbone alone, which tells no classes: train a head first')
+    return opened
+
+
+def open_trained(config: ConfigDict, workdir: Path) -> tuple[Weights, Path]:
+    """The weights to use, and where they lie: the run in the workdir, or without one those of `init.from`.
+
+    The config follows what the weights fix, whatever it says.
+
+    Raises:
+        ConfigError, DataError: see `open_network`.
+    """
+    is_run = (workdir / 'checkpoints').is_dir()
+    path = workdir if is_run else Path(config.init['from'] or workdir).expanduser()
+    opened = open_network(path)
+    for line in adopt(config, model=opened.model, input=opened.input):
+        logger.info('as trained, not as given: %s', line)
+    return opened, path
 
 
 def _like(facts) -> TrainState:

@@ -18,8 +18,8 @@ from ann_jax.data.datasets import read_image
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import Canvas
 from ann_jax.models.deploy import InferenceNetwork, fold
-from ann_jax.restore import open_weights
-from ann_jax.sharding import make_mesh, replicated, split_batch
+from ann_jax.restore import open_network
+from ann_jax.sharding import make_mesh, replicated
 from ann_jax.weights import Weights
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -47,9 +47,7 @@ def load(path: str | Path, *, dtype: str = 'float32', **settings: Any) -> 'Segme
             f'unknown settings {sorted(unknown)}: known are scales, flip, crop, stride and average'
         )
     config.eval.update(settings)
-    weights = open_weights(Path(path).expanduser())
-    if not weights.classes:
-        raise ConfigError(f'{path} is a backbone alone, which tells no classes: train a head first')
+    weights = open_network(Path(path).expanduser())
     adopt(config, model=weights.model, input=weights.input)
     config.model.dtype = dtype
     validate(config)
@@ -96,14 +94,14 @@ class Segmenter:
         colors: RGB of each.
     """
 
-    def __init__(self, weights: Weights, config: Any, mesh: jax.sharding.Mesh | None = None):
+    def __init__(self, weights: Weights, config: Any):
         """Prepares; nothing is compiled yet. `config` has the sections model, input and eval."""
         self.classes, self.colors = weights.classes, weights.colors
-        self._mesh = mesh or make_mesh(jax.local_devices()[:1])
+        mesh = make_mesh(jax.local_devices()[:1])
         network = InferenceNetwork(build.model(config, len(self.classes)))
         params = fold(network.model, weights.variables)
-        self._params = jax.device_put(params, replicated(self._mesh))
-        self._protocol = build.protocol(config, network, self._mesh)
+        self._params = jax.device_put(params, replicated(mesh))
+        self._protocol = build.protocol(config, network, mesh)
         self._canvases = Canvases(not network.takes_canvas)
         self._argmax = jax.jit(lambda logits: logits.argmax(-1).astype(np.uint8))
         self._softmax = jax.jit(lambda logits: jax.nn.softmax(logits))
@@ -154,11 +152,8 @@ class Segmenter:
             yield np.asarray(self._softmax(self._logits(image)))[0, :height, :width]
 
     def _logits(self, image):
-        canvas = self._canvases.fit(*image.shape[:2])
-        count = self._mesh.size
-        array = jax.device_put(pad([image] * count, canvas, count, (3,)), split_batch(self._mesh))
-        size = np.array([image.shape[:2]] * count, np.int32)
-        return self._protocol(self._params, Canvas(array, size)).array
+        array = pad([image], self._canvases.fit(*image.shape[:2]), 1, (3,))
+        return self._protocol(self._params, Canvas(array, np.array([image.shape[:2]], np.int32))).array
 
     def _result(self, picture, image, ids, size):
         path = Path(picture) if isinstance(picture, (str, Path)) else None

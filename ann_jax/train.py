@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from ann_jax import __version__, build
 from ann_jax.checkpoint import Checkpoints
-from ann_jax.config import adopt
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.processes import all_agree, is_main
 from ann_jax.report import Report, TrainLog
-from ann_jax.restore import open_weights
+from ann_jax.restore import open_trained
 from ann_jax.resume import first_state
 from ann_jax.sharding import check_batch_size, make_mesh, put_batch, put_flag, replicated, split_batch
 from ann_jax.state import count_parameters
@@ -208,13 +207,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> None:
         DataError: the dataset cannot be used.
         ConfigError: there are no weights, or they tell other classes than the dataset has.
     """
-    path = Path(config.init['from'] or workdir).expanduser()
-    path = workdir if (workdir / 'checkpoints').is_dir() else path
-    weights = open_weights(path)
-    if not weights.classes:
-        raise ConfigError(f'{path} is a backbone alone, which tells no classes: train a head first')
-    for line in adopt(config, model=weights.model, input=weights.input):
-        logger.info('as trained, not as given: %s', line)
+    weights, path = open_trained(config, workdir)
     mesh = make_mesh()
     evaluation = build.evaluation(config, mesh)
     dataset = evaluation.source.dataset

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.convert import EXPORTS, to_torch
-from ann_jax.restore import open_weights
+from ann_jax.restore import open_network
 
 
 def main(argv=None):
@@ -34,9 +34,7 @@ def export(source, layout, out):
         raise ConfigError(f'--out={out}: ends in .pth or .safetensors')
     if out.exists():
         raise ConfigError(f'{out} exists: name another file, or remove it first')
-    weights = open_weights(source)
-    if not weights.classes:
-        raise ConfigError(f'{source} is a backbone alone, which has no head to export')
+    weights = open_network(source)
     state = to_torch(weights.variables, layout, weights.model)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
