@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.convolution import convolve
+
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class Conv(nn.Module):
-    """Convolution with torch's symmetric padding: size is kept at stride 1, (n - 1) // stride + 1 else.
-
-    A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
-    """
+    """Convolution with torch's symmetric padding: size is kept at stride 1, (n - 1) // stride + 1 else."""
 
     features: int
     kernel_size: int = 1
@@ -30,18 +29,7 @@ class Conv(nn.Module):
         k = self.kernel_size
         kernel = self.param('kernel', self.kernel_init, (k, k, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if k == 1:
-            y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        else:
-            pad = self.dilation * (k - 1) // 2
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=((pad, pad), (pad, pad)),
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            )
+        y = convolve(x, kernel, stride=self.stride, dilation=self.dilation)
         if self.bias:
             y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
@@ -68,9 +56,9 @@ class BatchNorm(nn.Module):
 
         y = x.astype(jnp.float32)
         if train:
-            mean = y.mean((0, 1, 2))
+            mean = _mean(y)
             # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
-            var = jnp.square(y - mean).mean((0, 1, 2))
+            var = _mean(jnp.square(y - mean))
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 unbiased = var * (count / max(count - 1, 1))
@@ -81,6 +69,10 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
         return y.astype(x.dtype)
+
+
+def _mean(x):
+    return jnp.einsum('bhw,bhwc->c', jnp.full(x.shape[:3], 1 / (x.size // x.shape[-1])), x)
 
 
 class ConvBN(nn.Module):
