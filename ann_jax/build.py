@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -23,7 +24,7 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.deploy import InferenceNetwork
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
-from ann_jax.sharding import check_batch_size
+from ann_jax.sharding import check_batch_size, make_mesh
 from ann_jax.typing import Source
 
 
@@ -107,6 +108,7 @@ def model(config: ConfigDict, num_classes: int) -> ANN:
         contract_dilation=c.contract_dilation,
         ceil_pool=c.ceil_pool,
         dtype=dtype,
+        remat=tuple(c.remat),
     )
     return ANN(
         num_classes,
@@ -124,6 +126,15 @@ def model(config: ConfigDict, num_classes: int) -> ANN:
         conv_bias=c.conv_bias,
         dtype=dtype,
     )
+
+
+def mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices, or those given, as `config.mesh` arranges them.
+
+    Raises:
+        ConfigError: they cannot be arranged so.
+    """
+    return make_mesh(devices, data=config.mesh.data, space=config.mesh.space)
 
 
 def normalize(config: ConfigDict) -> Callable:

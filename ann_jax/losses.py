@@ -38,14 +38,14 @@ def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def kth_smallest(values: jax.Array, k: jax.Array) -> jax.Array:
-    """The k-th smallest value of each row, k counted from 0, without sorting.
+    """The k-th smallest of the values of each row, k counted from 0, without sorting.
 
     Non-negative floats are ordered as their bits are, so 31 counts bisect the bits of the answer
     exactly; sorting a 769 x 769 map costs many times more.
 
     Args:
-        values: (R, N) float32, not negative and not NaN.
-        k: (R,) integers in 0 .. N - 1.
+        values: (R, ...) float32, not negative and not NaN.
+        k: (R,) integers from 0, below the number of values of a row.
 
     Returns:
         (R,) float32 elements of `values`.
@@ -55,19 +55,29 @@ def kth_smallest(values: jax.Array, k: jax.Array) -> jax.Array:
     def halve(i, found):
         # Sets the bit unless at most k values would then lie below.
         candidate = found | (1 << (30 - i))
-        below = (bits < candidate[:, None]).sum(1)
+        below = _row_sum(bits < _per_row(candidate, bits))
         return jnp.where(below <= k, candidate, found)
 
     found = jax.lax.fori_loop(0, 31, halve, jnp.zeros(values.shape[:1], jnp.int32))
     return jax.lax.bitcast_convert_type(found, jnp.float32)
 
 
+def _row_sum(x: jax.Array) -> jax.Array:
+    """(R, ...) -> (R,). The other axes are not merged: devices may split one of them."""
+    return x.sum(tuple(range(1, x.ndim)))
+
+
+def _per_row(x: jax.Array, like: jax.Array) -> jax.Array:
+    """(R,) -> (R, 1, ...), to go with `like`."""
+    return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None) -> jax.Array:
     """Weighted mean over the valid pixels of each row, divided by the sum of weights as torch does.
 
     Args:
-        logits: (R, N, K) float32.
-        labels: (R, N) integers below K, or IGNORE.
+        logits: (R, ..., K) float32.
+        labels: (R, ...) integers below K, or IGNORE.
         class_weights: (K,) or None for ones.
 
     Returns:
@@ -75,7 +85,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, class_weights: jax.Array
     """
     log_p, safe, valid = _log_probability(logits, labels)
     weights = valid if class_weights is None else jnp.where(valid, jnp.asarray(class_weights)[safe], 0)
-    return _divide(-(weights * log_p).sum(1), weights.sum(1))
+    return _divide(-_row_sum(weights * log_p), _row_sum(weights))
 
 
 def ohem_cross_entropy(
@@ -92,8 +102,8 @@ def ohem_cross_entropy(
     weighted sum by their number, as the authors do (not by the sum of the weights).
 
     Args:
-        logits: (R, N, K) float32.
-        labels: (R, N) integers below K, or IGNORE.
+        logits: (R, ..., K) float32.
+        labels: (R, ...) integers below K, or IGNORE.
         threshold: probability above which a pixel is easy.
         min_kept: pixels that are kept at least, as far as there are as many.
         class_weights: (K,) or None for ones.
@@ -104,13 +114,13 @@ def ohem_cross_entropy(
     log_p, safe, valid = _log_probability(logits, labels)
     # Which pixels are hard is a choice, not a function to differentiate.
     p = jax.lax.stop_gradient(jnp.exp(log_p))
-    last = jnp.maximum(valid.sum(1) - 1, 0)
+    last = jnp.maximum(_row_sum(valid) - 1, 0)
     # Pixels that do not count sort behind every probability.
     limit = kth_smallest(jnp.where(valid, p, 2.0), jnp.minimum(min_kept, last))
-    kept = valid & (p < jnp.maximum(limit, threshold)[:, None])
+    kept = valid & (p < _per_row(jnp.maximum(limit, threshold), p))
     weights = kept if class_weights is None else jnp.where(kept, jnp.asarray(class_weights)[safe], 0)
-    count = kept.sum(1)
-    return _divide(-(weights * log_p).sum(1), count), count
+    count = _row_sum(kept)
+    return _divide(-_row_sum(weights * log_p), count), count
 
 
 def segmentation_loss(
@@ -138,9 +148,8 @@ def segmentation_loss(
         aux_weight: lambda of Eq. 18.
         class_weights: one per class, for both losses, or None.
     """
-    rows = labels.shape[0] if per_image else 1
-    labels = labels.reshape(rows, -1)
-    main_logits, aux_logits = (x.reshape(*labels.shape, x.shape[-1]) for x in (main_logits, aux_logits))
+    if not per_image:
+        main_logits, aux_logits, labels = main_logits[None], aux_logits[None], labels[None]
     if class_weights is not None:
         class_weights = np.asarray(class_weights, np.float32)
 

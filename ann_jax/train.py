@@ -21,7 +21,7 @@ from ann_jax.processes import all_agree, is_main
 from ann_jax.report import Report, TrainLog
 from ann_jax.restore import open_trained
 from ann_jax.resume import first_state
-from ann_jax.sharding import check_batch_size, make_mesh, put_batch, put_flag, replicated, split_batch
+from ann_jax.sharding import check_batch_size, put_batch, put_flag, replicated, split_batch
 from ann_jax.state import count_parameters
 from ann_jax.stopping import Stop, Stopped
 from ann_jax.train_step import make_train_step
@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         SaveError: a file of the run cannot be written.
         FloatingPointError: the loss is not finite any more.
     """
-    mesh = make_mesh()
+    mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size')
     source = build.source(config, config.dataset.train_split)
     build.source(config, config.dataset.eval_split)  # what is wrong with it shows before anything is written
@@ -135,6 +135,7 @@ def _compiled_step(config, dataset, mesh):
         align_corners=config.model.align_corners,
         seed=config.seed,
         skip_not_finite=config.train.not_finite == 'skip',
+        mesh=mesh,
     )
 
     def step(state, batch, stop):
@@ -208,7 +209,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> None:
         ConfigError: there are no weights, or they tell other classes than the dataset has.
     """
     weights, path = open_trained(config, workdir)
-    mesh = make_mesh()
+    mesh = build.mesh(config)
     evaluation = build.evaluation(config, mesh)
     dataset = evaluation.source.dataset
     if len(weights.classes) != dataset.num_classes:

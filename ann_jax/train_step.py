@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from ann_jax.losses import Loss
 from ann_jax.ops import resize_bilinear
+from ann_jax.rows import is_split, resize, split_rows
 from ann_jax.state import TrainState
 from ann_jax.typing import IGNORE
 
@@ -22,6 +24,7 @@ def make_train_step(
     align_corners: bool,
     seed: int,
     skip_not_finite: bool = False,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step; the caller jits it, with the state donated.
 
@@ -34,10 +37,12 @@ def make_train_step(
         seed: of dropout and random sampling; the step number is folded in.
         skip_not_finite: keep everything but the step number as it was where the loss or the gradient is not
             finite, and say so in the metric `skipped`.
+        mesh: its `space` axis splits the rows of each image over devices.
 
     Returns:
         A function from a state and a `Batch` to the next state and scalar metrics.
     """
+    split = {'mesh': mesh} if is_split(mesh) else {}
 
     def forward(params, batch_stats, batch, rng):
         dropout_rng, sampling_rng = jax.random.split(rng)
@@ -47,14 +52,27 @@ def make_train_step(
             train=True,
             rngs={'dropout': dropout_rng, 'sampling': sampling_rng},
             mutable=['batch_stats'],
+            **split,
         )
-        labels = batch['label']
-        main, auxiliary = (resize_bilinear(x, labels.shape[1:], align_corners) for x in logits)
+        main, auxiliary, labels = full_size(logits, batch['label'])
         losses = loss(main, auxiliary, labels)
         valid = labels != IGNORE
         correct = (main.argmax(-1) == labels) & valid
         accuracy = correct.sum() / jnp.maximum(valid.sum(), 1)
         return losses.total, (losses, accuracy, updates['batch_stats'])
+
+    def full_size(logits, labels):
+        """Both logits at the size of the labels; split, all three on canvases, ignored below the image."""
+        size = labels.shape[1:]
+        if not split:
+            return *(resize_bilinear(x, size, align_corners) for x in logits), labels
+        _, height, width, _ = logits.main.shape
+        low = model.backbone.heights(size[0])[-1], width
+        canvas = height * model.backbone.output_stride, size[1]
+        return (
+            *(resize(x, low, canvas, size, align_corners, mesh) for x in logits),
+            split_rows(labels, canvas[0], mesh, IGNORE),
+        )
 
     def step(state, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -10,7 +10,16 @@ PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 FLOORS = [
     ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors', 'data/names'],
     ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas'],
-    ['processes', 'workdir', 'stopping', 'data/classes', 'data/reading', 'data/survey', 'data/transforms'],
+    [
+        'processes',
+        'rows',
+        'workdir',
+        'stopping',
+        'data/classes',
+        'data/reading',
+        'data/survey',
+        'data/transforms',
+    ],
     ['data/scene_objects', 'data/pipeline', 'models/layers', 'models/convert'],
     ['data/archives', 'data/decode', 'data/own'],
     ['data/scenes', 'data/files', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.rows import Rows
+
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
@@ -58,8 +60,11 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`."""
+    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
+        """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`.
+
+        With `rows`, statistics are those of the rows of the image, and the result is zero below it.
+        """
         features = (x.shape[-1],)
         scale = self.param('scale', nn.initializers.ones, features)
         bias = self.param('bias', nn.initializers.zeros, features)
@@ -68,11 +73,16 @@ class BatchNorm(nn.Module):
 
         y = x.astype(jnp.float32)
         if train:
-            mean = y.mean((0, 1, 2))
+            count = x.size // x.shape[-1]
+            if rows is None:
+                average = lambda y: y.mean((0, 1, 2))
+            else:
+                count = count // x.shape[1] * rows.height
+                average = lambda y: rows.clean(y).sum((0, 1, 2)) / count
+            mean = average(y)
             # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
-            var = jnp.square(y - mean).mean((0, 1, 2))
+            var = average(jnp.square(y - mean))
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
                 unbiased = var * (count / max(count - 1, 1))
                 m = self.momentum
                 running_mean.value = m * running_mean.value + (1 - m) * mean
@@ -80,7 +90,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
-        return y.astype(x.dtype)
+        return (y if rows is None else rows.clean(y)).astype(x.dtype)
 
 
 class ConvBN(nn.Module):
@@ -96,8 +106,8 @@ class ConvBN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`; `rows` are those of the result."""
         x = Conv(
             self.features,
             self.kernel_size,
@@ -107,7 +117,7 @@ class ConvBN(nn.Module):
             dtype=self.dtype,
             name='conv',
         )(x)
-        x = BatchNorm(self.momentum, name='bn')(x, train)
+        x = BatchNorm(self.momentum, name='bn')(x, train, rows)
         return nn.relu(x) if self.relu else x
 
 
@@ -122,10 +132,12 @@ class Dropout2d(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
 
 
-def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
+def max_pool(x: jax.Array, ceil: bool, rows: Rows | None = None) -> jax.Array:
     """3x3 max pooling of stride 2 and padding 1; output sizes round down, or up with `ceil`.
 
-    (B, H, W, C) -> (B, H', W', C).
+    (B, H, W, C) -> (B, H', W', C). With `rows`, the canvas has half as many rows; zeros below the image do no
+    harm behind a ReLU.
     """
     # One more row or column of padding adds a window when the size is even, and none when it is odd.
-    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 + int(ceil))] * 2)
+    up = 1 + int(ceil)
+    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 if rows else up), (1, up)])
