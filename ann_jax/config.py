@@ -122,6 +122,7 @@ def defaults() -> ConfigDict:
             'train': {
                 'steps': 60_000,
                 'batch_size': 16,  # over all devices
+                'accumulate': 1,  # parts that a batch is computed in, one after the other: less memory
                 'log_every': 50,
                 'checkpoint_every': 1000,
                 'eval_every': 5000,
@@ -223,6 +224,7 @@ def validate(config: ConfigDict) -> None:
     for key in (
         'train.steps',
         'train.batch_size',
+        'train.accumulate',
         'train.log_every',
         'train.eval_every',
         'train.checkpoint_every',

@@ -24,7 +24,7 @@ FLOORS = [
     ['data/archives', 'data/decode', 'data/own'],
     ['data/scenes', 'data/files', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
     ['data/datasets', 'data/records', 'models/ann', 'train_step', 'checkpoint'],
-    ['models/recognize', 'models/deploy', 'config'],
+    ['models/recognize', 'models/deploy', 'config', 'accumulate'],
     ['evaluate'],
     ['build'],
     ['restore', 'browse', 'check'],
