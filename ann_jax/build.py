@@ -3,11 +3,13 @@
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ann_jax import losses
 from ann_jax.canvas import Canvases
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.datasets import FolderSource, Head
@@ -18,12 +20,11 @@ from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.evaluate import Evaluation
 from ann_jax.inference import Protocol, multi_scale, normalizer, sliding_window, whole_image
-from ann_jax.losses import segmentation_loss
 from ann_jax.models.ann import ANN
 from ann_jax.models.deploy import InferenceNetwork
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
-from ann_jax.sharding import check_batch_size
+from ann_jax.sharding import check_batch_size, make_mesh
 from ann_jax.typing import Source
 
 
@@ -107,6 +108,7 @@ def model(config: ConfigDict, num_classes: int) -> ANN:
         contract_dilation=c.contract_dilation,
         ceil_pool=c.ceil_pool,
         dtype=dtype,
+        remat=tuple(c.remat),
     )
     return ANN(
         num_classes,
@@ -124,6 +126,15 @@ def model(config: ConfigDict, num_classes: int) -> ANN:
         conv_bias=c.conv_bias,
         dtype=dtype,
     )
+
+
+def mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices, or those given, as `config.mesh` arranges them.
+
+    Raises:
+        ConfigError: they cannot be arranged so.
+    """
+    return make_mesh(devices, data=config.mesh.data, space=config.mesh.space)
 
 
 def normalize(config: ConfigDict) -> Callable:
@@ -155,12 +166,23 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
             f'{num_classes} classes: give one per class, or () for none'
         )
     return functools.partial(
-        segmentation_loss,
+        losses.segmentation_loss,
         ohem=c.ohem,
         threshold=c.threshold,
         min_kept=c.min_kept,
         per_image=c.per_image,
         aux_weight=c.aux_weight,
+        class_weights=tuple(c.class_weights) or None,
+    )
+
+
+def whole_batch(config: ConfigDict) -> Callable:
+    """(labels of the parts of a batch, probabilities) -> `losses.Whole`."""
+    c = config.loss
+    return functools.partial(
+        losses.whole_batch,
+        threshold=c.threshold,
+        min_kept=c.min_kept,
         class_weights=tuple(c.class_weights) or None,
     )
 

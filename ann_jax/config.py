@@ -24,6 +24,8 @@ def defaults() -> ConfigDict:
     return ConfigDict(
         {
             'seed': 0,
+            # Devices: `data` splits a batch, `space` the rows of each image; -1 is what the other leaves.
+            'mesh': {'data': -1, 'space': 1},
             'dataset': {
                 'name': '',
                 'root': '',  # folder of the dataset as its makers lay it out
@@ -76,6 +78,7 @@ def defaults() -> ConfigDict:
                 'conv_bias': True,
                 'align_corners': True,
                 'dtype': 'float32',
+                'remat': (),  # stages, of 2,3,4,5, that are computed again for the gradient: less memory
             },
             'loss': {
                 'ohem': True,
@@ -119,6 +122,7 @@ def defaults() -> ConfigDict:
             'train': {
                 'steps': 60_000,
                 'batch_size': 16,  # over all devices
+                'accumulate': 1,  # parts that a batch is computed in, one after the other: less memory
                 'log_every': 50,
                 'checkpoint_every': 1000,
                 'eval_every': 5000,
@@ -220,6 +224,7 @@ def validate(config: ConfigDict) -> None:
     for key in (
         'train.steps',
         'train.batch_size',
+        'train.accumulate',
         'train.log_every',
         'train.eval_every',
         'train.checkpoint_every',
@@ -236,6 +241,11 @@ def validate(config: ConfigDict) -> None:
         value = config.model[key.split('.')[1]]
         good = len(value) > 0 and all(isinstance(n, int) and n > 0 for n in value)
         check(key, value, good, 'whole numbers above 0, such as 1,3,6,8')
+    for key in ('data', 'space'):
+        size = config.mesh[key]
+        check(f'mesh.{key}', size, size == -1 or size > 0, 'a number above 0, or -1 for what is left')
+    remat = config.model.remat
+    check('model.remat', remat, set(remat) <= {2, 3, 4, 5}, 'some of the stages 2,3,4,5, or () for none')
     check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')
     crop, stride = config.eval.crop, config.eval.stride
     good = all(len(value) == 2 and min(value) > 0 for value in (crop, stride))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from ann_jax.processes import is_main
 from ann_jax.report import Report
 from ann_jax.sharding import local_rows, put_batch, replicated, split_batch
 from ann_jax.stopping import Stopped
-from ann_jax.typing import Source
+from ann_jax.typing import IGNORE, Source
 
 
 def evaluate(
@@ -84,11 +85,12 @@ def _scorer(num_classes, mesh):
     """(logits, label) -> confusion matrix of all images, and their predictions."""
 
     def score(logits, label):
+        below = logits.shape[1] - label.shape[1]  # rows of the canvas, where rows are split over devices
+        label = jnp.pad(label, ((0, 0), (0, below), (0, 0)), constant_values=IGNORE)
         prediction = logits.argmax(-1)
         return confusion_matrix(label, prediction, num_classes), prediction.astype(np.uint8)
 
-    shardings = replicated(mesh), split_batch(mesh)
-    return jax.jit(score, in_shardings=split_batch(mesh), out_shardings=shardings)
+    return jax.jit(score, out_shardings=(replicated(mesh), split_batch(mesh)))
 
 
 class Evaluation:

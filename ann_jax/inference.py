@@ -20,6 +20,7 @@ from ann_jax.canvas import Canvases
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.ops import resize_bilinear, resize_images
 from ann_jax.processes import largest
+from ann_jax.rows import is_split, resize
 from ann_jax.sharding import split_batch
 
 AVERAGES = ('logits', 'probabilities')
@@ -55,7 +56,7 @@ class Canvas(NamedTuple):
     """Images of several sizes in one array, each at the top left of its place.
 
     Attributes:
-        array: (B, H, W, C).
+        array: (B, H, W, C); logits may have more rows than the image's array, where rows are split.
         size: (B, 2) int32, heights and widths of the images, on the host.
     """
 
@@ -74,19 +75,25 @@ def whole_image(network: Callable, normalize: Normalize, align_corners: bool, me
         network: the inference network.
         normalize: the map from pixels to its input.
         align_corners: of the resizing of the logits.
-        mesh: the images of a batch are shared over its `data` axis.
+        mesh: the images of a batch are shared over its `data` axis, the rows of each over `space`.
 
     Raises:
         ConfigError: from the protocol, for padded images where the network takes none.
     """
 
-    @_per_device(mesh)
-    def logits(params, array, size):
+    def split(params, array, size):
+        low, low_size = network(params, normalize(array), size, mesh)
+        canvas = low.shape[1] * network.model.backbone.output_stride, array.shape[2]
+        return resize(low, low_size, canvas, size, align_corners, mesh)
+
+    def alone(params, array, size):
         if not network.takes_canvas:
             low, _ = network(params, normalize(array))
             return resize_bilinear(low, array.shape[1:3], align_corners)
         low, low_size = network(params, normalize(array), size)
         return resize_images(low, low_size, array.shape[1:3], size, align_corners)
+
+    logits = _jit(split, mesh) if is_split(mesh) else _per_device(mesh)(alone)
 
     def protocol(params, images):
         if not network.takes_canvas and (images.size != images.array.shape[1:3]).any():
@@ -133,7 +140,7 @@ def sliding_window(
             old = jax.lax.dynamic_slice(canvas, (*at, 0), window.shape)
             return jax.lax.dynamic_update_slice(canvas, old + window, (*at, 0))
 
-        total = jax.vmap(put)(total, jnp.where(inside > 0, logits, 0), start)
+        total = jax.vmap(put)(total, jnp.where(inside > 0, logits[:, : crop[0]], 0), start)
         return total, jax.vmap(put)(count, inside.astype(jnp.float32), start)
 
     @functools.cache
@@ -242,7 +249,7 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
 def _per_device(mesh, donate=()):
     """Jits a function that works on each image alone: every device its images, no communication.
 
-    Arguments that are dicts, the weights, lie whole on every device.
+    Arguments that are dicts, the weights, lie whole on every device; along `space`, so do the images.
     """
 
     def wrap(function):
@@ -252,17 +259,21 @@ def _per_device(mesh, donate=()):
                 *args
             )
 
-        jitted = jax.jit(run, donate_argnums=donate)
-
-        def call(*args):
-            if mesh.is_multi_process:  # what is on the host are this process's rows
-                put = functools.partial(jax.make_array_from_process_local_data, split_batch(mesh))
-                args = [put(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
-            return jitted(*args)
-
-        return call
+        return _jit(run, mesh, donate)
 
     return wrap
+
+
+def _jit(function, mesh, donate=()):
+    jitted = jax.jit(function, donate_argnums=donate)
+
+    def call(*args):
+        if mesh.is_multi_process:  # what is on the host are this process's rows
+            put = functools.partial(jax.make_array_from_process_local_data, split_batch(mesh))
+            args = [put(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+        return jitted(*args)
+
+    return call
 
 
 def _zeros(mesh, shape):

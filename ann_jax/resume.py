@@ -21,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 # Settings that a run keeps from its first step to its last.
 FIXED = ('seed', 'dataset', 'augment', 'input', 'model', 'loss', 'train.batch_size')
-FREE = ('dataset.root', 'dataset.format', 'dataset.eval_split', 'dataset.scenes.eval_count')
+FREE = (
+    'dataset.root',
+    'dataset.format',
+    'dataset.eval_split',
+    'dataset.scenes.eval_count',
+    'model.remat',
+)
 
 
 def first_state(

@@ -28,12 +28,13 @@ READ_AHEAD = 4
 Picture = str | Path | np.ndarray | Image.Image
 
 
-def load(path: str | Path, *, dtype: str = 'float32', **settings: Any) -> 'Segmenter':
+def load(path: str | Path, *, dtype: str = 'float32', space: int = 1, **settings: Any) -> 'Segmenter':
     """Opens a run, or a folder of converted or exported weights.
 
     Args:
         path: the workdir of a run (its best checkpoint is taken), or a folder with a model.json.
         dtype: what the network computes in, 'float32' or 'bfloat16'.
+        space: devices that share the rows of an image, for images too large for one; -1 for all.
         **settings: of the test protocol, as `config.eval`: scales, flip, crop, stride, average.
 
     Raises:
@@ -49,7 +50,7 @@ def load(path: str | Path, *, dtype: str = 'float32', **settings: Any) -> 'Segme
     config.eval.update(settings)
     weights = open_network(Path(path).expanduser())
     adopt(config, model=weights.model, input=weights.input)
-    config.model.dtype = dtype
+    config.model.dtype, config.mesh.space = dtype, space
     validate(config)
     return Segmenter(weights, config)
 
@@ -97,7 +98,9 @@ class Segmenter:
     def __init__(self, weights: Weights, config: Any):
         """Prepares; nothing is compiled yet. `config` has the sections model, input and eval."""
         self.classes, self.colors = weights.classes, weights.colors
-        mesh = make_mesh(jax.local_devices()[:1])
+        space = config.mesh.space
+        devices = jax.local_devices()
+        mesh = make_mesh(devices if space == -1 else devices[:space], data=1, space=space)
         network = InferenceNetwork(build.model(config, len(self.classes)))
         params = fold(network.model, weights.variables)
         self._params = jax.device_put(params, replicated(mesh))

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import flax
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import __version__, build
+from ann_jax.accumulate import make_accumulated_step
 from ann_jax.checkpoint import Checkpoints
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
@@ -21,10 +23,10 @@ from ann_jax.processes import all_agree, is_main
 from ann_jax.report import Report, TrainLog
 from ann_jax.restore import open_trained
 from ann_jax.resume import first_state
-from ann_jax.sharding import check_batch_size, make_mesh, put_batch, put_flag, replicated, split_batch
+from ann_jax.sharding import check_batch_size, put_batch, put_flag, replicated, split_batch
 from ann_jax.state import count_parameters
 from ann_jax.stopping import Stop, Stopped
-from ann_jax.train_step import make_train_step
+from ann_jax.train_step import make_step_parts
 from ann_jax.workdir import lock, log_file, note
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         SaveError: a file of the run cannot be written.
         FloatingPointError: the loss is not finite any more.
     """
-    mesh = make_mesh()
-    check_batch_size(config.train.batch_size, mesh, 'train.batch_size')
+    mesh = build.mesh(config)
+    check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
     source = build.source(config, config.dataset.train_split)
     build.source(config, config.dataset.eval_split)  # what is wrong with it shows before anything is written
     dataset, steps = source.dataset, config.train.steps
@@ -60,7 +62,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         state, first = first_state(config, workdir, checkpoints, dataset.num_classes, mesh)
         evaluation = build.evaluation(config, mesh)
         _log_setting(config, source, evaluation, state)
-        step = _compiled_step(config, dataset, mesh)
+        step = _step(config, dataset, mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
         batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
         report = stack.enter_context(contextlib.closing(_report(workdir, dataset, first + 1)))
@@ -88,7 +90,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 with log.clock('data'):
                     batch = next(batches)
                 with log.clock('step'):
-                    state, metrics = step(state, put_batch(batch, mesh), put_flag(stop.requested, mesh))
+                    state, metrics = step(state, batch, stop.requested)
                 if number == first + 1:
                     logger.info('compiled the step in %.1f s', log.clock.take('step'))
                     log.restart()
@@ -125,9 +127,13 @@ def _hold(stack, workdir):
     stack.enter_context(log_file(workdir, jax.process_index()))
 
 
-def _compiled_step(config, dataset, mesh):
-    """The step on the mesh, to be compiled when first called; it takes a flag per device too."""
-    train_step = make_train_step(
+def _step(config, dataset, mesh):
+    """(state, this process's batch and flag) -> state and metrics; compiled when first called.
+
+    Processes get a signal at different steps, or only one gets it: whether any has is told to all with the
+    metrics of a step, so that they stop after the same one.
+    """
+    parts = make_step_parts(
         build.model(config, dataset.num_classes),
         build.optimizer(config),
         loss=build.loss(config, dataset.num_classes),
@@ -135,20 +141,35 @@ def _compiled_step(config, dataset, mesh):
         align_corners=config.model.align_corners,
         seed=config.seed,
         skip_not_finite=config.train.not_finite == 'skip',
+        mesh=mesh,
     )
 
-    def step(state, batch, stop):
-        state, metrics = train_step(state, batch)
-        # Processes get a signal at different steps, or only one gets it: whether any has is told to all
-        # with the metrics of a step, so that they stop after the same one.
+    if (count := config.train.accumulate) > 1:
+        mine = config.loss.ohem and not config.loss.per_image
+        accumulated = make_accumulated_step(parts, build.whole_batch(config), mine, mesh)
+        any_flag = jax.jit(jnp.any, out_shardings=replicated(mesh))
+
+        def step_in_parts(state, batch, stop):
+            size = len(batch['label']) // count
+            slices = [slice(i * size, (i + 1) * size) for i in range(count)]
+            state, metrics = accumulated(
+                state, [put_batch({key: batch[key][rows] for key in batch}, mesh) for rows in slices]
+            )
+            return state, metrics | {'stop': any_flag(put_flag(stop, mesh))}
+
+        return step_in_parts
+
+    def whole(state, batch, stop):
+        state, metrics = parts.update(state, parts.gains(state, batch))
         return state, metrics | {'stop': stop.any()}
 
-    return jax.jit(
-        step,
+    jitted = jax.jit(
+        whole,
         in_shardings=(replicated(mesh), split_batch(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )
+    return lambda state, batch, stop: jitted(state, put_batch(batch, mesh), put_flag(stop, mesh))
 
 
 def _batches(config, source, first):
@@ -208,7 +229,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> None:
         ConfigError: there are no weights, or they tell other classes than the dataset has.
     """
     weights, path = open_trained(config, workdir)
-    mesh = make_mesh()
+    mesh = build.mesh(config)
     evaluation = build.evaluation(config, mesh)
     dataset = evaluation.source.dataset
     if len(weights.classes) != dataset.num_classes:

@@ -23,7 +23,7 @@ VERSION = 1
 # What the weights of a backbone fix of `config.model`.
 BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool')
 # What weights do not fix.
-FREE_SETTINGS = ('dropout', 'dtype')
+FREE_SETTINGS = ('dropout', 'dtype', 'remat')
 PARTS = ('all', 'backbone', 'but_classifier')
 
 

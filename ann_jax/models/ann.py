@@ -6,11 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.blocks import CommonFusion, NonLocalBlock
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.models.resnet import ResNet
+from ann_jax.rows import Rows, is_split, split_rows
 
 # Rows of Table 6 -> the `fusion` and `context` of the network.
 VARIANTS = {
@@ -27,7 +29,10 @@ VARIANTS = {
 
 
 class Logits(NamedTuple):
-    """Unnormalised class scores at the resolution of Stage5, float32 (B, h, w, classes)."""
+    """Unnormalised class scores at the resolution of Stage5, float32 (B, h, w, classes).
+
+    Where rows are split over devices, they lie on a canvas of more rows.
+    """
 
     main: jax.Array
     auxiliary: jax.Array
@@ -68,8 +73,10 @@ class ANN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False) -> Logits:
+    def __call__(self, image: jax.Array, train: bool = False, mesh: Mesh | None = None) -> Logits:
         """(B, H, W, 3) normalised image -> logits of the classifier and of the auxiliary head.
+
+        The `space` axis of `mesh` splits the rows of each image over devices.
 
         Raises:
             ConfigError: unknown variant, sampling, share or fused stage.
@@ -79,24 +86,29 @@ class ANN(nn.Module):
         if not set(self.fuse_stages) <= {2, 3, 4}:
             raise ConfigError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
         fusion, context = VARIANTS[self.variant]
-        stages = self.backbone(image, train)
-        x = stages.stage5
+        rows, stage_rows = None, [None] * 4
+        if is_split(mesh):
+            rows, heights = Rows(mesh, image.shape[1]), self.backbone.heights(image.shape[1])
+            stage_rows = [Rows(mesh, height) for height in heights]
+            image = split_rows(image, self.backbone.canvas_height(rows.height, mesh.shape['space']), mesh)
+        stages = self.backbone(image, train, rows)
+        x, rows = stages.stage5, stage_rows[-1]
 
-        lows = [stages[stage - 2] for stage in self.fuse_stages]
+        lows, low_rows = ([each[stage - 2] for stage in self.fuse_stages] for each in (stages, stage_rows))
         if fusion == 'common':
-            x = CommonFusion(self.conv_bias, self.dtype, name='fusion')(lows, x, train)
+            x = CommonFusion(self.conv_bias, self.dtype, name='fusion')(lows, x, train, low_rows, rows)
         elif fusion != 'none':
             block = self._block(x.shape[-1], fusion == 'fnb', relu=False, share='none', name='fusion')
-            x = block(lows, x, train)
+            x = block(lows, x, train, low_rows, rows)
 
-        x = self._conv_bn(self.head_channels, 'bottleneck')(x, train)
+        x = self._conv_bn(self.head_channels, 'bottleneck')(x, train, rows)
         if context != 'none':
             block = self._block(
                 self.head_channels, context == 'nb', relu=True, share=self.share, name='context'
             )
-            x = block([x], x, train)
+            x = block([x], x, train, [rows], rows)
 
-        aux = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stages.stage4, train)
+        aux = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stages.stage4, train, stage_rows[2])
         aux = Dropout2d(self.dropout)(aux, train)
         return Logits(
             main=self._classifier('classifier')(x), auxiliary=self._classifier('aux_classifier')(aux)

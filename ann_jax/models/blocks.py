@@ -19,6 +19,7 @@ from flax import linen as nn
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
 from ann_jax.ops import resize_bilinear, sample_anchors
+from ann_jax.rows import Rows, anchors, resize
 
 SHARES = ('query_key', 'key_value', 'none')
 
@@ -47,22 +48,34 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, low: jax.Array, high: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        low: jax.Array,
+        high: jax.Array,
+        train: bool,
+        low_rows: Rows | None = None,
+        rows: Rows | None = None,
+    ) -> jax.Array:
         """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, C)."""
         if self.share not in SHARES:
             raise ConfigError(unknown('share', self.share, SHARES))
         if self.share == 'query_key' and low is not high:
             raise ConfigError("share='query_key' needs one input; a fusion block has two: use 'none'")
 
-        def project(x, name, momentum=0.9):
+        def project(x, name, rows, momentum=0.9):
             layer = ConvBN(self.channels, bias=self.conv_bias, momentum=momentum, dtype=self.dtype, name=name)
-            return layer(x, train)
+            return layer(x, train, rows)
+
+        def sample(x):
+            if low_rows is None:
+                return sample_anchors(x, self.sampling, self.sizes, rng)
+            return anchors(x, self.sampling, self.sizes, rng, low_rows)
 
         if self.share == 'query_key':
             # torch runs the shared projection twice a step and so moves its statistics twice.
-            query = key = project(low, 'key', momentum=0.9**2)
+            query = key = project(low, 'key', low_rows, momentum=0.9**2)
         else:
-            query, key = project(high, 'query'), project(low, 'key')
+            query, key = project(high, 'query', rows), project(low, 'key', low_rows)
         if self.share == 'key_value':
             value = key
         else:
@@ -72,8 +85,7 @@ class Attention(nn.Module):
         if self.sampling == 'random':
             # Evaluation always draws the same anchors, so that its result does not change between runs.
             rng = self.make_rng('sampling') if train else jax.random.key(0)
-        key = sample_anchors(key, self.sampling, self.sizes, rng)
-        value = sample_anchors(value, self.sampling, self.sizes, rng)
+        key, value = sample(key), sample(value)
 
         query = query.reshape(*query.shape[:1], -1, self.channels)
         similarity = jnp.einsum('bnc,bsc->bns', query, key, preferred_element_type=jnp.float32)
@@ -83,7 +95,7 @@ class Attention(nn.Module):
         response = Conv(
             high.shape[-1], bias=True, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='out'
         )(attended)
-        return BatchNorm(name='out_bn')(response, train) if self.out_norm else response
+        return BatchNorm(name='out_bn')(response, train, rows) if self.out_norm else response
 
 
 class NonLocalBlock(nn.Module):
@@ -108,7 +120,14 @@ class NonLocalBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, lows: Sequence[jax.Array], high: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        lows: Sequence[jax.Array],
+        high: jax.Array,
+        train: bool,
+        low_rows: Sequence[Rows | None] | None = None,
+        rows: Rows | None = None,
+    ) -> jax.Array:
         """Maps to (B, H, W, features).
 
         Args:
@@ -116,6 +135,7 @@ class NonLocalBlock(nn.Module):
                 responses are summed (Table 9). `[high]` makes the block a self-attention.
             high: (B, H, W, C) map that queries come from.
             train: whether to drop channels and take batch statistics.
+            low_rows, rows: of each low map and of `high`, where rows are split over devices.
         """
         responses = [
             Attention(
@@ -127,12 +147,12 @@ class NonLocalBlock(nn.Module):
                 self.conv_bias,
                 self.dtype,
                 name=f'attention_{i}',
-            )(low, high, train)
-            for i, low in enumerate(lows)
+            )(low, high, train, low_row, rows)
+            for i, (low, low_row) in enumerate(zip(lows, low_rows or [None] * len(lows), strict=True))
         ]
         x = jnp.concatenate([sum(responses), high.astype(self.dtype)], -1)
         x = ConvBN(self.features, bias=self.conv_bias, relu=self.relu, dtype=self.dtype, name='project')(
-            x, train
+            x, train, rows
         )
         return Dropout2d(self.dropout)(x, train)
 
@@ -144,12 +164,24 @@ class CommonFusion(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, lows: Sequence[jax.Array], high: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        lows: Sequence[jax.Array],
+        high: jax.Array,
+        train: bool,
+        low_rows: Sequence[Rows | None] | None = None,
+        rows: Rows | None = None,
+    ) -> jax.Array:
         """(B, H_l, W_l, C_l) each, (B, H, W, C) -> (B, H, W, C); larger low maps are resized."""
-        for i, low in enumerate(lows):
+        for i, (low, low_row) in enumerate(zip(lows, low_rows or [None] * len(lows), strict=True)):
             layer = ConvBN(high.shape[-1], bias=self.conv_bias, dtype=self.dtype, name=f'fuse_{i}')
-            response = layer(low, train)
+            response = layer(low, train, low_row)
             if response.shape != high.shape:
-                response = resize_bilinear(response, high.shape[1:3], True)
+                if rows is None:
+                    response = resize_bilinear(response, high.shape[1:3], True)
+                else:
+                    sizes = [(r.height, x.shape[2]) for r, x in ((low_row, low), (rows, high))]
+                    response = resize(response, sizes[0], high.shape[1:3], sizes[1], True, rows.mesh)
+                    response = rows.clean(response).astype(high.dtype)
             high = high + response
         return high

@@ -11,19 +11,22 @@ to zero before every convolution and pooling that would see it, and anchors are 
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from jax.sharding import Mesh
 
 from ann_jax.convolution import convolve, winograd_kernel
 from ann_jax.models.ann import ANN, VARIANTS
+from ann_jax.models.layers import max_pool
 from ann_jax.models.resnet import blocks_of
 from ann_jax.ops import average_rows, resize_images, sample_anchors
+from ann_jax.rows import Rows, anchors, average_anchors, is_split, resize, split_rows
 
 Params = dict[str, dict[str, Any]]
 EPSILON = 1e-5  # of every `BatchNorm`
@@ -108,7 +111,7 @@ class InferenceNetwork:
         return not attends or self.model.sampling in ('average', 'all')
 
     def __call__(
-        self, params: Params, image: jax.Array, size: jax.Array | None = None
+        self, params: Params, image: jax.Array, size: jax.Array | None = None, mesh: Mesh | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Runs the network.
 
@@ -116,13 +119,20 @@ class InferenceNetwork:
             params: what `fold` made.
             image: (B, H, W, 3) normalised images, each at the top left of its canvas.
             size: (B, 2) int32 heights and widths of the images; None: they fill the array.
+            mesh: its `space` axis splits the rows of each image over devices.
 
         Returns:
             (B, h, w, classes) float32 logits at the resolution of Stage5, and (B, 2) their valid sizes, None
-            without `size`.
+            without `size` where rows are not split.
         """
         model, backbone = self.model, self.model.backbone
-        x = _Map(image.astype(model.dtype), size)
+        rows = None
+        if is_split(mesh):
+            rows = Rows(mesh, image.shape[1])
+            if size is None:
+                size = jnp.broadcast_to(jnp.asarray(image.shape[1:3]), (image.shape[0], 2))
+            image = split_rows(image, backbone.canvas_height(rows.height, mesh.shape['space']), mesh)
+        x = _Map(image.astype(model.dtype), size, rows)
         for i in range(1, len(backbone.stem_widths) + 1):
             x = _conv(params[f'backbone/stem/conv{i}'], x, stride=2 if i == 1 else 1)
         x = _pool(x, backbone.ceil_pool)
@@ -136,14 +146,14 @@ class InferenceNetwork:
         lows = [stages[stage - 2] for stage in model.fuse_stages]
         if fusion == 'common':
             for i, low in enumerate(lows):
-                x = _Map(x.array + _like(_conv(params[f'fusion/fuse_{i}/conv'], low), x), x.size)
+                x = x.with_array(x.array + _like(_conv(params[f'fusion/fuse_{i}/conv'], low), x))
         elif fusion != 'none':
             x = self._block(params, 'fusion', lows, x, relu=False, dense=fusion == 'fnb', share='none')
         x = _conv(params['bottleneck/conv'], x)
         if context != 'none':
             x = self._block(params, 'context', [x], x, relu=True, dense=context == 'nb', share=model.share)
-        x = _Map(x.array.astype(jnp.float32), x.size)
-        return tuple(_conv(params['classifier'], x, relu=False))
+        x = _conv(params['classifier'], x.with_array(x.array.astype(jnp.float32)), relu=False)
+        return x.array, x.size
 
     def _block(self, params, name, lows, high, *, relu, dense, share):
         sampling = 'all' if dense else self.model.sampling
@@ -156,20 +166,19 @@ class InferenceNetwork:
             attended = _attend(query, key, value, sampling, self.model.sizes)
             response = response + attended @ params[f'{name}/attention_{i}/out']['kernel'][0, 0]
         x = _conv(params[f'{name}/project/conv'], high, relu=False)
-        x = _Map(x.array + response.reshape(x.array.shape), x.size)
-        return _Map(nn.relu(x.array), x.size) if relu else x
+        x = x.with_array(x.array + response.reshape(x.array.shape))
+        return x.with_array(nn.relu(x.array)) if relu else x
 
 
-class _Map(tuple):
-    """A feature map (B, H, W, C) and the valid sizes (B, 2) of its images, None where they fill it."""
+class _Map(NamedTuple):
+    """A feature map, with all that tells the images on it from what lies outside."""
 
-    __slots__ = ()
+    array: jax.Array  # (B, H, W, C)
+    size: jax.Array | None  # (B, 2) valid sizes, None where the images fill it
+    rows: Rows | None  # of an image as large as the array that came in, where rows are split over devices
 
-    def __new__(cls, array, size):
-        return super().__new__(cls, (array, size))
-
-    array = property(lambda self: self[0])
-    size = property(lambda self: self[1])
+    def with_array(self, array):
+        return self._replace(array=array)
 
     def clean(self):
         """The array with zeros outside of the images."""
@@ -186,12 +195,15 @@ def _conv(params, x, *, stride=1, dilation=1, relu=True):
     y = convolve(array, kernel, stride=stride, dilation=dilation)
     y = y + params['bias']
     size = x.size if x.size is None or stride == 1 else (x.size - 1) // stride + 1
-    return _Map(nn.relu(y) if relu else y, size)
+    return _Map(nn.relu(y) if relu else y, size, x.rows and x.rows.strided(stride))
 
 
 def _pool(x, ceil):
     """3x3 max pooling of stride 2, as `layers.max_pool`; by slices, which every exporter knows."""
     size = None if x.size is None else (x.size - 1 + int(ceil)) // 2 + 1
+    if x.rows:
+        rows = replace(x.rows, height=(x.rows.height - 1 + int(ceil)) // 2 + 1)
+        return _Map(max_pool(x.clean(), ceil, rows), size, rows)
     height, width = ((n - 1 + int(ceil)) // 2 + 1 for n in x.array.shape[1:3])
     # Zeros outside do no harm: behind a ReLU no maximum is below them.
     padded = jnp.pad(x.clean(), ((0, 0), (1, 2), (1, 2), (0, 0)))
@@ -202,7 +214,7 @@ def _pool(x, ceil):
         for i in range(3)
         for j in range(3)
     ]
-    return _Map(functools.reduce(jnp.maximum, parts), size)
+    return _Map(functools.reduce(jnp.maximum, parts), size, None)
 
 
 def _residual(params, name, x, block):
@@ -213,7 +225,7 @@ def _residual(params, name, x, block):
         y = _conv(params[f'{name}/conv{i}'], y, stride=stride, dilation=dilation, relu=not last)
     if f'{name}/downsample_0' in params:
         x = _conv(params[f'{name}/downsample_0'], x, stride=block.stride, relu=False)
-    return _Map(nn.relu(x.array + y.array), y.size)
+    return y.with_array(nn.relu(x.array + y.array))
 
 
 def _attend(query, key, value, sampling, sizes):
@@ -230,13 +242,17 @@ def _attend(query, key, value, sampling, sizes):
 
 def _anchors(x, sampling, sizes):
     """(B, S, C) anchors, and (B, S) which of them lie in the image, None if all do."""
-    array, size = x
+    array, size, rows = x
     if size is None:
         return sample_anchors(array, sampling, sizes, jax.random.key(0)), None
     height, width = array.shape[1:3]
     if sampling == 'all':
-        seen = _Map(jnp.ones((*array.shape[:3], 1), bool), size).clean()
+        seen = x.with_array(jnp.ones((*array.shape[:3], 1), bool)).clean()
         return array.reshape(array.shape[0], -1, array.shape[-1]), seen.reshape(array.shape[0], -1)
+    if rows:
+        if sampling == 'average':
+            return average_anchors(array, sizes, size, rows.mesh), None
+        return anchors(array, sampling, sizes, jax.random.key(0), rows), None
     if sampling != 'average':
         raise ValueError(f'{sampling} anchors need images that fill their arrays, see takes_canvas')
     array = array.astype(jnp.float32)
@@ -260,4 +276,6 @@ def _like(low, high):
         jnp.broadcast_to(jnp.array(x.array.shape[1:3]), (x.array.shape[0], 2)) if x.size is None else x.size
         for x in (low, high)
     ]
+    if low.rows:
+        return resize(low.array, sizes[0], target, sizes[1], True, low.rows.mesh).astype(high.array.dtype)
     return resize_images(low.array, sizes[0], target, sizes[1], True).astype(high.array.dtype)

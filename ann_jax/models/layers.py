@@ -3,11 +3,14 @@
 Parameters are float32; `dtype` is what convolutions compute in. Kernels are (height, width, in, out).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ann_jax.convolution import convolve
+from ann_jax.rows import Rows
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -46,33 +49,74 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`."""
+    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
+        """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`.
+
+        With `rows`, statistics are those of the rows of the image, and the result is zero below it.
+        """
         features = (x.shape[-1],)
         scale = self.param('scale', nn.initializers.ones, features)
         bias = self.param('bias', nn.initializers.zeros, features)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
         running_var = self.variable('batch_stats', 'var', jnp.ones, features)
 
-        y = x.astype(jnp.float32)
         if train:
-            mean = _mean(y)
-            # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
-            var = _mean(jnp.square(y - mean))
+            y, mean, var = _normalize(x, scale, bias, self.epsilon, rows)
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
+                count = _count(x, rows)
                 unbiased = var * (count / max(count - 1, 1))
                 m = self.momentum
                 running_mean.value = m * running_mean.value + (1 - m) * mean
                 running_var.value = m * running_var.value + (1 - m) * unbiased
-        else:
-            mean, var = running_mean.value, running_var.value
-        y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
-        return y.astype(x.dtype)
+            return y
+        y = x.astype(jnp.float32) - running_mean.value
+        y = y * (scale * jax.lax.rsqrt(running_var.value + self.epsilon)) + bias
+        return (y if rows is None else rows.clean(y)).astype(x.dtype)
 
 
-def _mean(x):
-    return jnp.einsum('bhw,bhwc->c', jnp.full(x.shape[:3], 1 / (x.size // x.shape[-1])), x)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(x, scale, bias, epsilon, rows):
+    """Normalises by mean and (biased) variance of the batch, and returns these too, without gradients."""
+    return _normalize_forward(x, scale, bias, epsilon, rows)[0]
+
+
+def _normalize_forward(x, scale, bias, epsilon, rows):
+    count, y = _count(x, rows), x.astype(jnp.float32)
+    mean = _sum(y, rows) / count
+    # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
+    var = _sum(jnp.square(y - mean), rows) / count
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = (y - mean) * (scale * inverse) + bias
+    y = (y if rows is None else rows.clean(y)).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, inverse)
+
+
+def _normalize_backward(epsilon, rows, residual, gradients):
+    x, scale, mean, inverse = residual
+    gradient = gradients[0].astype(jnp.float32)
+    gradient = gradient if rows is None else rows.clean(gradient)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    bias, weight = _sum(gradient, rows), _sum(gradient * normal, rows)
+    gradient = (gradient - (bias + normal * weight) / _count(x, rows)) * (scale * inverse)
+    gradient = gradient if rows is None else rows.clean(gradient)
+    return gradient.astype(x.dtype), weight, bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _count(x, rows):
+    """Pixels of the images of a batch."""
+    return x.shape[0] * (x.shape[1] if rows is None else rows.height) * x.shape[2]
+
+
+def _sum(x, rows):
+    """(B, H, W, C) -> (C,) sums over the images."""
+    if rows is not None:
+        return rows.clean(x).sum((0, 1, 2))
+    if jax.default_backend() == 'cpu':  # where XLA's reductions take several times as long as its products
+        return jnp.einsum('bhw,bhwc->c', jnp.ones(x.shape[:3]), x)
+    return x.sum((0, 1, 2))
 
 
 class ConvBN(nn.Module):
@@ -88,8 +132,8 @@ class ConvBN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`; `rows` are those of the result."""
         x = Conv(
             self.features,
             self.kernel_size,
@@ -99,7 +143,7 @@ class ConvBN(nn.Module):
             dtype=self.dtype,
             name='conv',
         )(x)
-        x = BatchNorm(self.momentum, name='bn')(x, train)
+        x = BatchNorm(self.momentum, name='bn')(x, train, rows)
         return nn.relu(x) if self.relu else x
 
 
@@ -114,10 +158,12 @@ class Dropout2d(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
 
 
-def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
+def max_pool(x: jax.Array, ceil: bool, rows: Rows | None = None) -> jax.Array:
     """3x3 max pooling of stride 2 and padding 1; output sizes round down, or up with `ceil`.
 
-    (B, H, W, C) -> (B, H', W', C).
+    (B, H, W, C) -> (B, H', W', C). With `rows`, the canvas has half as many rows; zeros below the image do no
+    harm behind a ReLU.
     """
     # One more row or column of padding adds a window when the size is even, and none when it is odd.
-    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 + int(ceil))] * 2)
+    up = 1 + int(ceil)
+    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 if rows else up), (1, up)])

@@ -5,6 +5,7 @@ The stride of a bottleneck sits in its 3x3 convolution, as in every released tor
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from flax import linen as nn
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.layers import BatchNorm, Conv, max_pool
+from ann_jax.rows import Rows
 
 # Depth -> (bottleneck blocks, blocks per stage). Depth 10 is for laptops and for receptive-field studies.
 DEPTHS = {
@@ -62,16 +64,17 @@ class Block(nn.Module):
         return [(self.width, 3, self.stride, self.first_dilation), (self.width, 3, 1, self.dilation)]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
         """(B, H, W, C) -> (B, H / stride, W / stride, width or 4 * width)."""
         y, convolutions = x, self.convolutions()
         for i, (features, kernel, stride, dilation) in enumerate(convolutions, 1):
             y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y)
-            y = BatchNorm(name=f'bn{i}')(y, train)
+            rows = rows and rows.strided(stride)
+            y = BatchNorm(name=f'bn{i}')(y, train, rows)
             y = nn.relu(y) if i < len(convolutions) else y
         if x.shape != y.shape:
             x = Conv(y.shape[-1], stride=self.stride, dtype=self.dtype, name='downsample_0')(x)
-            x = BatchNorm(name='downsample_1')(x, train)
+            x = BatchNorm(name='downsample_1')(x, train, rows)
         return nn.relu(x + y)
 
 
@@ -82,12 +85,13 @@ class Stem(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
         """(B, H, W, 3) -> (B, H / 2, W / 2, widths[-1])."""
         kernel = 7 if len(self.widths) == 1 else 3
+        rows = rows and rows.strided(2)
         for i, features in enumerate(self.widths, 1):
             x = Conv(features, kernel, stride=2 if i == 1 else 1, dtype=self.dtype, name=f'conv{i}')(x)
-            x = nn.relu(BatchNorm(name=f'bn{i}')(x, train))
+            x = nn.relu(BatchNorm(name=f'bn{i}')(x, train, rows))
         return x
 
 
@@ -104,6 +108,8 @@ class ResNet(nn.Module):
         contract_dilation: give the convolution whose stride was removed half the stage's dilation.
         ceil_pool: round sizes up in the max pooling, as the authors do; torchvision and mmseg round down.
         dtype: what convolutions compute in.
+        remat: stages, of 2 to 5 as the paper counts, whose blocks keep their inputs alone and compute the
+            rest again for the gradient.
     """
 
     depth: int = 101
@@ -114,10 +120,25 @@ class ResNet(nn.Module):
     contract_dilation: bool = True
     ceil_pool: bool = True
     dtype: jnp.dtype = jnp.float32
+    remat: Sequence[int] = ()
+
+    def heights(self, height: int) -> list[int]:
+        """Heights of the four stages of an image; widths follow the same rule."""
+        height = (height - 1) // 2 + 1
+        height = (height - 1 + int(self.ceil_pool)) // 2 + 1
+        heights = []
+        for stride, _ in PLANS[self.output_stride]:
+            height = (height - 1) // stride + 1
+            heights.append(height)
+        return heights
+
+    def canvas_height(self, height: int, parts: int) -> int:
+        """Rows of the smallest canvas for an image that divides into `parts` at every stage."""
+        return -(-self.heights(height)[-1] // parts) * parts * self.output_stride
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool) -> Stages:
-        """(B, H, W, 3) normalised image -> features of the four stages.
+    def __call__(self, image: jax.Array, train: bool, rows: Rows | None = None) -> Stages:
+        """(B, H, W, 3) normalised image, or canvas with `rows` -> features of the four stages.
 
         Raises:
             ConfigError: unknown depth or output stride, or a stem of neither one nor three widths.
@@ -128,12 +149,17 @@ class ResNet(nn.Module):
             raise ConfigError(unknown('output stride', self.output_stride, PLANS))
         if len(self.stem_widths) not in (1, 3):
             raise ConfigError(f'stem_widths must hold one or three numbers, not {tuple(self.stem_widths)}')
-        x = Stem(self.stem_widths, self.dtype, name='stem')(image, train)
-        x = max_pool(x, self.ceil_pool)
+        x = Stem(self.stem_widths, self.dtype, name='stem')(image, train, rows)
+        x = max_pool(x, self.ceil_pool, rows)
+        rows = rows and replace(rows, height=self.heights(rows.height)[0])
         stages = []
         for layer in (1, 2, 3, 4):
+            run = (
+                nn.remat(Block.__call__, static_argnums=(2, 3)) if layer + 1 in self.remat else Block.__call__
+            )
             for i, block in enumerate(blocks_of(self, layer)):
-                x = block.clone(parent=self, name=f'layer{layer}_{i}')(x, train)
+                x = run(block.clone(parent=self, name=f'layer{layer}_{i}'), x, train, rows)
+                rows = rows and rows.strided(block.stride)
             stages.append(x)
         return Stages(*stages)
 

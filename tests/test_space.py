@@ -1,0 +1,262 @@
+"""Rows of images split over simulated devices: the numbers of one device, and what travels for them."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from reference import assert_close, quick, random_variables
+
+from ann_jax import ops
+from ann_jax.errors import ConfigError
+from ann_jax.inference import Canvas, multi_scale, normalizer, sliding_window, whole_image
+from ann_jax.losses import segmentation_loss
+from ann_jax.models.ann import ANN
+from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.models.resnet import ResNet
+from ann_jax.optim import poly_schedule, sgd
+from ann_jax.rows import resize
+from ann_jax.sharding import make_mesh, put_batch, replicated, split_batch
+from ann_jax.state import create_state
+from ann_jax.train_step import make_train_step
+from ann_jax.typing import IGNORE
+
+CLASSES = 5
+NORMALIZE = normalizer(mean=(60.0,) * 3, std=(60.0,) * 3, bgr=False)
+
+
+def network(ceil_pool=True, **settings):
+    settings = {'key_channels': 8, 'head_channels': 8, 'aux_channels': 8, 'dropout': 0.2} | settings
+    return ANN(CLASSES, ResNet(10, 4, (4,), ceil_pool=ceil_pool), conv_bias=False, **settings)
+
+
+@functools.cache
+def weights(model):
+    return random_variables(model, 0, jnp.zeros((1, 33, 33, 3)))
+
+
+def mesh_of(data, space):
+    return make_mesh(jax.devices()[: data * space], data=data, space=space)
+
+
+def random_batch(count, height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, CLASSES, (count, height, width)).astype(np.uint8)
+    label[rng.random(label.shape) < 0.2] = IGNORE
+    # Brightness differs between images and between rows: statistics of a part are not those of all.
+    image = rng.integers(0, 80, (count, height, width, 3)) + 15 * np.arange(count)[:, None, None, None]
+    image += np.linspace(0, 60, height, dtype=int)[:, None, None]
+    return {'image': image.astype(np.uint8), 'label': label}
+
+
+def collectives(program):
+    """Kind -> shapes of what a compiled program exchanges."""
+    found = {}
+    kinds = 'all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter'
+    for shape, kind in re.findall(rf'= (.*?) ({kinds})(?:-start)?\(', program.as_text()):
+        found.setdefault(kind, []).append(shape)
+    return found
+
+
+def step_on(mesh, model, batch, per_image):
+    """State and metrics after a step."""
+    tx = sgd(poly_schedule(0.05, 10))
+
+    def loss(main, auxiliary, labels):
+        return segmentation_loss(main, auxiliary, labels, min_kept=500, per_image=per_image)
+
+    step = make_train_step(model, tx, loss=loss, normalize=NORMALIZE, align_corners=True, seed=3, mesh=mesh)
+    state = jax.device_put(create_state(weights(model), tx), replicated(mesh))
+    step = quick(step, in_shardings=(replicated(mesh), split_batch(mesh)), out_shardings=replicated(mesh))
+    return jax.device_get(step(state, put_batch(batch, mesh)))
+
+
+def assert_same_step(one, other):
+    """Metrics and statistics to 1e-5; so the gradients, in the velocity, beside the largest of them."""
+    (one, metrics), (other, others_metrics) = one, other
+    for key, value in metrics.items():
+        assert_close(others_metrics[key], value, 2e-5)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one.batch_stats), jax.tree.leaves(other.batch_stats), strict=True
+    ):
+        np.testing.assert_allclose(
+            b, a, rtol=0, atol=1e-5 * np.abs(a).max(), err_msg=jax.tree_util.keystr(path)
+        )
+    gradients, others = ([*jax.tree.leaves(state.opt_state)] for state in (one, other))
+    largest = max(np.abs(x).max() for x in gradients)
+    for a, b in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize('per_image', [True, False])
+def test_a_step_on_every_mesh_equals_one_device(per_image):
+    """Nine rows at Stage5, which neither two nor eight devices divide; dropout, OHEM and its count too."""
+    model, batch = network(), random_batch(4, 65, 41)
+    one = step_on(mesh_of(1, 1), model, batch, per_image)
+    for sizes in ((4, 2), (1, 8)) if per_image else ((2, 4),):
+        assert_same_step(one, step_on(mesh_of(*sizes), model, batch, per_image))
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'variant': 'common', 'fuse_stages': (2, 3, 4)},
+        {'variant': 'full', 'sampling': 'max', 'fuse_stages': (3, 4), 'ceil_pool': False},
+        {'variant': 'apnb', 'sampling': 'random'},
+        {'variant': 'fnb_nb'},
+    ],
+    ids=lambda settings: '-'.join(map(str, settings.values())),
+)
+def test_every_variant_gives_the_logits_of_one_device(settings):
+    model, image = network(**settings), NORMALIZE(random_batch(2, 50, 33)['image'])
+    rngs = {'dropout': jax.random.key(0), 'sampling': jax.random.key(1)}
+
+    def run(mesh):
+        def apply(variables, image):
+            out, _ = model.apply(variables, image, True, mesh, rngs=rngs, mutable=['batch_stats'])
+            return out
+
+        return quick(apply)(weights(model), image)
+
+    one, split = run(None), run(mesh_of(1, 4))
+    for a, b in zip(one, split, strict=True):
+        assert_close(b[:, : a.shape[1]], a)
+
+
+@pytest.mark.parametrize(('height', 'data', 'space'), [(769, 1, 8), (520, 1, 8), (480, 4, 2), (864, 2, 4)])
+def test_the_forward_network_gathers_no_feature_map(height, data, space):
+    """The paper's crops and windows, dilations 2 and 4, the logits resized: halos and sums only."""
+    model, mesh = network(), mesh_of(data, space)
+    image = jax.ShapeDtypeStruct((data, height, 33, 3), jnp.float32, sharding=split_batch(mesh))
+
+    def forward(variables, image):
+        logits = model.apply(variables, image, True, mesh, mutable=['batch_stats'], rngs={'dropout': key})[0]
+        low = model.backbone.heights(height)[-1], logits.main.shape[2]
+        canvas = 8 * logits.main.shape[1], image.shape[2]
+        return [resize(x, low, canvas, image.shape[1:3], True, mesh) for x in logits]
+
+    key = jax.random.key(0)
+    program = quick(forward).lower(weights(model), image).compile()
+    found = collectives(program)
+    assert set(found) == {'all-reduce', 'collective-permute'}
+    # What the shards of an image sum is no larger than the anchors: 110 of 8 channels.
+    sizes = [
+        np.prod([int(n) for n in shape.split(',')])
+        for shape in re.findall(r'\[([\d,]+)\]', str(found['all-reduce']))
+    ]
+    assert max(sizes) <= 110 * 8
+    for result in jax.eval_shape(forward, weights(model), image):
+        assert result.shape[1] >= height
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+@pytest.mark.parametrize(('low', 'full', 'space'), [(97, 769, 8), (66, 520, 8), (9, 65, 8), (61, 480, 2)])
+def test_resizing_by_shards_equals_the_whole(low, full, space, align_corners):
+    mesh = mesh_of(1, space)
+    rows = -(-low // space) * space
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, rows, 7, 3)).astype(np.float32)
+    cotangent = rng.normal(size=(2, full, 49, 3)).astype(np.float32)
+
+    def whole(x):
+        return ops.resize_bilinear(x[:, :low], (full, 49), align_corners)
+
+    def shards(x):
+        return resize(x, (low, 7), (8 * rows, 49), (full, 49), align_corners, mesh)[:, :full]
+
+    placed = jax.device_put(x, NamedSharding(mesh, P('data', 'space')))
+    expected, pull = jax.vjp(whole, x)
+    ours, our_pull = jax.vjp(jax.jit(shards), placed)
+    assert_close(ours, expected)
+    assert_close(our_pull(cotangent)[0], pull(cotangent)[0], 2e-5)  # positions are rounded differently
+
+
+@pytest.mark.parametrize('per_image', [True, False])
+def test_the_loss_of_split_rows_gathers_nothing(per_image):
+    mesh = mesh_of(2, 4)
+    rng = np.random.default_rng(1)
+    logits, labels = (
+        rng.normal(size=(2, 4, 32, 9, CLASSES)).astype(np.float32),
+        random_batch(4, 32, 9)['label'],
+    )
+
+    def loss(main, auxiliary, labels):
+        return segmentation_loss(main, auxiliary, labels, min_kept=300, per_image=per_image).total
+
+    function = jax.jit(jax.value_and_grad(loss))
+    expected = function(*logits, labels)
+    arguments = jax.device_put((*logits, labels), NamedSharding(mesh, P('data', 'space')))
+    assert set(collectives(function.lower(*arguments).compile())) == {'all-reduce'}
+    for a, b in zip(expected, function(*arguments), strict=True):
+        assert_close(b, a)
+
+
+def predictions(mesh, model, images, protocol):
+    whole = whole_image(InferenceNetwork(model), NORMALIZE, True, mesh)
+    match protocol:
+        case 'windows':
+            whole = sliding_window(whole, (49, 41), (30, 30), mesh)
+        case 'scales':
+            whole = multi_scale(whole, (0.75, 1.0), True, 'logits', mesh)
+    params = jax.device_put(fold(model, weights(model)), replicated(mesh))
+    array = jax.device_put(images.array, split_batch(mesh))
+    return np.asarray(whole(params, Canvas(array, images.size)).array)
+
+
+@pytest.mark.parametrize(
+    ('protocol', 'settings'),
+    [
+        ('whole', {}),
+        ('whole', {'variant': 'common', 'fuse_stages': (2, 4), 'ceil_pool': False}),
+        ('whole', {'sampling': 'max'}),
+        ('windows', {}),
+        ('scales', {}),
+    ],
+)
+def test_protocols_over_split_rows_equal_one_device(protocol, settings):
+    model = network(**settings)
+    array = random_batch(2, 70, 44)['image']
+    sizes = [(70, 44)] * 2 if settings.get('sampling') else [(70, 44), (53, 37)]
+    images = Canvas(array, np.array(sizes, np.int32))
+    one, split = (predictions(mesh, model, images, protocol) for mesh in (mesh_of(1, 1), mesh_of(2, 4)))
+    for a, b, (height, width) in zip(one, split, sizes, strict=True):
+        assert_close(b[:height, :width], a[:height, :width])
+
+
+def test_evaluation_of_split_rows_gathers_no_feature_map():
+    mesh, model = mesh_of(1, 8), network()
+    image = jax.ShapeDtypeStruct((1, 769, 33, 3), jnp.float32, sharding=split_batch(mesh))
+    size = jax.ShapeDtypeStruct((1, 2), jnp.int32, sharding=split_batch(mesh))
+
+    def forward(params, image, size):
+        low, low_size = InferenceNetwork(model)(params, image, size, mesh)
+        return resize(low, low_size, (8 * low.shape[1], 33), size, True, mesh)
+
+    found = collectives(quick(forward).lower(fold(model, weights(model)), image, size).compile())
+    assert set(found) == {'all-reduce', 'collective-permute'}
+    assert len(found['all-reduce']) == 4  # keys and values of two blocks
+
+
+def test_meshes_from_the_config():
+    shape = lambda **sizes: dict(make_mesh(**sizes).shape)
+    assert shape() == {'data': 8, 'space': 1}
+    assert shape(space=2) == shape(data=4, space=-1) == shape(data=4, space=2) == {'data': 4, 'space': 2}
+    assert dict(make_mesh(jax.devices()[:3]).shape) == {'data': 3, 'space': 1}
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'message'),
+    [
+        ({'space': 3}, r'mesh.space=3 does not divide 8 devices: 1, 2, 4, 8 divide'),
+        ({'data': 5, 'space': -1}, r'mesh.data=5 does not divide 8 devices'),
+        ({'data': 2, 'space': 2}, r'is 4 of 8 devices: mesh.data=4, or -1, goes with mesh.space=2'),
+        ({'data': -1, 'space': -1}, r'one of them'),
+    ],
+)
+def test_meshes_that_do_not_divide_are_refused(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(**sizes)
