@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ann_jax.convolution import compiler_options
 from ann_jax.losses import Whole
 from ann_jax.sharding import replicated
 from ann_jax.state import TrainState
@@ -37,7 +38,7 @@ def make_accumulated_step(
         A function from a state and the parts, of one size, to the next state and scalar metrics.
     """
     whole_of = jax.jit(whole_batch, out_shardings=replicated(mesh))
-    probabilities = jax.jit(parts.probabilities)
+    probabilities = jax.jit(parts.probabilities, compiler_options=compiler_options())
 
     def nothing(state):
         arrays = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
@@ -50,7 +51,7 @@ def make_accumulated_step(
         mean = jax.tree.map(lambda x: x / count, total.batch_stats)
         return parts.update(state, total._replace(batch_stats=mean))
 
-    add = jax.jit(add, donate_argnums=0, out_shardings=replicated(mesh))
+    add = jax.jit(add, donate_argnums=0, out_shardings=replicated(mesh), compiler_options=compiler_options())
     update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
     zeros = jax.jit(nothing, out_shardings=replicated(mesh))
 

@@ -76,6 +76,11 @@ def _combine(matrix, parts):
     return [sum(p if c == 1 else c * p for c, p in zip(row, parts, strict=True) if c) for row in matrix]
 
 
+def on_cpu() -> bool:
+    """Whether programs run on CPUs, where other forms are fast than on accelerators."""
+    return jax.default_backend() == 'cpu'
+
+
 @functools.cache
 def compiler_options() -> dict[str, Any] | None:
     """Options of `jax.jit` for programs that convolve.
@@ -84,7 +89,7 @@ def compiler_options() -> dict[str, Any] | None:
     XLA's own. None on other platforms, and with versions of XLA that do not know the option.
     """
     options = {'xla_cpu_experimental_ynn_fusion_type': ''}
-    if jax.default_backend() != 'cpu':
+    if not on_cpu():
         return None
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ann_jax import __version__, build
 from ann_jax.accumulate import make_accumulated_step
 from ann_jax.checkpoint import Checkpoints
+from ann_jax.convolution import compiler_options
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.processes import all_agree, is_main
@@ -168,6 +169,7 @@ def _step(config, dataset, mesh):
         in_shardings=(replicated(mesh), split_batch(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )
     return lambda state, batch, stop: jitted(state, put_batch(batch, mesh), put_flag(stop, mesh))
 
