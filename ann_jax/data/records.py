@@ -46,6 +46,9 @@ class RecordSource:
         tfds = optional('tensorflow_datasets', self._folder)
         try:
             builder = tfds.builder_from_directory(self._folder)
+            form = builder.info.file_format.value
+            if form not in ('array_record', 'parquet'):
+                raise DataError(f"{form} has no random access: let TFDS write file_format='array_record'")
             features, written = builder.info.features, builder.info.splits
             self._keys = next((keys for keys in (_OURS, _STOCK) if set(keys) <= set(features)), None)
             if self._keys is None:
@@ -60,7 +63,10 @@ class RecordSource:
             decoders = {self._keys[1]: raw, self._keys[2]: raw}
             self._parts = [(part, builder.as_data_source(part, decoders=decoders)) for part in parts]
         except Exception as e:  # TFDS raises what the files make it stumble over
-            raise DataError(f'cannot read {name} in {self._folder}: {e}; or write the records again') from e
+            reason = ' '.join(str(e).split())
+            raise DataError(
+                f'cannot read {name} in {self._folder}: {reason}; or write the records again'
+            ) from e
         self.split = split
         self._starts = [0]
         for _, records in self._parts:
