@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.decode import decode_image, decode_raw, encode_png, map_label, match
+from ann_jax.data.decode import decode_image, decode_raw, encode_png, examine_jpeg, map_label, match
 from ann_jax.data.files import pair_files
 from ann_jax.data.reading import read_file
 from ann_jax.errors import DataError, unknown
@@ -62,17 +62,30 @@ class FolderSource:
         """
         return self.encoded(index)[0]
 
+    def examine(self, index: int) -> Sample:
+        """Reads one sample, more slowly, and refuses what decodes but is damaged too.
+
+        Raises:
+            DataError: as `__getitem__`, or see `examine_jpeg`.
+        """
+        return self._read(index, closely=True)[0]
+
     def encoded(self, index: int) -> tuple[Sample, bytes]:
         """Reads one sample, and the file of its image: as it is, or a PNG of it where it is not a file.
 
         Raises:
             DataError: as `__getitem__`.
         """
+        return self._read(index)
+
+    def _read(self, index, closely=False):
         name, image, label, number = self._samples[index]
         layout = self.dataset.layouts[number]
         if isinstance(image, str):
             image = os.path.join(self._root, image)
             data = read_file(image, 'image')
+            if closely:
+                examine_jpeg(data, image)
         else:
             data = encode_png(image.raw())
         if isinstance(label, str):
