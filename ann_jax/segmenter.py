@@ -15,6 +15,7 @@ from ann_jax import build, visualize
 from ann_jax.canvas import Canvases, pad
 from ann_jax.config import adopt, defaults, validate
 from ann_jax.data.datasets import read_image
+from ann_jax.data.decode import to_rgb
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import Canvas
 from ann_jax.models.deploy import InferenceNetwork, fold
@@ -119,23 +120,26 @@ class Segmenter:
         Raises:
             DataError: an image cannot be used; the message names it.
         """
-        if isinstance(images, (str, Path)) and Path(images).is_dir():
-            return list(self.stream(find_images(images)))
-        if isinstance(images, (str, Path, np.ndarray, Image.Image)):
-            return next(self.stream([images]))
-        return list(self.stream(images))
+        several = list(self.stream(images))
+        return several[0] if _is_picture(images) else several
 
-    def stream(self, images: Iterable[Picture], errors: list[str] | None = None) -> Iterator[Result]:
+    def stream(
+        self, images: Picture | Iterable[Picture], errors: list[str] | None = None
+    ) -> Iterator[Result]:
         """Segments many images, one after the other; the next are read while the device works.
 
         Args:
-            images: as in `__call__`, without end if need be.
+            images: as in `__call__`, or an iterable, without end if need be.
             errors: takes what is wrong with images that cannot be used, and the others go on; None raises.
 
         Raises:
             DataError: an image cannot be used, unless `errors` is given.
         """
         pending = None
+        if _is_picture(images):
+            images = [images]
+        elif isinstance(images, (str, Path)):
+            images = find_images(images)
         for picture, image in _read_ahead(images, errors):
             ids, size = self._argmax(self._logits(image)), image.shape[:2]
             # Fetched one image late: the device works on this one while the host writes the last.
@@ -167,10 +171,17 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    found = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in ENDINGS)
+    files = (path for path in Path(folder).rglob('*') if path.suffix.lower() in ENDINGS and path.is_file())
+    found = sorted(path for path in files if not path.name.startswith('.'))
     if not found:
         raise DataError(f'{folder} holds no image ({", ".join(ENDINGS)})')
     return found
+
+
+def _is_picture(images):
+    """Whether it is one picture; a folder holds several."""
+    one = isinstance(images, (str, Path, np.ndarray, Image.Image))
+    return one and not (isinstance(images, (str, Path)) and Path(images).is_dir())
 
 
 def _read_ahead(images, errors):
@@ -194,12 +205,18 @@ def _read_ahead(images, errors):
 def _to_array(picture):
     if isinstance(picture, (str, Path)):
         return read_image(picture)
-    array = np.asarray(picture.convert('RGB') if isinstance(picture, Image.Image) else picture)
+    if isinstance(picture, Image.Image):
+        try:
+            return to_rgb(picture)
+        except (OSError, SyntaxError, ValueError) as e:
+            raise DataError(f'cannot read the image {picture}: {e}') from e
+    array = np.asarray(picture)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, 2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise DataError(
-            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}'
+            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}: levels of '
+            '0 to 1 become so by (255 * image).round().astype("uint8")'
         )
     return array
 

@@ -57,16 +57,21 @@ def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndar
             if image is not None:
                 return image
         with Image.open(io.BytesIO(data)) as image:
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I'):  # Pillow would clip 16 bits at 255
-                grey = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, -1)
-            return np.array(image.convert('RGB'))
+            return to_rgb(image, upright)
     except _DECODER_ERRORS as e:
         raise DataError(
             f'cannot read the image {where}: {_reason(e)}; copy or download the file again'
         ) from e
+
+
+def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
+    """Returns a Pillow image as (H, W, 3) uint8 RGB; see `decode_image`."""
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # Pillow would clip 16 bits at 255
+        grey = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1)
+    return np.array(image.convert('RGB'))
 
 
 def examine_jpeg(data: bytes, where: object) -> None:
