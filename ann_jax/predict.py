@@ -41,8 +41,10 @@ def predict(config: ConfigDict, workdir: Path) -> int:
         if name not in OUTPUTS:
             raise ConfigError(unknown('predict.write', name, OUTPUTS))
     if 'panels' in kinds:
-        if not c.truth:
-            raise ConfigError('predict.write=panels needs --config.predict.truth=FOLDER of labels')
+        if not Path(c.truth or 'unset').expanduser().is_dir():
+            raise ConfigError(
+                f'predict.write=panels needs --config.predict.truth=FOLDER of labels; {c.truth!r} is no folder'
+            )
         build.dataset(config)  # says what labels mean, and fails if it cannot
     kinds.sort(key='panels'.__eq__)  # last, for a truth may be missing
     out = Path(c.output or workdir / 'predictions').expanduser()

@@ -47,7 +47,10 @@ def load(path: str | Path, *, dtype: str = 'float32', **settings: Any) -> 'Segme
         raise ConfigError(
             f'unknown settings {sorted(unknown)}: known are scales, flip, crop, stride and average'
         )
-    config.eval.update(settings)
+    try:
+        config.eval.update(settings)
+    except TypeError as e:  # such as scales=1.0
+        raise ConfigError(f'{settings}: {e}; scales, crop and stride are tuples, such as (0.75, 1.0)') from e
     weights = open_network(Path(path).expanduser())
     adopt(config, model=weights.model, input=weights.input)
     config.model.dtype = dtype
@@ -139,7 +142,9 @@ class Segmenter:
         if _is_picture(images):
             images = [images]
         elif isinstance(images, (str, Path)):
-            images = find_images(images)
+            images = find_images(Path(images).expanduser())
+        elif isinstance(images, bytes) or not isinstance(images, Iterable):
+            raise DataError(f'an image is a path, an array or a Pillow image, not {type(images).__name__}')
         for picture, image in _read_ahead(images, errors):
             ids, size = self._argmax(self._logits(image)), image.shape[:2]
             # Fetched one image late: the device works on this one while the host writes the last.
@@ -180,8 +185,9 @@ def find_images(folder: str | Path) -> list[Path]:
 
 def _is_picture(images):
     """Whether it is one picture; a folder holds several."""
-    one = isinstance(images, (str, Path, np.ndarray, Image.Image))
-    return one and not (isinstance(images, (str, Path)) and Path(images).is_dir())
+    if isinstance(images, (str, Path)):
+        return not Path(images).expanduser().is_dir()
+    return isinstance(images, (np.ndarray, Image.Image))
 
 
 def _read_ahead(images, errors):
@@ -204,7 +210,7 @@ def _read_ahead(images, errors):
 
 def _to_array(picture):
     if isinstance(picture, (str, Path)):
-        return read_image(picture)
+        return read_image(Path(picture).expanduser())
     if isinstance(picture, Image.Image):
         try:
             return to_rgb(picture)
@@ -214,9 +220,11 @@ def _to_array(picture):
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, 2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        cure = 'the last axis is red, green and blue'
+        if array.dtype.kind == 'f':
+            cure = 'levels of 0 to 1 become so by (255 * image).round().astype("uint8")'
         raise DataError(
-            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}: levels of '
-            '0 to 1 become so by (255 * image).round().astype("uint8")'
+            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}: {cure}'
         )
     return array
 

@@ -133,10 +133,15 @@ def test_bad_input_is_named(seg, pictures, folder):
     errors = []
     assert len(list(seg.stream(sorted(pictures.iterdir()), errors))) == len(SIZES)
     assert len(errors) == 1 and 'damaged.jpg' in errors[0]
-    with pytest.raises(DataError, match=r'not \(4, 5, 3\) float32'):
+    with pytest.raises(DataError, match=r'not \(4, 5, 3\) float32: levels of 0 to 1'):
         seg(np.zeros((4, 5, 3), np.float32))
     with pytest.raises(DataError, match='holds no image'):
         seg(folder)
+    for wrong in (None, b'street', 3):
+        with pytest.raises(DataError, match='a path, an array or a Pillow image'):
+            seg(wrong)
+    with pytest.raises(ConfigError, match="'scales'.*are tuples"):
+        ann_jax.load(folder, scales=1.0)
     with pytest.raises(ConfigError, match='unknown settings .*scale'):
         ann_jax.load(folder, scale=2)
     with pytest.raises(ConfigError, match='eval.crop'):
