@@ -43,7 +43,7 @@ def predict(config: ConfigDict, workdir: Path) -> int:
     if 'panels' in kinds:
         if not Path(c.truth or 'unset').expanduser().is_dir():
             raise ConfigError(
-                f'predict.write=panels needs --config.predict.truth=FOLDER of labels; {c.truth!r} is no folder'
+                f'predict.write=panels needs --config.predict.truth=FOLDER of labels: {c.truth!r} is none'
             )
         build.dataset(config)  # says what labels mean, and fails if it cannot
     kinds.sort(key='panels'.__eq__)  # last, for a truth may be missing

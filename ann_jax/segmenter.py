@@ -30,10 +30,11 @@ Picture = str | Path | np.ndarray | Image.Image
 
 
 def load(path: str | Path, *, dtype: str = 'float32', **settings: Any) -> 'Segmenter':
-    """Opens a run, or a folder of converted or exported weights.
+    """Opens a run, one of its checkpoints, or a folder of converted or exported weights.
 
     Args:
-        path: the workdir of a run (its best checkpoint is taken), or a folder with a model.json.
+        path: the workdir of a run (its best checkpoint is taken), RUN/checkpoints/STEP, or a folder with a
+            model.json.
         dtype: what the network computes in, 'float32' or 'bfloat16'.
         **settings: of the test protocol, as `config.eval`: scales, flip, crop, stride, average.
 
