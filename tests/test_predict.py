@@ -336,7 +336,14 @@ def test_an_exported_program_runs_without_this_package(folder, exported, tmp_pat
 
 def test_an_export_is_a_folder_of_weights_with_a_card(exported):
     card = Path(exported, 'README.md').read_text()
-    for words in ('16. worker', 'channels red, green, blue', 'any batch, height and width', 'cpu, cuda, tpu'):
+    for words in (
+        '16. worker',
+        '- command: `python -m ann_jax.main',
+        "ann_jax.load('FOLDER')",
+        'channels red, green, blue',
+        'any batch, height and width',
+        'cpu, cuda, tpu',
+    ):
         assert words in card
     assert ann_jax.load(exported).classes[-1] == 'worker'
     assert json.loads(Path(exported, 'model.json').read_text())['version'] == 1
