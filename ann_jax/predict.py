@@ -163,7 +163,10 @@ def _zip(folder, count):
         if not re.match(r'[a-zA-Z-]+_\d{6}_\d{6}', file.stem):
             raise DataError(f'{file}: the server takes names that begin with city_sequence_frame')
     if len(files) != count:
-        raise DataError(f'{folder} holds {len(files)} pictures for {count} images: empty it first')
+        raise DataError(
+            f'{folder} holds {len(files)} pictures for {count} images: mend the images that cannot be read, and '
+            'empty the folder of others'
+        )
     archive = folder.with_suffix('.zip')
     with zipfile.ZipFile(archive, 'w', zipfile.ZIP_STORED) as target:
         for file in files:
