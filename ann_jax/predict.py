@@ -164,7 +164,7 @@ def _zip(folder, count):
             raise DataError(f'{file}: the server takes names that begin with city_sequence_frame')
     if len(files) != count:
         raise DataError(
-            f'{folder} holds {len(files)} pictures for {count} images: mend the images that cannot be read, and '
+            f'{folder} holds {len(files)} pictures for {count} images: mend those that cannot be read, and '
             'empty the folder of others'
         )
     archive = folder.with_suffix('.zip')

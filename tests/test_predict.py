@@ -287,6 +287,11 @@ def test_a_submission_is_checked_and_zipped(folder, tmp_path, monkeypatch):
             ids = np.asarray(Image.open(file))
     known = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
     assert ids.shape == (64, 128) and set(np.unique(ids)) <= known and len(np.unique(ids)) > 1
+    damaged = test / 'berlin_000009_000019_leftImg8bit.png'
+    damaged.write_text('no image')
+    with pytest.raises(DataError, match='holds 2 pictures for 3 images: mend'):
+        predict.predict(config, tmp_path / 'damaged')
+    damaged.unlink()
     (test / 'berlin_000000_000019_leftImg8bit.png').rename(test / 'a_photo_of_berlin.png')
     with pytest.raises(DataError, match='city_sequence_frame'):
         predict.predict(config, tmp_path / 'named')
@@ -313,7 +318,10 @@ def exported(folder, tmp_path_factory):
     pytest.importorskip('flatbuffers', reason='jax.export serialises with flatbuffers')
     config = config_for(folder)
     config.export.update(output=str(tmp_path_factory.mktemp('export') / 'small'), size=(64, 97))
+    settings = Path(folder, 'config.json')  # as a run has it
+    settings.write_text('{"dataset": {"name": "streets"}}')
     export(config, tmp_path_factory.mktemp('run'))
+    settings.unlink()
     with pytest.raises(ConfigError, match='exists'):
         export(config, tmp_path_factory.mktemp('run'))
     return config.export.output
