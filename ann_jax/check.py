@@ -22,9 +22,11 @@ def check(config: ConfigDict) -> int:
     bad = 0
     for split in dict.fromkeys((config.dataset.train_split, config.dataset.eval_split)):
         source = build.source(config, split, strict=False)
-        progress = functools.partial(tqdm, desc=f'check {split}', unit='image')
         threads = max(config.loader.threads, os.cpu_count() or 1)
-        found = survey(source, progress, num_threads=threads)
+        # A stream of its own, for what libjpeg says to the process's is caught meanwhile: see `examine_jpeg`.
+        with open(os.dup(2), 'w') as terminal:
+            progress = functools.partial(tqdm, desc=f'check {split}', unit='image', file=terminal)
+            found = survey(source, progress, num_threads=threads)
         for error in found.errors:
             print(error)
         print('\n'.join(_describe(split, source.dataset, len(source), found)))

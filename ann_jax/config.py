@@ -99,7 +99,7 @@ def defaults() -> ConfigDict:
                 'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
                 'output': '',  # folder to write into; '' for predictions/ in the workdir
                 'write': 'overlays',  # some of ids,colors,overlays,probabilities,panels,submission
-                'truth': '',  # folder of labels, for panels
+                'truth': '',  # folder of labels, named as the dataset's, for panels
             },
             'export': {
                 'output': '',  # folder to write; '' for export/ in the workdir

@@ -3,13 +3,16 @@
 folder/model.json, weights.npz    what training, evaluation and `ann_jax.load` open
 folder/model.stablehlo            one program for cpu, cuda and tpu: `jax.export.deserialize` runs it
 folder/model.onnx                 for onnxruntime, at a fixed size
+folder/config.json                the settings of the run, where there is one
 folder/README.md                  the model card
 """
 
 import datetime
 import json
 import os
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -58,6 +61,8 @@ def export(config: ConfigDict, workdir: Path) -> None:
             notes.append(_write_stablehlo(draft / 'model.stablehlo', network, logits, size))
         if 'onnx' in formats:
             notes.append(_write_onnx(draft / 'model.onnx', logits, size))
+        if (source / 'config.json').is_file():
+            shutil.copy(source / 'config.json', draft)
         (draft / 'README.md').write_text(_card(opened, config, source, notes))
         draft.rename(out)
     finally:
@@ -140,14 +145,25 @@ def _checked(file, what, worst):
 def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -> str:
     order = 'blue, green, red' if opened.input['bgr'] else 'red, green, blue'
     mean, deviation = opened.input['mean'], opened.input['std']
+    settings, data = source / 'config.json', config.dataset.name
+    if settings.is_file():
+        data = json.loads(settings.read_text())['dataset']['name']
+        data += '; all settings of the run are in config.json'
     lines = [
         '# Asymmetric Non-local Neural Network',
         '',
         f'Variant `{opened.model["variant"]}` on ResNet-{opened.model["depth"]}.',
         '',
         *(f'- {name}: {value}' for name, value in opened.source.items()),
-        f'- data: {config.dataset.name}',
+        f'- data: {data}',
         f'- written: {datetime.date.today()} by ann_jax {__version__}',
+        f'- command: `python -m ann_jax.main {shlex.join(sys.argv[1:])}`',
+        '',
+        'Use, with this folder as FOLDER:',
+        '',
+        "    ann_jax.load('FOLDER')('street.jpg').overlay('out.png')",
+        '    python -m ann_jax.main --config=... --config.init.from=FOLDER --mode=predict \\',
+        '        --config.predict.input=IMAGES',
         '',
     ]
     if (scores := source / 'metrics.json').is_file():

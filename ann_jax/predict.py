@@ -1,6 +1,9 @@
 """--mode=predict: segments images of a folder, and writes what is asked for; also Cityscapes submissions."""
 
 import glob
+import itertools
+import os
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -10,10 +13,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from ann_jax import visualize
+from ann_jax import build, visualize
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
-from ann_jax.errors import ConfigError, DataError, unknown
+from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.restore import open_trained
 from ann_jax.segmenter import Segmenter, find_images
 
@@ -30,35 +33,53 @@ def predict(config: ConfigDict, workdir: Path) -> int:
     Raises:
         ConfigError: there is nothing to read, or an output is unknown.
         DataError: no image could be used, or the submission would not be accepted.
+        SaveError: a file cannot be written.
     """
     c = config.predict
     kinds = [name.strip() for name in c.write.split(',')]
     for name in kinds:
         if name not in OUTPUTS:
             raise ConfigError(unknown('predict.write', name, OUTPUTS))
-    if 'panels' in kinds and not c.truth:
-        raise ConfigError('predict.write=panels needs --config.predict.truth=FOLDER of labels')
+    if 'panels' in kinds:
+        if not Path(c.truth or 'unset').expanduser().is_dir():
+            raise ConfigError(
+                f'predict.write=panels needs --config.predict.truth=FOLDER of labels: {c.truth!r} is none'
+            )
+        build.dataset(config)  # says what labels mean, and fails if it cannot
+    kinds.sort(key='panels'.__eq__)  # last, for a truth may be missing
+    out = Path(c.output or workdir / 'predictions').expanduser()
     files, root = _files(config)
-    weights, _ = open_trained(config, workdir)
+    weights, source = open_trained(config, workdir)
+    count = DATASETS['cityscapes'].num_classes
+    if 'submission' in kinds and len(weights.classes) != count:
+        raise ConfigError(
+            f'predict.write=submission takes the {count} classes of Cityscapes, not the '
+            f'{len(weights.classes)} of {source}'
+        )
     segmenter = Segmenter(weights, config)
     # Images such as a.jpg and a.png, which would be written under one name.
-    stems = Counter((path.relative_to(root) if root else Path(path.name)).with_suffix('') for path in files)
+    stems = Counter(path.relative_to(root).with_suffix('') for path in files)
     clashing = {stem for stem, count in stems.items() if count > 1}
-    out = Path(c.output or workdir / 'predictions').expanduser()
     errors, done = [], 0
     results = segmenter.stream(files, errors)
     with tqdm(total=len(files), desc='predict', unit='image') as bar:
         for result in results:
-            _write(result, out, kinds, root, clashing, config)
             done += 1
-            bar.update(done + len(errors) - bar.n)
+            try:
+                _write(result, out, kinds, root, clashing, config)
+            except DataError as error:  # of its truth
+                errors.append(str(error))
+            except OSError as error:
+                raise SaveError(f'cannot write to {out}: {error}; name a folder to write into') from error
+            bar.update(min(done + len(errors), len(files)) - bar.n)
     for error in errors:
         print(error)
     if not done:
         raise DataError(f'none of the {len(files)} images could be used')
     if 'submission' in kinds:
         print(f'submission written to {_zip(out / "submission", len(files))}')
-    print(f'{done} of {len(files)} images segmented; {", ".join(kinds)} written to {out}')
+    problems = f'; {len(errors)} problems, see above' if errors else ''
+    print(f'{done} of {len(files)} images segmented; {", ".join(kinds)} written to {out}{problems}')
     return 1 if errors else 0
 
 
@@ -74,21 +95,23 @@ def _files(config):
     path = Path(text).expanduser()
     if path.is_dir():
         return find_images(path), path
-    files = (
-        [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-    )
+    if path.is_file():
+        return [path], path.parent
+    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
     if not files:
         raise ConfigError(f'predict.input={text}: no such file, folder or pattern')
-    return files, None
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
+    return files, Path(*fixed)
 
 
 def _write(result, out, kinds, root, clashing, config):
-    name = result.path.relative_to(root) if root else Path(result.path.name)
-    if name.with_suffix('') in clashing:
-        name = name.with_name(name.name.replace('.', '_'))
+    name = result.path.relative_to(root)
+    target = name.with_suffix('')
+    if target in clashing:
+        target = name.with_name(name.name.replace('.', '_'))
 
     def place(kind, ending):
-        file = out / kind / name.with_suffix(ending)
+        file = out / kind / target.with_name(target.name + ending)
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
 
@@ -103,8 +126,7 @@ def _write(result, out, kinds, root, clashing, config):
             case 'probabilities':
                 np.save(place(kind, '.npy'), result.probabilities().astype(np.float16))
             case 'panels':
-                truth = _truth(name, result, config)
-                panel = visualize.panel(result.image, truth, result.ids, result.colors)
+                panel = _panel(name, result, config)
                 Image.fromarray(panel).save(place(kind, '.png'))
             case 'submission':
                 folder = out / kind
@@ -114,17 +136,15 @@ def _write(result, out, kinds, root, clashing, config):
                 )
 
 
-def _truth(name, result, config):
-    file = Path(config.predict.truth).expanduser() / name.with_suffix('.png')
-    dataset = DATASETS.get(config.dataset.name)
-    if dataset is None:
-        raise ConfigError(
-            f'predict.truth needs a dataset that says what its labels mean, not {config.dataset.name!r}'
-        )
-    label = read_label(file, dataset)
+def _panel(name, result, config):
+    label = read_label(Path(config.predict.truth).expanduser(), name, build.dataset(config))
     if label.shape != result.ids.shape:
-        raise DataError(f'{file} is {label.shape}, its image {result.ids.shape}')
-    return label
+        (height, width), (rows, columns) = result.ids.shape, label.shape
+        raise DataError(
+            f'{name} is {width}x{height} but its label in predict.truth is {columns}x{rows}: make them the '
+            'same size'
+        )
+    return visualize.panel(result.image, label, result.ids, result.colors)
 
 
 def _zip(folder, count):
@@ -140,10 +160,13 @@ def _zip(folder, count):
             )
         if wrong := set(np.unique(ids).tolist()) - known:
             raise DataError(f'{file} holds label ids {sorted(wrong)}, which are not scored')
-        if len(file.stem.split('_')) < 3:
+        if not re.match(r'[a-zA-Z-]+_\d{6}_\d{6}', file.stem):
             raise DataError(f'{file}: the server takes names that begin with city_sequence_frame')
     if len(files) != count:
-        raise DataError(f'{folder} holds {len(files)} pictures for {count} images: empty it first')
+        raise DataError(
+            f'{folder} holds {len(files)} pictures for {count} images: mend those that cannot be read, and '
+            'empty the folder of others'
+        )
     archive = folder.with_suffix('.zip')
     with zipfile.ZipFile(archive, 'w', zipfile.ZIP_STORED) as target:
         for file in files:

@@ -19,14 +19,20 @@ logger = logging.getLogger(__name__)
 
 
 def open_weights(path: Path) -> Weights:
-    """Reads the best checkpoint of a run (the newest if none has a score), or a model folder.
+    """Reads the best checkpoint of a run (the newest if none has a score), the one named, or a model folder.
+
+    Args:
+        path: a run, RUN/checkpoints/STEP, or a folder with a model.json.
 
     Raises:
-        ConfigError: there is neither.
-        DataError: a model folder, or every checkpoint, is damaged.
+        ConfigError: there is none of them.
+        DataError: a model folder, or every checkpoint that may be taken, is damaged.
     """
     if (path / 'model.json').is_file():
         return weights.load(path)
+    only = None
+    if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
+        path, only = path.parent.parent, int(path.name)
     if not (path / 'checkpoints').is_dir():
         raise ConfigError(f'{path} holds no checkpoint and no model.json: name a run, or a folder of weights')
     with contextlib.closing(Checkpoints(path / 'checkpoints')) as checkpoints:
@@ -35,8 +41,11 @@ def open_weights(path: Path) -> Weights:
         steps = [step for step in (best, *checkpoints.steps) if step is not None]
         if not steps:
             raise ConfigError(f'{path} holds no checkpoint yet: train first')
-        step, facts, state = checkpoints.restore_first(dict.fromkeys(steps), _like)
-    logger.info('%s at step %d, %s', path, step, 'its best' if step == best else 'its newest whole one')
+        step, facts, state = checkpoints.restore_first(
+            dict.fromkeys(steps) if only is None else [only], _like
+        )
+    kind = 'its best' if step == best else 'its newest whole one' if only is None else 'as named'
+    logger.info('%s at step %d, %s', path, step, kind)
     settings = {key: value for key, value in facts['config']['model'].items() if key not in FREE_SETTINGS}
     return Weights(
         variables=jax.device_get(state.variables),

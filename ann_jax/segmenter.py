@@ -16,6 +16,7 @@ from ann_jax.canvas import Canvases, pad
 from ann_jax.config import adopt, defaults, validate
 from ann_jax.convolution import on_cpu
 from ann_jax.data.datasets import read_image
+from ann_jax.data.decode import to_rgb
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import Canvas
 from ann_jax.models.deploy import InferenceNetwork, fold
@@ -30,10 +31,11 @@ Picture = str | Path | np.ndarray | Image.Image
 
 
 def load(path: str | Path, *, dtype: str = 'float32', space: int = 1, **settings: Any) -> 'Segmenter':
-    """Opens a run, or a folder of converted or exported weights.
+    """Opens a run, one of its checkpoints, or a folder of converted or exported weights.
 
     Args:
-        path: the workdir of a run (its best checkpoint is taken), or a folder with a model.json.
+        path: the workdir of a run (its best checkpoint is taken), RUN/checkpoints/STEP, or a folder with a
+            model.json.
         dtype: what the network computes in, 'float32' or 'bfloat16'.
         space: devices that share the rows of an image, for images too large for one; -1 for all.
         **settings: of the test protocol, as `config.eval`: scales, flip, crop, stride, average.
@@ -48,7 +50,10 @@ def load(path: str | Path, *, dtype: str = 'float32', space: int = 1, **settings
         raise ConfigError(
             f'unknown settings {sorted(unknown)}: known are scales, flip, crop, stride and average'
         )
-    config.eval.update(settings)
+    try:
+        config.eval.update(settings)
+    except TypeError as e:  # such as scales=1.0
+        raise ConfigError(f'{settings}: {e}; scales, crop and stride are tuples, such as (0.75, 1.0)') from e
     weights = open_network(Path(path).expanduser())
     adopt(config, model=weights.model, input=weights.input)
     config.model.dtype, config.mesh.space = dtype, space
@@ -123,23 +128,28 @@ class Segmenter:
         Raises:
             DataError: an image cannot be used; the message names it.
         """
-        if isinstance(images, (str, Path)) and Path(images).is_dir():
-            return list(self.stream(find_images(images)))
-        if isinstance(images, (str, Path, np.ndarray, Image.Image)):
-            return next(self.stream([images]))
-        return list(self.stream(images))
+        several = list(self.stream(images))
+        return several[0] if _is_picture(images) else several
 
-    def stream(self, images: Iterable[Picture], errors: list[str] | None = None) -> Iterator[Result]:
+    def stream(
+        self, images: Picture | Iterable[Picture], errors: list[str] | None = None
+    ) -> Iterator[Result]:
         """Segments many images, one after the other; the next are read while the device works.
 
         Args:
-            images: as in `__call__`, without end if need be.
+            images: as in `__call__`, or an iterable, without end if need be.
             errors: takes what is wrong with images that cannot be used, and the others go on; None raises.
 
         Raises:
             DataError: an image cannot be used, unless `errors` is given.
         """
         pending = None
+        if _is_picture(images):
+            images = [images]
+        elif isinstance(images, (str, Path)):
+            images = find_images(Path(images).expanduser())
+        elif isinstance(images, bytes) or not isinstance(images, Iterable):
+            raise DataError(f'an image is a path, an array or a Pillow image, not {type(images).__name__}')
         for picture, image in _read_ahead(images, errors):
             ids, size = self._argmax(self._logits(image)), image.shape[:2]
             # Fetched one image late: the device works on this one while the host writes the last.
@@ -171,10 +181,18 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    found = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in ENDINGS)
+    files = (path for path in Path(folder).rglob('*') if path.suffix.lower() in ENDINGS and path.is_file())
+    found = sorted(path for path in files if not path.name.startswith('.'))
     if not found:
         raise DataError(f'{folder} holds no image ({", ".join(ENDINGS)})')
     return found
+
+
+def _is_picture(images):
+    """Whether it is one picture; a folder holds several."""
+    if isinstance(images, (str, Path)):
+        return not Path(images).expanduser().is_dir()
+    return isinstance(images, (np.ndarray, Image.Image))
 
 
 def _read_ahead(images, errors):
@@ -197,13 +215,21 @@ def _read_ahead(images, errors):
 
 def _to_array(picture):
     if isinstance(picture, (str, Path)):
-        return read_image(picture)
-    array = np.asarray(picture.convert('RGB') if isinstance(picture, Image.Image) else picture)
+        return read_image(Path(picture).expanduser())
+    if isinstance(picture, Image.Image):
+        try:
+            return to_rgb(picture)
+        except (OSError, SyntaxError, ValueError) as e:
+            raise DataError(f'cannot read the image {picture}: {e}') from e
+    array = np.asarray(picture)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, 2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        cure = 'the last axis is red, green and blue'
+        if array.dtype.kind == 'f':
+            cure = 'levels of 0 to 1 become so by (255 * image).round().astype("uint8")'
         raise DataError(
-            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}'
+            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}: {cure}'
         )
     return array
 

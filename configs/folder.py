@@ -21,6 +21,9 @@ image and its label have one name. Labels are greyscale or palette PNGs whose va
 Masks of 0 and 255 need `label_map=0:0,255:1`. `--mode=check` reads all files and counts the classes,
 `--mode=browse` draws some samples with their labels.
 
+The schedule (crops, rates, steps) is a choice that has not been tuned on any folder: see `get_config`. With
+few images or one accelerator, begin with `--config.train.steps` and `batch_size` of your own.
+
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """
 

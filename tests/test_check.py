@@ -12,6 +12,7 @@ from ann_jax.browse import browse, sheet
 from ann_jax.check import check
 from ann_jax.config import validate
 from ann_jax.data.classes import DATASETS
+from ann_jax.data.datasets import open_source
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.typing import IGNORE
 
@@ -62,6 +63,27 @@ def test_whole_and_damaged_copies_of_every_dataset(name, tmp_path, capsys):
     ):
         assert any(all(str(word) in line for word in words) for line in out.splitlines()), words
     assert 'train: 4 images' in out and '5 problems' in out
+
+
+@pytest.mark.parametrize('damage', ['hole', 'deleted', 'whole'])
+def test_jpegs_damaged_in_the_middle(damage, tmp_path, capfd):
+    """They decode, so training would take them; what libjpeg says about them is caught, file by file."""
+    files = write_tree('camvid', tmp_path, num_train=8, size=(96, 128))
+    path = files['train'][2][0]
+    data = path.read_bytes()
+    half = len(data) // 2
+    new = {
+        'hole': data[:half] + bytes(1500) + data[half + 1500 :],
+        'deleted': data[:half] + data[half + 500 :],
+    }
+    path.write_bytes(new.get(damage, data))
+    assert open_source('camvid', root=tmp_path, split='train')[2]['image'].shape == (96, 128, 3)
+    capfd.readouterr()
+    assert check(get_config('camvid', tmp_path)) == (damage != 'whole')
+    out, err = capfd.readouterr()
+    found = [line for line in out.splitlines() if 'Corrupt JPEG data' in line]
+    assert [str(path) in line for line in found] == ([] if damage == 'whole' else [True])
+    assert 'JPEG' not in err and '8/8' in err
 
 
 def test_check_tells_sizes_absent_classes_blank_labels_and_published_counts(tmp_path, capsys):

@@ -14,11 +14,11 @@ from reference import assert_close, quick
 from small import small_folder
 
 import ann_jax
-from ann_jax import predict, weights
+from ann_jax import predict, visualize, weights
 from ann_jax.config import defaults
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.scenes import render
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.export import export
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
@@ -92,10 +92,28 @@ def test_every_kind_of_input_gives_the_same(seg, pictures):
     pillow = Image.fromarray(image)
     for same in (str(path), image, pillow, pillow.convert('RGBA')):
         np.testing.assert_array_equal(seg(same).ids, expected)
+        np.testing.assert_array_equal(next(seg.stream(same)).ids, expected)
     for result in seg([path, image]):
         np.testing.assert_array_equal(result.ids, expected)
     grey = image[..., 0]
     np.testing.assert_array_equal(seg(grey).ids, seg(np.stack([grey] * 3, -1)).ids)
+
+
+def test_pillow_images_are_read_as_their_files(seg, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.arange(64 * 128).reshape(64, 128)
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / 'turned.png', exif=exif)
+    Image.fromarray((ramp * 8).astype(np.uint16)).save(tmp_path / '16.png')
+    for path in (tmp_path / 'turned.png', tmp_path / '16.png'):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(seg(image).image, seg(path).image)
+    assert seg(tmp_path / 'turned.png').image.shape == (128, 64, 3)
+    cut = tmp_path / 'cut.png'
+    cut.write_bytes((tmp_path / '16.png').read_bytes()[:100])
+    with Image.open(cut) as image, pytest.raises(DataError, match='cannot read the image'):
+        seg(image)
+    assert seg([]) == []
 
 
 def test_images_of_all_sizes_are_as_alone(folder, seg, pictures):
@@ -115,10 +133,15 @@ def test_bad_input_is_named(seg, pictures, folder):
     errors = []
     assert len(list(seg.stream(sorted(pictures.iterdir()), errors))) == len(SIZES)
     assert len(errors) == 1 and 'damaged.jpg' in errors[0]
-    with pytest.raises(DataError, match=r'not \(4, 5, 3\) float32'):
+    with pytest.raises(DataError, match=r'not \(4, 5, 3\) float32: levels of 0 to 1'):
         seg(np.zeros((4, 5, 3), np.float32))
     with pytest.raises(DataError, match='holds no image'):
         seg(folder)
+    for wrong in (None, b'street', 3):
+        with pytest.raises(DataError, match='a path, an array or a Pillow image'):
+            seg(wrong)
+    with pytest.raises(ConfigError, match="'scales'.*are tuples"):
+        ann_jax.load(folder, scales=1.0)
     with pytest.raises(ConfigError, match='unknown settings .*scale'):
         ann_jax.load(folder, scale=2)
     with pytest.raises(ConfigError, match='eval.crop'):
@@ -182,7 +205,72 @@ def test_patterns_panels_and_nothing_to_do(folder, pictures, tmp_path):
             predict.predict(config_for(folder, **{'truth': '', **settings}), tmp_path)
 
 
-def test_a_submission_is_checked_and_zipped(tmp_path, monkeypatch):
+def test_panels_know_own_folders_and_go_on_without_a_truth(folder, pictures, tmp_path, capsys):
+    colors = {'sky': (9, 9, 9), 'rest': (200, 0, 7)}
+    (tmp_path / 'names.txt').write_text(''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in colors.items()))
+    truth = tmp_path / 'truth'
+    truth.mkdir()
+    label = Image.fromarray(np.full((70, 150, 3), colors['rest'], np.uint8))
+    label.save(truth / '1_mask.png')
+    Image.fromarray(np.full((64, 131), 77, np.uint8)).save(truth / '3_mask.png')
+    config = config_for(folder, input=str(pictures / '[1-3].png'), write='panels,ids', truth=str(truth))
+    config.dataset.update(name='folder', classes=str(tmp_path / 'names.txt'), label_ending='_mask.png')
+    assert predict.predict(config, tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert f'no label of 2.png: expected {truth}/2_mask.png' in printed and '77' in printed
+    assert sorted(path.name for path in (tmp_path / 'predictions/panels').iterdir()) == ['1.png']
+    assert len(list((tmp_path / 'predictions/ids').iterdir())) == 3
+    panel = read(tmp_path / 'predictions/panels/1.png')
+    expected = visualize.overlay(
+        read(pictures / '1.png'), np.ones((70, 150), np.uint8), ann_jax.load(folder).colors
+    )
+    np.testing.assert_array_equal(panel[:, 154:304], expected)
+    config.dataset.update(classes='sky,rest', label_map='77:rest')
+    assert predict.predict(config, tmp_path) == 1
+    assert '1_mask.png holds colours' in capsys.readouterr().out
+    config.dataset.classes = ''
+    with pytest.raises(ConfigError, match='dataset.classes'):
+        predict.predict(config, tmp_path)
+
+
+def test_panels_of_cityscapes_find_their_labels(folder, tmp_path):
+    name = 'ulm/ulm_000000_000019'
+    image, label = (
+        tmp_path / f'{kind}/{name}_{ending}.png'
+        for kind, ending in (('images', 'leftImg8bit'), ('truth', 'gtFine_labelIds'))
+    )
+    for file, array in ((image, render((5, 0), 64, 128)[0]), (label, np.full((64, 128), 26, np.uint8))):
+        file.parent.mkdir(parents=True)
+        Image.fromarray(array).save(file)
+    config = config_for(
+        folder, input=f'{tmp_path}/images/*/*.png', write='panels', truth=str(tmp_path / 'truth')
+    )
+    config.dataset.name = 'cityscapes'
+    assert predict.predict(config, tmp_path) == 0
+    panel = read(tmp_path / f'predictions/panels/{name}_leftImg8bit.png')
+    assert panel.shape == (64, 3 * 128 + 8, 3)
+
+
+def test_nothing_is_written_over_a_namesake(folder, pictures, tmp_path):
+    image = Image.fromarray(read(pictures / '2.png'))
+    for name in ('a b/ü.png', 'c/ü.png', 'c/ü.jpg', 'c/x.png/y.png', 'c/.hidden.png'):
+        file = tmp_path / 'in' / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file)
+    expected = ['a b/ü.png', 'c/x.png/y.png', 'c/ü_jpg.png', 'c/ü_png.png']
+    for number, text in enumerate((f'{tmp_path}/in', f'{tmp_path}/in/**/*.*g')):
+        out = tmp_path / str(number)
+        config = config_for(folder, input=text, output=str(out), write='ids')
+        assert predict.predict(config, tmp_path) == 0
+        written = (file.relative_to(out / 'ids').as_posix() for file in out.rglob('*.png') if file.is_file())
+        assert sorted(written) == expected
+    (tmp_path / 'file').touch()
+    config.predict.output = str(tmp_path / 'file')
+    with pytest.raises(SaveError, match='cannot write to'):
+        predict.predict(config, tmp_path)
+
+
+def test_a_submission_is_checked_and_zipped(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, 'CITYSCAPES_SIZE', (64, 128))
     small_folder(tmp_path / 'weights', dataset=DATASETS['cityscapes'])
     test = tmp_path / 'root' / 'leftImg8bit' / 'test' / 'berlin'
@@ -199,6 +287,16 @@ def test_a_submission_is_checked_and_zipped(tmp_path, monkeypatch):
             ids = np.asarray(Image.open(file))
     known = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
     assert ids.shape == (64, 128) and set(np.unique(ids)) <= known and len(np.unique(ids)) > 1
+    damaged = test / 'berlin_000009_000019_leftImg8bit.png'
+    damaged.write_text('no image')
+    with pytest.raises(DataError, match='holds 2 pictures for 3 images: mend'):
+        predict.predict(config, tmp_path / 'damaged')
+    damaged.unlink()
+    (test / 'berlin_000000_000019_leftImg8bit.png').rename(test / 'a_photo_of_berlin.png')
+    with pytest.raises(DataError, match='city_sequence_frame'):
+        predict.predict(config, tmp_path / 'named')
+    with pytest.raises(ConfigError, match='takes the 19 classes of Cityscapes, not the 17 of'):
+        predict.predict(config_for(folder, input=str(test), write='submission'), tmp_path / 'classes')
     monkeypatch.setattr(predict, 'CITYSCAPES_SIZE', (1024, 2048))
     with pytest.raises(DataError, match=r'is \(64, 128\) L, the server takes'):
         predict.predict(config, tmp_path / 'other')
@@ -220,7 +318,10 @@ def exported(folder, tmp_path_factory):
     pytest.importorskip('flatbuffers', reason='jax.export serialises with flatbuffers')
     config = config_for(folder)
     config.export.update(output=str(tmp_path_factory.mktemp('export') / 'small'), size=(64, 97))
+    settings = Path(folder, 'config.json')  # as a run has it
+    settings.write_text('{"dataset": {"name": "streets"}}')
     export(config, tmp_path_factory.mktemp('run'))
+    settings.unlink()
     with pytest.raises(ConfigError, match='exists'):
         export(config, tmp_path_factory.mktemp('run'))
     return config.export.output
@@ -243,7 +344,14 @@ def test_an_exported_program_runs_without_this_package(folder, exported, tmp_pat
 
 def test_an_export_is_a_folder_of_weights_with_a_card(exported):
     card = Path(exported, 'README.md').read_text()
-    for words in ('16. worker', 'channels red, green, blue', 'any batch, height and width', 'cpu, cuda, tpu'):
+    for words in (
+        '16. worker',
+        '- command: `python -m ann_jax.main',
+        "ann_jax.load('FOLDER')",
+        'channels red, green, blue',
+        'any batch, height and width',
+        'cpu, cuda, tpu',
+    ):
         assert words in card
     assert ann_jax.load(exported).classes[-1] == 'worker'
     assert json.loads(Path(exported, 'model.json').read_text())['version'] == 1

@@ -1,10 +1,12 @@
 """ArrayRecord files: the same samples and batches as the folders they were written from, and damage."""
 
 import importlib.metadata
+import os
 import pickle
 import re
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,38 +150,66 @@ def test_pickles_small(written):
     same(source, again)
 
 
-def test_the_cityscapes_builder_of_tfds(tmp_path):
-    """Its output has other features and names of splits, and raw label ids."""
-    raw = np.arange(34, dtype=np.uint8).repeat(10).reshape(17, 20)
-    image = np.random.default_rng(0).integers(0, 256, (17, 20, 3), np.uint8)
+@pytest.fixture
+def stock_cityscapes(tmp_path, monkeypatch):
+    """The `cityscapes` builder of TFDS over a small tree; of TensorFlow it takes two functions on files."""
+    from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder as stock
 
-    class Cityscapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version('1.0.0')
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name='semantic_segmentation')]
+    files = types.SimpleNamespace(exists=os.path.exists, listdir=os.listdir)
+    monkeypatch.setattr(stock, 'tf', types.SimpleNamespace(io=types.SimpleNamespace(gfile=files)))
+    monkeypatch.setattr(tfds.download.DownloadManager, 'extract', lambda _, path: path.removesuffix('.zip'))
+    for part, city in (('train', 'aachen'), ('val', 'ulm'), ('test', 'bonn'), ('train_extra', 'erfurt')):
+        for zipped, folder, ending in (
+            ('leftImg8bit_trainvaltest', 'leftImg8bit', 'leftImg8bit'),
+            ('leftImg8bit_trainextra', 'leftImg8bit', 'leftImg8bit'),
+            ('gtFine_trainvaltest', 'gtFine', 'gtFine_labelIds'),
+            ('gtCoarse', 'gtCoarse', 'gtCoarse_labelIds'),
+        ):
+            file = tmp_path / 'zips' / zipped / folder / part / city / f'{city}_000000_000019_{ending}.png'
+            file.parent.mkdir(parents=True)
+            (tmp_path / 'zips' / f'{zipped}.zip').touch()
+            level = len(part) if folder == 'leftImg8bit' else 7 if folder == 'gtFine' else 33
+            size = (1024, 2048, 3) if folder == 'leftImg8bit' else (1024, 2048)
+            array = np.full(size, level, np.uint8)
+            array[:34] = np.arange(34).reshape(34, *[1] * (len(size) - 1))
+            Image.fromarray(array).save(file)
 
-        def _info(self):
-            label = tfds.features.Image(shape=(17, 20, 1))
-            features = {'image_left': tfds.features.Image(shape=(17, 20, 3)), 'segmentation_label': label}
-            features = tfds.features.FeaturesDict({'image_id': tfds.features.Text()} | features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
+    def prepare(config):
+        builder = stock.Builder(data_dir=tmp_path / 'tfds', file_format='array_record', config=config)
+        downloads = tfds.download.DownloadConfig(manual_dir=tmp_path / 'zips')
+        builder.download_and_prepare(download_dir=tmp_path / 'downloads', download_config=downloads)
+        return tmp_path / 'tfds'
 
-        def _split_generators(self, manager):
-            return {'train': self._generate_examples(), 'validation': self._generate_examples()}
+    return prepare
 
-        def _generate_examples(self):
-            from ann_jax.data.decode import encode_png
 
-            record = {'image_left': encode_png(image), 'segmentation_label': encode_png(raw)}
-            yield 'aachen', {'image_id': 'aachen'} | record
+@pytest.mark.parametrize('config', ['semantic_segmentation', 'semantic_segmentation_extra'])
+def test_the_cityscapes_builder_of_tfds(config, stock_cityscapes, tmp_path):
+    """Its output has other features and names of splits, and raw label ids; `extra` is coarse throughout."""
+    root = stock_cityscapes(config)
+    fine = config == 'semantic_segmentation'
+    for split, city in (
+        ('train', 'aachen'),
+        ('val', 'ulm'),
+        ('test', 'bonn') if fine else ('train_extra', 'erfurt'),
+    ):
+        records = RecordSource('cityscapes', root, split)
+        assert len(records) == 1
+        sample = records[0]
+        assert sample['name'] == f'{city}_000000_000019'
+        assert (
+            sample['image'].shape == (1024, 2048, 3) and sample['image'][-1, -1].tolist() == [len(split)] * 3
+        )
+        assert sample['label'][-1, -1] == (0 if fine else 18)
+        np.testing.assert_array_equal(sample['label'][:34, 0], DATASETS['cityscapes'].lut[:34])
+    assert len(RecordSource('cityscapes', root, 'trainval' if fine else 'train+extra')) == 2
 
-    Cityscapes.name = 'cityscapes'
-    builder = Cityscapes(data_dir=tmp_path, file_format='array_record', config='semantic_segmentation')
-    builder.download_and_prepare(download_dir=tmp_path / 'downloads')
-    for split in ('train', 'val'):
-        sample = RecordSource('cityscapes', tmp_path, split)[0]
-        np.testing.assert_array_equal(sample['image'], image)
-        np.testing.assert_array_equal(sample['label'], DATASETS['cityscapes'].lut[raw])
-        assert sample['name'] == 'aachen'
+
+def test_files_without_random_access_are_told_the_cure(written):
+    """TFDS writes TFRecord unless told otherwise."""
+    info = written[1] / 'camvid/1.0.0/dataset_info.json'
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    expect(['tfrecord', "file_format='array_record'"], RecordSource, 'camvid', written[1], 'train')
 
 
 def test_what_cannot_be_opened(written, tmp_path, monkeypatch):

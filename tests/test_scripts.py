@@ -116,6 +116,12 @@ def test_a_run_starts_from_weights_resumes_and_is_exported(run, tmp_path):  # no
     assert again.returncode == 0 and 'resuming from step 6' in again.stderr, again.stderr
 
     result = open_weights(workdir)
+    steps = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
+    assert len(steps) > 1
+    for path in steps:
+        assert open_weights(path).source == {'run': 'run', 'step': int(path.name)}
+    with pytest.raises(ConfigError, match='no checkpoint'):
+        open_weights(workdir / 'checkpoints/5000')
     for ending in ('pth', 'safetensors'):
         export([str(workdir), '--layout=authors', '--out', str(tmp_path / f'back.{ending}')])
         convert([str(tmp_path / f'back.{ending}'), '--out', str(tmp_path / ending)])

@@ -8,8 +8,8 @@ import os
 import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.decode import decode_image, decode_raw, encode_png, map_label, match
-from ann_jax.data.files import pair_files
+from ann_jax.data.decode import decode_image, decode_raw, encode_png, examine_jpeg, map_label, match
+from ann_jax.data.files import pair_files, without_ending
 from ann_jax.data.reading import read_file
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
@@ -62,17 +62,30 @@ class FolderSource:
         """
         return self.encoded(index)[0]
 
+    def examine(self, index: int) -> Sample:
+        """Reads one sample, more slowly, and refuses what decodes but is damaged too.
+
+        Raises:
+            DataError: as `__getitem__`, or see `examine_jpeg`.
+        """
+        return self._read(index, closely=True)[0]
+
     def encoded(self, index: int) -> tuple[Sample, bytes]:
         """Reads one sample, and the file of its image: as it is, or a PNG of it where it is not a file.
 
         Raises:
             DataError: as `__getitem__`.
         """
+        return self._read(index)
+
+    def _read(self, index, closely=False):
         name, image, label, number = self._samples[index]
         layout = self.dataset.layouts[number]
         if isinstance(image, str):
             image = os.path.join(self._root, image)
             data = read_file(image, 'image')
+            if closely:
+                examine_jpeg(data, image)
         else:
             data = encode_png(image.raw())
         if isinstance(label, str):
@@ -107,15 +120,31 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return decode_image(read_file(path, 'image'), path)
 
 
-def read_label(path: str | os.PathLike, dataset: Dataset) -> np.ndarray:
-    """Returns a label file in the first layout of a dataset as (H, W) uint8: class index, or IGNORE.
+def read_label(folder: str | os.PathLike, image: str | os.PathLike, dataset: Dataset) -> np.ndarray:
+    """Returns the label of an image as (H, W) uint8: class index, or IGNORE.
+
+    Args:
+        folder: holds labels, named as in one of the dataset's layouts, or as the image but with .png.
+        image: its path below its own folder.
+        dataset: says what the values mean.
 
     Raises:
-        DataError: it is unreadable or truncated, or holds values that the dataset does not list.
+        DataError: there is none, or it is unreadable or truncated, or holds values that the dataset does not
+            list.
     """
-    layout = dataset.layouts[0]
-    raw = decode_raw(read_file(path, 'label'), path, layout.variable)
-    return map_label(raw, layout, path, dataset.name)
+    image = os.fspath(image)
+    expected = []
+    for layout in dataset.layouts:
+        endings = *layout.image_endings, os.path.splitext(image)[1]
+        for ending in (layout.label_ending, '.png'):
+            path = os.path.join(folder, without_ending(image, endings) + ending)
+            if os.path.isfile(path):
+                raw = decode_raw(
+                    read_file(path, 'label'), path, layout.variable if ending == '.mat' else None
+                )
+                return map_label(raw, layout, path, dataset.name)
+            expected.append(path)
+    raise DataError(f'no label of {image}: expected {" or ".join(dict.fromkeys(expected))}')
 
 
 def open_source(name: str, *, root: str | os.PathLike, split: str, strict: bool = True) -> FolderSource:

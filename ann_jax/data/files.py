@@ -115,7 +115,7 @@ def _find(layout: Layout, root: str, part: str) -> _Found:
         for key in _read_lines(path):
             image_files.pop(key, None)
             label_files.pop(key, None)
-    keys = None if lines is None else [_without_ending(line, layout.image_endings) for line in lines]
+    keys = None if lines is None else [without_ending(line, layout.image_endings) for line in lines]
     return _Found(image_files, label_files, keys, no_images or no_labels or missing, clash or label_clash)
 
 
@@ -130,7 +130,7 @@ def _list_files(root, folder, endings):
     files, clash = {}, ''
     for where, _, names in os.walk(top, followlinks=True):
         for name in names:
-            stem = _without_ending(name, endings)
+            stem = without_ending(name, endings)
             if stem == name or name.startswith('.'):
                 continue
             path = os.path.join(where, name)
@@ -142,7 +142,7 @@ def _list_files(root, folder, endings):
     return files, '', clash
 
 
-def _without_ending(name: str, endings: Iterable[str]) -> str:
+def without_ending(name: str, endings: Iterable[str]) -> str:
     """Returns a name without the first of the endings that it has, in any case of letters."""
     found = next((e for e in endings if name.lower().endswith(e.lower())), '')
     return name[: len(name) - len(found)]

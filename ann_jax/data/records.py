@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.decode import decode_raw, encode_png, map_label, match
+from ann_jax.data.decode import decode_raw, encode_png, examine_jpeg, map_label, match
 from ann_jax.data.reading import optional
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
@@ -46,6 +46,9 @@ class RecordSource:
         tfds = optional('tensorflow_datasets', self._folder)
         try:
             builder = tfds.builder_from_directory(self._folder)
+            form = builder.info.file_format.value
+            if form not in ('array_record', 'parquet'):
+                raise DataError(f"{form} has no random access: let TFDS write file_format='array_record'")
             features, written = builder.info.features, builder.info.splits
             self._keys = next((keys for keys in (_OURS, _STOCK) if set(keys) <= set(features)), None)
             if self._keys is None:
@@ -60,7 +63,10 @@ class RecordSource:
             decoders = {self._keys[1]: raw, self._keys[2]: raw}
             self._parts = [(part, builder.as_data_source(part, decoders=decoders)) for part in parts]
         except Exception as e:  # TFDS raises what the files make it stumble over
-            raise DataError(f'cannot read {name} in {self._folder}: {e}; or write the records again') from e
+            reason = ' '.join(str(e).split())
+            raise DataError(
+                f'cannot read {name} in {self._folder}: {reason}; or write the records again'
+            ) from e
         self.split = split
         self._starts = [0]
         for _, records in self._parts:
@@ -75,6 +81,17 @@ class RecordSource:
         Raises:
             DataError: a record is damaged.
         """
+        return self._read(index)
+
+    def examine(self, index: int) -> Sample:
+        """Reads one sample, more slowly, and refuses what decodes but is damaged too.
+
+        Raises:
+            DataError: as `__getitem__`, or see `examine_jpeg`.
+        """
+        return self._read(index, closely=True)
+
+    def _read(self, index, closely=False):
         if not 0 <= index < len(self):
             raise IndexError(f'record {index} of {len(self)}')
         number = bisect.bisect_right(self._starts, index) - 1
@@ -89,9 +106,12 @@ class RecordSource:
         name = name.decode() if isinstance(name, bytes) else name
         layout = self.dataset.layouts[0]
         classes = map_label(decode_raw(label, f'{where} ({name})'), layout, where, self.dataset.name)
+        where = f'{where} ({name})'
+        if closely:
+            examine_jpeg(image, where)
         return Sample(
             name=f'{part}/{name}' if len(self._parts) > 1 else name,
-            image=match(image, classes, f'{where} ({name})', 'in it'),
+            image=match(image, classes, where, 'in it'),
             label=classes,
         )
 

@@ -27,7 +27,8 @@ def survey(
     """Reads every sample, and collects what is wrong instead of stopping at the first.
 
     Args:
-        source: any source; a `FolderSource` built with `strict=False` adds its pairing problems.
+        source: any source; a `FolderSource` built with `strict=False` adds its pairing problems. Where it has
+            `examine()`, that reads the samples.
         progress: wraps the list that is walked, such as `tqdm`.
         num_threads: samples read at a time.
     """
@@ -53,6 +54,6 @@ def survey(
 
 
 def _count(source, index, classes):
-    sample = source[index]
+    sample = getattr(source, 'examine', source.__getitem__)(index)
     counts = np.bincount(sample['label'].ravel(), minlength=256)
     return sample['name'], sample['label'].shape, np.append(counts[:classes], counts[IGNORE])
