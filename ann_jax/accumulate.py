@@ -18,7 +18,11 @@ from ann_jax.train_step import METRICS, Gains, StepParts
 
 
 def make_accumulated_step(
-    parts: StepParts, whole_batch: Callable[..., Whole], mine: bool, mesh: Mesh
+    parts: StepParts,
+    whole_batch: Callable[..., Whole],
+    mine: bool,
+    mesh: Mesh,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[TrainState, Sequence[Mapping[str, jax.Array]]], tuple[TrainState, dict[str, Any]]]:
     """Builds and jits a step over the parts of a batch; it donates the state.
 
@@ -32,6 +36,7 @@ def make_accumulated_step(
         mine: whether OHEM looks for hard pixels in the whole batch: it takes a forward pass over all parts
             before the first gradient.
         mesh: devices that the parts are split over.
+        compiler_options: of the program of a part.
 
     Returns:
         A function from a state and the parts, of one size, to the next state and scalar metrics.
@@ -50,7 +55,7 @@ def make_accumulated_step(
         mean = jax.tree.map(lambda x: x / count, total.batch_stats)
         return parts.update(state, total._replace(batch_stats=mean))
 
-    add = jax.jit(add, donate_argnums=0, out_shardings=replicated(mesh))
+    add = jax.jit(add, donate_argnums=0, out_shardings=replicated(mesh), compiler_options=compiler_options)
     update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
     zeros = jax.jit(nothing, out_shardings=replicated(mesh))
 

@@ -26,7 +26,7 @@ from ann_jax.resume import first_state
 from ann_jax.sharding import check_batch_size, put_batch, put_flag, replicated, split_batch
 from ann_jax.state import count_parameters
 from ann_jax.stopping import Stop, Stopped
-from ann_jax.train_step import make_step_parts
+from ann_jax.train_step import KEEP_BARRIERS, make_step_parts
 from ann_jax.workdir import lock, log_file, note
 
 logger = logging.getLogger(__name__)
@@ -144,9 +144,11 @@ def _step(config, dataset, mesh):
         mesh=mesh,
     )
 
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    options = KEEP_BARRIERS if config.model.remat and on_cpu else None
     if (count := config.train.accumulate) > 1:
         mine = config.loss.ohem and not config.loss.per_image
-        accumulated = make_accumulated_step(parts, build.whole_batch(config), mine, mesh)
+        accumulated = make_accumulated_step(parts, build.whole_batch(config), mine, mesh, options)
         any_flag = jax.jit(jnp.any, out_shardings=replicated(mesh))
 
         def step_in_parts(state, batch, stop):
@@ -168,6 +170,7 @@ def _step(config, dataset, mesh):
         in_shardings=(replicated(mesh), split_batch(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
+        compiler_options=options,
     )
     return lambda state, batch, stop: jitted(state, put_batch(batch, mesh), put_flag(stop, mesh))
 

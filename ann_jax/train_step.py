@@ -15,6 +15,9 @@ from ann_jax.rows import is_split, resize, split_rows
 from ann_jax.state import TrainState
 from ann_jax.typing import IGNORE
 
+# XLA's CPU backend drops the barriers around what is computed again, and then merges it with what was
+# computed before: no memory would be saved. This option of the compiler keeps them.
+KEEP_BARRIERS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 METRICS = 'loss', 'main_loss', 'auxiliary_loss', 'kept', 'pixel_accuracy'
 
 
