@@ -17,6 +17,7 @@ from ann_jax.train_step import KEEP_BARRIERS, make_step_parts
 from ann_jax.typing import IGNORE
 
 CLASSES = 3
+OPTIONS = KEEP_BARRIERS | {'xla_backend_optimization_level': 0}
 WEIGHTS = (0.5, 1.0, 2.0)
 
 
@@ -133,7 +134,7 @@ def gains_program(model, images, size):
     state = create_state(random_variables(model, 0, np.zeros((1, 33, 33, 3), np.float32)), tx)
     batch = random_batch(4, *size)
     batch = {key: value[:images] for key, value in batch.items()}
-    program = jax.jit(parts.gains).lower(state, batch).compile(KEEP_BARRIERS | {'xla_backend_optimization_level': 0})
+    program = jax.jit(parts.gains).lower(state, batch).compile(OPTIONS)
     return program, jax.device_get(program(state, batch))
 
 
