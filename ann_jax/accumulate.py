@@ -36,13 +36,13 @@ def make_accumulated_step(
         mine: whether OHEM looks for hard pixels in the whole batch: it takes a forward pass over all parts
             before the first gradient.
         mesh: devices that the parts are split over.
-        compiler_options: of the program of a part.
+        compiler_options: of the programs of a part.
 
     Returns:
         A function from a state and the parts, of one size, to the next state and scalar metrics.
     """
     whole_of = jax.jit(whole_batch, out_shardings=replicated(mesh))
-    probabilities = jax.jit(parts.probabilities)
+    probabilities = jax.jit(parts.probabilities, compiler_options=compiler_options)
 
     def nothing(state):
         arrays = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))

@@ -11,12 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from ann_jax.convolution import on_cpu
 from ann_jax.data.pipeline import Replacing, eval_batches
 from ann_jax.inference import Canvas, Protocol
 from ann_jax.metrics import Scores, confusion_matrix
 from ann_jax.models.deploy import InferenceNetwork, fold
 from ann_jax.processes import is_main
 from ann_jax.report import Report
+from ann_jax.rows import is_split
 from ann_jax.sharding import local_rows, put_batch, replicated, split_batch
 from ann_jax.stopping import Stopped
 from ann_jax.typing import IGNORE, Source
@@ -152,7 +154,9 @@ class Evaluation:
             DataError: a sample cannot be used, or none has a label.
             Stopped: `stop` said so, see `evaluate`.
         """
-        params = jax.device_put(fold(self._network.model, jax.device_get(variables)), replicated(self._mesh))
+        winograd = on_cpu() and not is_split(self._mesh)
+        params = fold(self._network.model, jax.device_get(variables), winograd)
+        params = jax.device_put(params, replicated(self._mesh))
         numbers = iter(range(len(self.source)))
 
         def on_sample(name, *arrays):

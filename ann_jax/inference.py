@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ann_jax.canvas import Canvases
+from ann_jax.convolution import compiler_options
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.ops import resize_bilinear, resize_images
 from ann_jax.processes import largest
@@ -265,7 +266,7 @@ def _per_device(mesh, donate=()):
 
 
 def _jit(function, mesh, donate=()):
-    jitted = jax.jit(function, donate_argnums=donate)
+    jitted = jax.jit(function, donate_argnums=donate, compiler_options=compiler_options())
 
     def call(*args):
         if mesh.is_multi_process:  # what is on the host are this process's rows

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ann_jax import __version__, build
 from ann_jax.accumulate import make_accumulated_step
 from ann_jax.checkpoint import Checkpoints
+from ann_jax.convolution import compiler_options
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.processes import all_agree, is_main
@@ -26,7 +27,7 @@ from ann_jax.resume import first_state
 from ann_jax.sharding import check_batch_size, put_batch, put_flag, replicated, split_batch
 from ann_jax.state import count_parameters
 from ann_jax.stopping import Stop, Stopped
-from ann_jax.train_step import KEEP_BARRIERS, make_step_parts
+from ann_jax.train_step import make_step_parts
 from ann_jax.workdir import lock, log_file, note
 
 logger = logging.getLogger(__name__)
@@ -144,8 +145,7 @@ def _step(config, dataset, mesh):
         mesh=mesh,
     )
 
-    on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    options = KEEP_BARRIERS if config.model.remat and on_cpu else None
+    options = compiler_options(remat=bool(config.model.remat))
     if (count := config.train.accumulate) > 1:
         mine = config.loss.ohem and not config.loss.per_image
         accumulated = make_accumulated_step(parts, build.whole_batch(config), mine, mesh, options)

@@ -22,6 +22,7 @@ from torch_peer import TorchANN
 
 from ann_jax import build
 from ann_jax.config import defaults
+from ann_jax.convolution import compiler_options
 from ann_jax.losses import segmentation_loss
 from ann_jax.models.convert import from_torch
 from ann_jax.models.deploy import InferenceNetwork, fold
@@ -81,9 +82,9 @@ def inference(options, size):
     """Contestants: name -> function that computes the logits of the input's size."""
     peer, model, variables = networks(options.depth, train=False)
     image, tensor = images(options.batch, size)
-    params = fold(model, variables)
+    params = fold(model, variables, winograd=True)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def ours(params, image):
         return resize_bilinear(InferenceNetwork(model)(params, image)[0], (size, size), True)
 
@@ -120,6 +121,7 @@ def train_step(options, size):
             seed=0,
         ),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )
     state = [jax.device_put(create_state(variables, tx))]
     batch = {'image': jnp.asarray(image), 'label': jnp.asarray(label, jnp.uint8)}

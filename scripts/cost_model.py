@@ -114,8 +114,9 @@ def count(model: ANN, height: int, width: int, images: int, space: int = 1) -> C
         flops=3 * forward * images / space,  # the gradients of kernel and input cost a forward pass each
         traffic=3 * traffic * images / space,
         gradients=4 * parameters,
-        # Mean and variance, and two sums of the gradient beside those of scale and bias.
-        statistics=4 * 4 * channels,
+        statistics=4
+        * 2
+        * channels,  # mean and variance; what their gradients sum are those of scale and bias
         halos=halos if space > 1 else 0,
         anchors=anchors if space > 1 else 0,
         norms=norms,
@@ -152,8 +153,8 @@ def predict(counts: Counts, chip: Chip, data: int, space: int = 1) -> Times:
         compute=counts.flops / chip.flops,
         memory=counts.traffic / chip.memory,
         gradients=all_reduce(counts.gradients, chip, chips),
-        # Mean, then variance; then the two sums of the gradient: each waits for the one before.
-        statistics=all_reduce(counts.statistics, chip, chips, messages=4 * counts.norms),
+        # Mean, then variance; then the gradients of scale and bias: each waits for the one before.
+        statistics=all_reduce(counts.statistics, chip, chips, messages=3 * counts.norms),
         halos=counts.halos / chip.link + counts.exchanges * LATENCY,
         anchors=all_reduce(counts.anchors, chip, space, messages=8 if space > 1 else 0),
     )

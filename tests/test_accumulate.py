@@ -7,17 +7,18 @@ from flax import linen as nn
 from reference import quick, random_variables
 
 from ann_jax.accumulate import make_accumulated_step
+from ann_jax.convolution import compiler_options
 from ann_jax.losses import segmentation_loss, whole_batch
 from ann_jax.models.ann import ANN, Logits
 from ann_jax.models.resnet import ResNet
 from ann_jax.optim import poly_schedule, sgd
 from ann_jax.sharding import make_mesh, put_batch, replicated
 from ann_jax.state import create_state
-from ann_jax.train_step import KEEP_BARRIERS, make_step_parts
+from ann_jax.train_step import make_step_parts
 from ann_jax.typing import IGNORE
 
 CLASSES = 3
-OPTIONS = KEEP_BARRIERS | {'xla_backend_optimization_level': 0}
+OPTIONS = compiler_options(remat=True) | {'xla_backend_optimization_level': 0}
 WEIGHTS = (0.5, 1.0, 2.0)
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 FLOORS = [
     ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors', 'data/names'],
-    ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas'],
+    ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas', 'convolution'],
     [
         'processes',
         'rows',

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from reference import assert_close, error, normal, quick, random_variables
 
+from ann_jax.models import deploy
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.deploy import InferenceNetwork, fold
 from ann_jax.models.resnet import ResNet
@@ -48,6 +49,21 @@ def test_every_variant(variant, fuse_stages):
     model = network(variant, fuse_stages=fuse_stages)
     assert_close(*both(model, (65, 49)))
     assert_close(*both(model, (65, 49), (80, 96)))
+
+
+def test_winograd(monkeypatch):
+    monkeypatch.setattr(deploy, 'NARROW', 8)
+    model = network(depth=18)
+    image = normal(2, 65, 49, 3)
+    variables = smooth_variables(model, 0, image)
+    params = fold(model, variables, winograd=True)
+    assert params['bottleneck/conv']['kernel'].shape[:2] == (4, 4)
+    assert params['backbone/layer2_0/conv1']['kernel'].shape[:2] == (3, 3)  # of stride 2
+    expected = quick(model.apply)(variables, image).main
+    assert_close(quick(InferenceNetwork(model))(params, image)[0], expected)
+    canvas = np.pad(image, ((0, 0), (0, 15), (0, 31), (0, 0)), constant_values=7)
+    logits, _ = quick(InferenceNetwork(model))(params, canvas, np.array([(65, 49)] * 2))
+    assert_close(logits[:, : expected.shape[1], : expected.shape[2]], expected)
 
 
 @pytest.mark.parametrize(

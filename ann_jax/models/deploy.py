@@ -21,6 +21,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from ann_jax.convolution import convolve, winograd_kernel
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.layers import max_pool
 from ann_jax.models.resnet import blocks_of
@@ -29,13 +30,20 @@ from ann_jax.rows import Rows, anchors, average_anchors, is_split, resize, split
 
 Params = dict[str, dict[str, Any]]
 EPSILON = 1e-5  # of every `BatchNorm`
+NARROW = 128  # channels below which Winograd's passes over memory cost more than it spares
 
 
-def fold(model: ANN, variables: Mapping[str, Any]) -> Params:
+def fold(model: ANN, variables: Mapping[str, Any], winograd: bool = False) -> Params:
     """Weights of the inference network: name of a convolution -> kernel (height, width, in, out) and bias.
 
     The auxiliary head is left out. Computed in float64 on the host, then rounded to the model's dtype; the
     classifier stays float32.
+
+    Args:
+        model: the trained network.
+        variables: its parameters and running statistics.
+        winograd: transform the wide 3x3 kernels of stride 1 of a float32 network, which is for CPUs: fewer
+            products, more passes over memory.
     """
     flat = traverse_util.flatten_dict(dict(variables))
     layers = {}
@@ -64,10 +72,26 @@ def fold(model: ANN, variables: Mapping[str, Any]) -> Params:
                 bias = bias + out_bias @ response
             layers[f'{block}/project/conv'] = passed[None, None], bias
 
+    if winograd and model.dtype == jnp.float32:
+        for name in _plain_3x3(model.backbone):
+            kernel, bias = layers[name]
+            if min(kernel.shape[2:]) >= NARROW:
+                layers[name] = winograd_kernel(kernel), bias
+
     def rounded(name, array):
         return jnp.asarray(array, jnp.float32 if name == 'classifier' else model.dtype)
 
     return {name: {'kernel': rounded(name, k), 'bias': rounded(name, b)} for name, (k, b) in layers.items()}
+
+
+def _plain_3x3(backbone):
+    """Names of the 3x3 convolutions of stride 1 behind the stem."""
+    for layer in (1, 2, 3, 4):
+        for i, block in enumerate(blocks_of(backbone, layer)):
+            for j, (_, size, stride, _) in enumerate(block.convolutions(), 1):
+                if size == 3 and stride == 1:
+                    yield f'backbone/layer{layer}_{i}/conv{j}'
+    yield 'bottleneck/conv'
 
 
 @dataclass(frozen=True)
@@ -166,19 +190,9 @@ class _Map(NamedTuple):
 
 def _conv(params, x, *, stride=1, dilation=1, relu=True):
     kernel = params['kernel']
-    k = kernel.shape[0]
-    if k == 1:
-        y = x.array[:, ::stride, ::stride] @ kernel[0, 0]
-    else:
-        pad = dilation * (k - 1) // 2
-        y = jax.lax.conv_general_dilated(
-            x.clean(),
-            kernel,
-            window_strides=(stride, stride),
-            padding=((pad, pad), (pad, pad)),
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )
+    # A 1x1 convolution sees nothing beside its pixel.
+    array = x.array if kernel.shape[0] == 1 else x.clean()
+    y = convolve(array, kernel, stride=stride, dilation=dilation)
     y = y + params['bias']
     size = x.size if x.size is None or stride == 1 else (x.size - 1) // stride + 1
     return _Map(nn.relu(y) if relu else y, size, x.rows and x.rows.strided(stride))

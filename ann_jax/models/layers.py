@@ -3,20 +3,20 @@
 Parameters are float32; `dtype` is what convolutions compute in. Kernels are (height, width, in, out).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.convolution import convolve, on_cpu
 from ann_jax.rows import Rows
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class Conv(nn.Module):
-    """Convolution with torch's symmetric padding: size is kept at stride 1, (n - 1) // stride + 1 else.
-
-    A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
-    """
+    """Convolution with torch's symmetric padding: size is kept at stride 1, (n - 1) // stride + 1 else."""
 
     features: int
     kernel_size: int = 1
@@ -32,18 +32,7 @@ class Conv(nn.Module):
         k = self.kernel_size
         kernel = self.param('kernel', self.kernel_init, (k, k, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if k == 1:
-            y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        else:
-            pad = self.dilation * (k - 1) // 2
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=((pad, pad), (pad, pad)),
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            )
+        y = convolve(x, kernel, stride=self.stride, dilation=self.dilation)
         if self.bias:
             y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
@@ -71,26 +60,63 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
         running_var = self.variable('batch_stats', 'var', jnp.ones, features)
 
-        y = x.astype(jnp.float32)
         if train:
-            count = x.size // x.shape[-1]
-            if rows is None:
-                average = lambda y: y.mean((0, 1, 2))
-            else:
-                count = count // x.shape[1] * rows.height
-                average = lambda y: rows.clean(y).sum((0, 1, 2)) / count
-            mean = average(y)
-            # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
-            var = average(jnp.square(y - mean))
+            y, mean, var = _normalize(x, scale, bias, self.epsilon, rows)
             if not self.is_initializing():
+                count = _count(x, rows)
                 unbiased = var * (count / max(count - 1, 1))
                 m = self.momentum
                 running_mean.value = m * running_mean.value + (1 - m) * mean
                 running_var.value = m * running_var.value + (1 - m) * unbiased
-        else:
-            mean, var = running_mean.value, running_var.value
-        y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+            return y
+        y = x.astype(jnp.float32) - running_mean.value
+        y = y * (scale * jax.lax.rsqrt(running_var.value + self.epsilon)) + bias
         return (y if rows is None else rows.clean(y)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(x, scale, bias, epsilon, rows):
+    """Normalises by mean and (biased) variance of the batch, and returns these too, without gradients."""
+    return _normalize_forward(x, scale, bias, epsilon, rows)[0]
+
+
+def _normalize_forward(x, scale, bias, epsilon, rows):
+    count, y = _count(x, rows), x.astype(jnp.float32)
+    mean = _sum(y, rows) / count
+    # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
+    var = _sum(jnp.square(y - mean), rows) / count
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = (y - mean) * (scale * inverse) + bias
+    y = (y if rows is None else rows.clean(y)).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, inverse)
+
+
+def _normalize_backward(epsilon, rows, residual, gradients):
+    x, scale, mean, inverse = residual
+    gradient = gradients[0].astype(jnp.float32)
+    gradient = gradient if rows is None else rows.clean(gradient)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    bias, weight = _sum(gradient, rows), _sum(gradient * normal, rows)
+    gradient = (gradient - (bias + normal * weight) / _count(x, rows)) * (scale * inverse)
+    gradient = gradient if rows is None else rows.clean(gradient)
+    return gradient.astype(x.dtype), weight, bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _count(x, rows):
+    """Pixels of the images of a batch."""
+    return x.shape[0] * (x.shape[1] if rows is None else rows.height) * x.shape[2]
+
+
+def _sum(x, rows):
+    """(B, H, W, C) -> (C,) sums over the images."""
+    if rows is not None:
+        return rows.clean(x).sum((0, 1, 2))
+    if on_cpu():  # where XLA's reductions take several times as long as its products
+        return jnp.einsum('bhw,bhwc->c', jnp.ones(x.shape[:3]), x)
+    return x.sum((0, 1, 2))
 
 
 class ConvBN(nn.Module):

@@ -1,0 +1,101 @@
+"""Convolution of feature maps, and the forms of it that are fast on CPUs."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Winograd's F(2x2, 3x3) (Lavin and Gray 2016): of four neighbours along an axis to the four factors, of three
+# weights to the other four, and of their products to two results.
+_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """Convolution with torch's symmetric zero padding.
+
+    A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
+
+    Args:
+        x: (B, H, W, C) features.
+        kernel: (k, k, C, D) of odd k; or (4, 4, C, D) of `winograd_kernel`, for stride 1.
+        stride, dilation: of both axes.
+
+    Returns:
+        (B, H', W', D); sizes are kept at stride 1, and (n - 1) // stride + 1 else.
+    """
+    k = kernel.shape[0]
+    if k == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if k == 4:
+        return _winograd(x, kernel, dilation)
+    pad = dilation * (k - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
+def winograd_kernel(kernel: np.ndarray) -> np.ndarray:
+    """(3, 3, C, D) -> (4, 4, C, D), with which `convolve` takes 4 products for each result in place of 9."""
+    return np.einsum('ai,bj,ijcd->abcd', _KERNEL, _KERNEL, kernel)
+
+
+def _winograd(x, kernel, dilation):
+    """Results in tiles of 2 x 2, each from 4 x 4 pixels, `dilation` apart; the rest is matrix products."""
+    batch, height, width, channels = x.shape
+    d, rows, columns = dilation, -(-height // (2 * dilation)), -(-width // (2 * dilation))
+    x = jnp.pad(x, ((0, 0), (d, (2 * rows + 1) * d - height), (d, (2 * columns + 1) * d - width), (0, 0)))
+    # Pixels `dilation` apart become neighbours, and the pixels between them further tiles.
+    x = x.reshape(batch, 2 * rows + 2, d, 2 * columns + 2, d, channels)
+    every_second = lambda y, i, n, axis: jax.lax.slice_in_dim(y, i, i + 2 * n - 1, 2, axis)
+    factors = [
+        _combine(_INPUT, [every_second(row, j, columns, 3) for j in range(4)])
+        for row in _combine(_INPUT, [every_second(x, i, rows, 1) for i in range(4)])
+    ]
+    products = [
+        [f.reshape(-1, channels) @ k for f, k in zip(*pair, strict=True)]
+        for pair in zip(factors, kernel, strict=True)
+    ]
+    y = [_combine(_OUTPUT, row) for row in products]
+    y = [_combine(_OUTPUT, [row[j] for row in y]) for j in range(2)]
+    tiles = lambda i, j: y[j][i].reshape(batch, rows, d, columns, d, -1)
+    y = jnp.stack([jnp.stack([tiles(i, j) for j in range(2)], 4) for i in range(2)], 2)
+    return y.reshape(batch, 2 * rows * d, 2 * columns * d, -1)[:, :height, :width]
+
+
+def _combine(matrix, parts):
+    """The product of a small matrix of mostly 0 and 1 with a list of arrays."""
+    return [sum(p if c == 1 else c * p for c, p in zip(row, parts, strict=True) if c) for row in matrix]
+
+
+def on_cpu() -> bool:
+    """Whether programs run on CPUs, where other forms are fast than on accelerators."""
+    return jax.default_backend() == 'cpu'
+
+
+@functools.cache
+def compiler_options(remat: bool = False) -> dict[str, Any] | None:
+    """Options of `jax.jit` for programs that convolve; None on other platforms than CPUs.
+
+    On CPUs, XLA hands products and convolutions to YNNPACK, which takes up to half as long again for them as
+    XLA's own; versions of XLA that do not know the option do without. With `remat`, what is computed again is
+    kept apart from what was computed before: XLA would merge them there, and save no memory.
+    """
+    if not on_cpu():
+        return None
+    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        options = {}
+    if remat:
+        options['xla_disable_hlo_passes'] = 'cse_barrier_expander'
+    return options or None
