@@ -107,12 +107,18 @@ def defaults() -> ConfigDict:
                 'size': (512, 512),  # of programs whose size is fixed
             },
             'benchmark': {
-                'sections': 'peak,blocks,network',
+                'sections': 'blocks,network',  # also step, input, loss, peer
                 'rounds': 7,
                 'peak_size': 2048,
-                'block_size': (96, 96),  # of the feature maps (Table 1)
-                'image_size': (257, 257),  # Table 2 has 1024, 2048
+                'block_sizes': '96x96',  # of the feature maps; Table 1 also has 256x128
+                'backward': False,  # blocks with their gradients too
+                'image_sizes': '257x257',  # Table 2 has 1024x2048
+                'dtypes': 'float32',  # or float32,bfloat16
                 'variants': 'baseline,nb,apnb,full',  # the first is what the others are compared with
+                'peer_sizes': '257x257',  # inference beside PyTorch; '' for none
+                'peer_step_sizes': '129x129',  # training steps beside PyTorch
+                'peer_batch': 2,  # of those steps
+                'peer_compile': False,  # torch.compile as a further contestant
             },
             'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
             'init': {

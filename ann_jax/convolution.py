@@ -14,24 +14,27 @@ _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+Winograd = tuple[tuple[jax.Array, ...], ...]  # 4 x 4 matrices (C, D)
+
+
+def convolve(x: jax.Array, kernel: jax.Array | Winograd, *, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolution with torch's symmetric zero padding.
 
     A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
 
     Args:
         x: (B, H, W, C) features.
-        kernel: (k, k, C, D) of odd k; or (4, 4, C, D) of `winograd_kernel`, for stride 1.
+        kernel: (k, k, C, D) of odd k; or what `winograd_kernel` makes of it, for stride 1.
         stride, dilation: of both axes.
 
     Returns:
         (B, H', W', D); sizes are kept at stride 1, and (n - 1) // stride + 1 else.
     """
+    if isinstance(kernel, tuple):
+        return _winograd(x, kernel, dilation)
     k = kernel.shape[0]
     if k == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if k == 4:
-        return _winograd(x, kernel, dilation)
     pad = dilation * (k - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -43,9 +46,12 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int 
     )
 
 
-def winograd_kernel(kernel: np.ndarray) -> np.ndarray:
-    """(3, 3, C, D) -> (4, 4, C, D), with which `convolve` takes 4 products for each result in place of 9."""
-    return np.einsum('ai,bj,ijcd->abcd', _KERNEL, _KERNEL, kernel)
+def winograd_kernel(kernel: np.ndarray) -> Winograd:
+    """Transforms a kernel (3, 3, C, D), so that `convolve` takes 4 products for each result in place of 9.
+
+    The matrices are arrays of their own, since XLA would copy parts of a larger one.
+    """
+    return tuple(map(tuple, np.einsum('ai,bj,ijcd->abcd', _KERNEL, _KERNEL, kernel)))
 
 
 def _winograd(x, kernel, dilation):

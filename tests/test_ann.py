@@ -92,7 +92,7 @@ def test_training_equals_mmseg():
 def test_exact_arithmetic_ends_elsewhere():
     """Why the bound above is 1e-2: mmsegmentation's own final logits are 3.7e-3 from those of float64."""
     torch = pytest.importorskip('torch', reason='the reference is torch, which is not installed')
-    from scripts.torch_peer import TorchANN
+    from ann_jax.benchmark.torch_peer import TorchANN
 
     options = {
         'width': 4,

@@ -26,9 +26,9 @@ from ann_jax.restore import open_weights
 torch = pytest.importorskip('torch', reason='the scripts read and write files of torch')
 safetensors = pytest.importorskip('safetensors.torch', reason='the scripts read and write safetensors')
 
+from ann_jax.benchmark.torch_peer import TorchANN  # noqa: E402
 from scripts.convert_checkpoint import main as convert  # noqa: E402
 from scripts.export_checkpoint import main as export  # noqa: E402
-from scripts.torch_peer import TorchANN  # noqa: E402
 
 THIN = {'depth': 50, 'width': 4, 'key_channels': 8, 'head_channels': 12, 'aux_channels': 6, 'classes': 5}
 

@@ -78,8 +78,9 @@ def fold(model: ANN, variables: Mapping[str, Any], winograd: bool = False) -> Pa
             if min(kernel.shape[2:]) >= NARROW:
                 layers[name] = winograd_kernel(kernel), bias
 
-    def rounded(name, array):
-        return jnp.asarray(array, jnp.float32 if name == 'classifier' else model.dtype)
+    def rounded(name, arrays):
+        dtype = jnp.float32 if name == 'classifier' else model.dtype
+        return jax.tree.map(lambda array: jnp.asarray(array, dtype), arrays)
 
     return {name: {'kernel': rounded(name, k), 'bias': rounded(name, b)} for name, (k, b) in layers.items()}
 
@@ -191,8 +192,8 @@ class _Map(NamedTuple):
 def _conv(params, x, *, stride=1, dilation=1, relu=True):
     kernel = params['kernel']
     # A 1x1 convolution sees nothing beside its pixel.
-    array = x.array if kernel.shape[0] == 1 else x.clean()
-    y = convolve(array, kernel, stride=stride, dilation=dilation)
+    point = not isinstance(kernel, tuple) and kernel.shape[0] == 1
+    y = convolve(x.array if point else x.clean(), kernel, stride=stride, dilation=dilation)
     y = y + params['bias']
     size = x.size if x.size is None or stride == 1 else (x.size - 1) // stride + 1
     return _Map(nn.relu(y) if relu else y, size, x.rows and x.rows.strided(stride))

@@ -1,0 +1,53 @@
+"""--mode=benchmark: what Tables 1 and 2 of the paper tell, and more, on the machine at hand."""
+
+import importlib
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from ann_jax import __version__
+from ann_jax.benchmark.contest import peak, table
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.report import write_json
+
+# Section -> the module of this package that has a function of that name; imported when it is asked for, since
+# `peer` takes torch.
+SECTIONS = {
+    'peak': 'contest',
+    'blocks': 'attention',
+    'network': 'networks',
+    'step': 'networks',
+    'input': 'reading',
+    'loss': 'heads',
+    'peer': 'peer',
+}
+
+
+def benchmark(config: ConfigDict, workdir: Path) -> None:
+    """Runs the sections of `benchmark.sections`, prints tables and writes benchmark.json.
+
+    Raises:
+        ConfigError: a section or a variant is unknown, or needs a package that is not installed.
+    """
+    names = list(dict.fromkeys(['peak', *(name.strip() for name in config.benchmark.sections.split(','))]))
+    for name in names:
+        if name not in SECTIONS:
+            raise ConfigError(unknown('benchmark.sections', name, SECTIONS))
+    device = f'{jax.device_count()} x {jax.devices()[0].device_kind}, one of them used'
+    print(f'ann_jax {__version__}, jax {jax.__version__}, {device}')
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = {'device': device, 'jax': jax.__version__}
+    record['peak'] = rates = peak(config)
+    print(f'\npeak\n\n{table(rates)}')
+    for name in names[1:]:
+        try:
+            module = importlib.import_module(f'ann_jax.benchmark.{SECTIONS[name]}')
+        except ImportError as error:
+            raise ConfigError(
+                f"benchmark.sections={name} takes {error.name}: pip install -e '.[convert]'"
+            ) from None
+        record[name] = getattr(module, name)(config, rates)
+        print(f'\n{name}\n\n{table(record[name])}', flush=True)
+        write_json(workdir / 'benchmark.json', record)
+    write_json(workdir / 'benchmark.json', record)

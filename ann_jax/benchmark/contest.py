@@ -1,0 +1,140 @@
+"""Contestants run in turn in one process, so that what slows the machine down for a while slows all of them.
+
+They are compared by the median of the ratios of each round. FLOPs and bytes are those of the compiled
+program.
+"""
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ann_jax.convolution import compiler_options
+
+Row = dict[str, Any]
+
+
+class Contestant(NamedTuple):
+    """What runs, and its compiled program where it has one.
+
+    Attributes:
+        run: returns what has to be waited for.
+        program: of `jax.stages`; None for those of other libraries.
+    """
+
+    run: Callable[[], Any]
+    program: Any = None
+
+
+def compiled(function: Callable, *args: Any, **options: Any) -> Contestant:
+    """A function of arrays, compiled; `options` are those of `jax.jit`."""
+    program = jax.jit(function, compiler_options=compiler_options(), **options).lower(*args).compile()
+    return Contestant(lambda: program(*args), program)
+
+
+def peak(config: ConfigDict) -> list[Row]:
+    """Measured rates of a matrix product and of a copy, the limits of everything else."""
+    n = config.benchmark.peak_size
+    matrix = jnp.ones((n, n), jnp.dtype(config.model.dtype))
+    contestants = {
+        'matrix product': compiled(lambda x: x @ x, matrix),
+        'copy': compiled(lambda x: x + 1, matrix),
+    }
+    seconds = _race(contestants, config.benchmark.rounds)
+    product, copy = (min(seconds[name]) for name in contestants)
+    return [
+        {'program': f'matrix product {n}', 'GFLOP/s': 2 * n**3 / product / 1e9},
+        {'program': f'copy {n} x {n}', 'GB/s': 2 * matrix.nbytes / copy / 1e9},
+    ]
+
+
+def contest(contestants: Mapping[str, Contestant], rounds: int, rates: Sequence[Row]) -> list[Row]:
+    """Runs contestants in turn.
+
+    Args:
+        contestants: by name; the first is what the others are compared with.
+        rounds: that count; there is one more before.
+        rates: what `peak` measured.
+
+    Returns:
+        A row for each: milliseconds, ratio to the first, GFLOP and share of the peak rate, GB that the
+        program reads and writes, MB of its scratch memory as the compiler plans it, and MB by which the
+        process grows while it runs.
+    """
+    seconds = _race(contestants, rounds)
+    first = next(iter(seconds.values()))
+    rows = []
+    for name, (run, program) in contestants.items():
+        median = float(np.median(seconds[name]))
+        row = {
+            'contestant': name,
+            'median (ms)': 1e3 * median,
+            'lowest': 1e3 * min(seconds[name]),
+            'highest': 1e3 * max(seconds[name]),
+            'ratio': float(np.median(np.divide(seconds[name], first))),
+        }
+        cost = (program and program.cost_analysis()) or {}
+        memory = program and program.memory_analysis()
+        if flops := cost.get('flops'):
+            row |= {'GFLOP': flops / 1e9, 'share of peak': flops / median / 1e9 / rates[0]['GFLOP/s']}
+        row |= {
+            'GB': cost['bytes accessed'] / 1e9 if 'bytes accessed' in cost else None,
+            'scratch (MB)': memory.temp_size_in_bytes / 1e6 if memory else None,
+            'growth (MB)': _growth(run),
+        }
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows in Markdown."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cell = lambda value: '-' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
+    lines = [keys, ['---'] * len(keys), *([cell(row.get(key)) for key in keys] for row in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _race(contestants, rounds):
+    """Seconds of each contestant in each round, after one round that does not count."""
+    seconds = {name: [] for name in contestants}
+    for number in tqdm(range(rounds + 1), desc='rounds', leave=False):
+        for name, contestant in contestants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(contestant.run())
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _growth(run):
+    """MB by which the resident memory of this process grows while `run` runs; on a CPU under Linux only.
+
+    The compiler's plan is not all: on CPUs XLA calls libraries whose memory it does not know.
+    """
+    if jax.default_backend() != 'cpu' or sys.platform != 'linux':
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would not be seen to be taken again
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # the high-water mark starts anew
+    except OSError:
+        return None
+    before = _resident('VmRSS')
+    result = jax.block_until_ready(run())
+    after = _resident('VmHWM')
+    del result
+    return after - before
+
+
+def _resident(key):
+    lines = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024 / 1e6

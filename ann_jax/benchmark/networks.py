@@ -1,0 +1,151 @@
+"""Table 2: inference of the whole network; and the step of training it."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ann_jax import build
+from ann_jax.benchmark.attention import parse_sizes
+from ann_jax.benchmark.contest import Row, compiled, contest
+from ann_jax.convolution import compiler_options, on_cpu
+from ann_jax.data.pipeline import train_batches
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.models.ann import VARIANTS
+from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.sharding import make_mesh, put_batch
+from ann_jax.state import count_parameters, create_state, initial_variables
+from ann_jax.train_step import make_train_step
+
+
+def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
+    """Inference of the config's network in each variant and dtype, one image, logits not resized.
+
+    Raises:
+        ConfigError: a size or a variant is unknown.
+    """
+    variants = [name.strip() for name in config.benchmark.variants.split(',')]
+    for name in variants:
+        if name not in VARIANTS:
+            raise ConfigError(unknown('benchmark.variants', name, VARIANTS))
+    rows, settings = [], config.copy_and_resolve_references()
+    for height, width in parse_sizes(config.benchmark.image_sizes, 'benchmark.image_sizes'):
+        contestants, more = {}, []
+        for dtype in config.benchmark.dtypes.split(','):
+            for variant in variants:
+                settings.model.update(variant=variant, dtype=dtype.strip())
+                model = build.model(settings, 19)
+                variables = initial_variables(model, 0)
+                params = jax.device_put(fold(model, variables, winograd=on_cpu()))
+                image = jnp.zeros((1, height, width, 3))
+                start = time.perf_counter()
+                name = f'{variant} {height}x{width} {dtype}'
+                forward = lambda params, image, model=model: InferenceNetwork(model)(params, image)[0]
+                contestants[name] = compiled(forward, params, image)
+                inference = {k: v for k, v in variables['params'].items() if not k.startswith('aux_')}
+                more.append(
+                    {
+                        'parameters (M)': count_parameters(inference) / 1e6,
+                        'compile (s)': time.perf_counter() - start,
+                    }
+                )
+        results = contest(contestants, config.benchmark.rounds, rates)
+        rows += [row | added for row, added in zip(results, more, strict=True)]
+    return rows
+
+
+def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
+    """Training steps on one device, with the data that training reads.
+
+    The batch, then the crop, is halved until the program fits into memory. Each step is waited for, so that
+    its parts are told apart: waiting for data, which is read ahead meanwhile; putting it on the device and
+    starting the program; and the rest, the device's own.
+
+    Raises:
+        DataError: the dataset cannot be used.
+    """
+    mesh = make_mesh(jax.local_devices()[:1])
+    samples = build.source(config, config.dataset.train_split)
+    classes = samples.dataset.num_classes
+    model, tx = build.model(config, classes), build.optimizer(config)
+    train_step = make_train_step(
+        model,
+        tx,
+        loss=build.loss(config, classes),
+        normalize=build.normalize(config),
+        align_corners=config.model.align_corners,
+        seed=config.seed,
+    )
+    start = time.perf_counter()
+    state = jax.device_put(create_state(initial_variables(model, config.seed), tx))
+    initial = time.perf_counter() - start
+    count, crop = config.train.batch_size, tuple(config.augment.crop)
+    while True:
+        batch = {
+            'image': jax.ShapeDtypeStruct((count, *crop, 3), jnp.uint8),
+            'label': jax.ShapeDtypeStruct((count, *crop), jnp.uint8),
+        }
+        start = time.perf_counter()
+        jitted = jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+        program = jitted.lower(state, batch).compile()
+        compiling = time.perf_counter() - start
+        if _fits(program) or (count == 1 and min(crop) < 64):
+            break
+        count, crop = (count // 2, crop) if count > 1 else (1, tuple(n // 2 for n in crop))
+    settings = config.copy_and_resolve_references()
+    settings.augment.crop = crop
+    batches = train_batches(
+        samples,
+        build.augment(settings),
+        batch_size=count,
+        seed=config.seed,
+        num_workers=config.loader.workers,
+        num_threads=config.loader.threads,
+    )
+    times = []
+    for _ in tqdm(range(config.benchmark.rounds + 1), desc='steps', leave=False):
+        clock = [time.perf_counter()]
+        batch = next(batches)
+        clock.append(time.perf_counter())
+        state, metrics = program(state, put_batch(batch, mesh))
+        clock.append(time.perf_counter())
+        jax.block_until_ready(metrics)
+        clock.append(time.perf_counter())
+        times.append(np.diff(clock))
+    wait, host, device = np.median(times[1:], 0)
+    total = np.median(np.sum(times[1:], 1))
+    cost, memory = program.cost_analysis() or {}, program.memory_analysis()
+    flops = cost.get('flops', 0)
+    return [
+        {
+            'step': f'batch {count} of {crop[0]}x{crop[1]}, {config.model.dtype}',
+            'median (ms)': 1e3 * float(total),
+            'data wait (ms)': 1e3 * float(wait),
+            'host (ms)': 1e3 * float(host),
+            'device (ms)': 1e3 * float(device),
+            'images/s': count / float(total),
+            'GFLOP': flops / 1e9,
+            'share of peak': flops / float(device + host) / 1e9 / rates[0]['GFLOP/s'],
+            'scratch (MB)': memory.temp_size_in_bytes / 1e6 if memory else None,
+            'initialise (s)': initial,
+            'compile (s)': compiling,
+        }
+    ]
+
+
+def _fits(program):
+    """Whether a program's memory is at hand, as far as the compiler and the device tell."""
+    plan = program.memory_analysis()
+    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+    meminfo = Path('/proc/meminfo')
+    if limit is None and on_cpu() and meminfo.exists():
+        lines = dict(line.split(':') for line in meminfo.read_text().splitlines())
+        limit = int(lines['MemAvailable'].split()[0]) * 1024
+    if plan is None or limit is None:
+        return True
+    return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes < 0.9 * limit

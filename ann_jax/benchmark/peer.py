@@ -1,0 +1,174 @@
+"""Inference and training step beside PyTorch: same weights, same input. Takes `pip install -e '.[convert]'`.
+
+The peer is `torch_peer.TorchANN`, channels_last, eager and, with `benchmark.peer_compile`, compiled.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from ann_jax import build
+from ann_jax.benchmark.attention import parse_sizes
+from ann_jax.benchmark.contest import Contestant, Row, compiled, contest
+from ann_jax.benchmark.torch_peer import PLANS, TorchANN
+from ann_jax.convolution import compiler_options, on_cpu
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.losses import segmentation_loss
+from ann_jax.models.convert import from_torch
+from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.models.recognize import recognize
+from ann_jax.ops import resize_bilinear
+from ann_jax.optim import poly_schedule, sgd
+from ann_jax.state import create_state
+from ann_jax.train_step import make_train_step
+
+
+def peer(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
+    """Inference at `benchmark.peer_sizes`, and training steps at `benchmark.peer_step_sizes`.
+
+    'memory (MB)' is that of the weights and what the process grows by while it computes.
+
+    Raises:
+        ConfigError: the peer has no such depth, or a size is none.
+    """
+    c = config.benchmark
+    if config.model.depth not in PLANS:
+        raise ConfigError(unknown('model.depth of the peer', config.model.depth, PLANS))
+    device = 'cuda' if torch.cuda.is_available() and not on_cpu() else 'cpu'
+    rows = []
+    for kind, key, contestants in (
+        ('inference', 'peer_sizes', _inference),
+        ('training step', 'peer_step_sizes', _step),
+    ):
+        for size in parse_sizes(c[key], f'benchmark.{key}') if c[key] else ():
+            found, agreement, weights = contestants(config, size, device)
+            for row, megabytes in zip(contest(found, c.rounds, rates), weights, strict=True):
+                row['contestant'] += f', {kind} {size[0]}x{size[1]}'
+                if row['growth (MB)'] is not None:
+                    row['memory (MB)'] = megabytes + row['growth (MB)']
+                rows.append(row | {'difference': agreement})
+    return rows
+
+
+def _networks(config, train, device):
+    """The torch network with random weights, our network, and its variables from those weights."""
+    torch.manual_seed(0)
+    network = TorchANN(depth=config.model.depth)
+    network = (network.train() if train else network.eval()).to(device, memory_format=torch.channels_last)
+    state = {key: value.cpu().numpy() for key, value in network.state_dict().items()}
+    found = recognize(state)
+    ours = config.copy_and_resolve_references()
+    # The peer has mmsegmentation's names, but the authors' pooling.
+    settings = {**found.model, 'ceil_pool': True, 'align_corners': True, 'dropout': 0.0, 'variant': 'full'}
+    with ours.unlocked():
+        ours.model.update(settings)
+    model = build.model(ours, found.num_classes)
+    target = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3))))
+    return network, model, from_torch(state, target, found.layout).variables
+
+
+def _images(batch, size, device):
+    """The same random images for both: (B, H, W, 3) and channels_last (B, 3, H, W)."""
+    image = np.random.default_rng(0).standard_normal((batch, *size, 3), np.float32)
+    return jnp.asarray(image), torch.tensor(image).permute(0, 3, 1, 2).to(device)
+
+
+def _compiled(network):
+    torch._inductor.config.freezing = not network.training
+    return torch.compile(network)
+
+
+def _megabytes(arrays):
+    return sum(x.nbytes for x in arrays) / 1e6
+
+
+def _wait(device):
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def _inference(config, size, device):
+    """Contestants that compute logits of the input's size, their largest difference, and MB of weights."""
+    network, model, variables = _networks(config, False, device)
+    image, tensor = _images(1, size, device)
+    params = jax.device_put(fold(model, variables, winograd=on_cpu()))
+
+    def forward(params, image):
+        return resize_bilinear(InferenceNetwork(model)(params, image)[0], size, True)
+
+    def run(network):
+        half = torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16')
+        with torch.inference_mode(), half:
+            result = network(tensor)
+        _wait(device)
+        return result.float().permute(0, 2, 3, 1).cpu().numpy()
+
+    contestants = {'torch eager': Contestant(lambda: run(network))}
+    if config.benchmark.peer_compile:
+        faster = _compiled(network)
+        contestants['torch.compile'] = Contestant(lambda: run(faster))
+    contestants['ann_jax'] = compiled(forward, params, image)
+    expected = run(network)
+    difference = np.abs(np.asarray(contestants['ann_jax'].run()) - expected).max() / np.abs(expected).max()
+    theirs = _megabytes(network.backbone.parameters()) + _megabytes(network.decode_head.parameters())
+    return (
+        contestants,
+        float(difference),
+        [theirs] * (len(contestants) - 1) + [_megabytes(jax.tree.leaves(params))],
+    )
+
+
+def _step(config, size, device):
+    """Contestants that make one SGD step without OHEM, the difference of their losses, and MB of weights."""
+    network, model, variables = _networks(config, True, device)
+    batch = config.benchmark.peer_batch
+    image, tensor = _images(batch, size, device)
+    label = np.random.default_rng(1).integers(0, 19, image.shape[:3])
+    tx = sgd(poly_schedule(0.0, 10**6))
+    step = jax.jit(
+        make_train_step(
+            model,
+            tx,
+            loss=functools.partial(segmentation_loss, ohem=False, per_image=False),
+            normalize=lambda image: image,
+            align_corners=True,
+            seed=0,
+        ),
+        donate_argnums=0,
+        compiler_options=compiler_options(),
+    )
+    state = [jax.device_put(create_state(variables, tx))]
+    arrays = {'image': image, 'label': jnp.asarray(label, jnp.uint8)}
+    program = step.lower(state[0], arrays).compile()
+
+    def ours():
+        state[0], metrics = program(state[0], arrays)
+        return metrics['loss']
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
+    target = torch.tensor(label).to(device)
+
+    def run(network):
+        entropy = torch.nn.functional.cross_entropy
+        with torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16'):
+            main, auxiliary = network(tensor)
+        loss = entropy(main.float(), target) + 0.4 * entropy(auxiliary.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    contestants = {'torch eager': Contestant(lambda: run(network))}
+    if config.benchmark.peer_compile:
+        faster = _compiled(network)
+        contestants['torch.compile'] = Contestant(lambda: run(faster))
+    contestants['ann_jax'] = Contestant(ours, program)
+    theirs = run(network)
+    difference = abs(float(ours()) - theirs) / abs(theirs)
+    megabytes = 2 * _megabytes(network.parameters())  # with the momentum
+    return contestants, difference, [megabytes] * len(contestants)
