@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ann_jax.convolution import compiler_options
 from ann_jax.losses import Whole
 from ann_jax.sharding import replicated
 from ann_jax.state import TrainState
@@ -19,7 +18,11 @@ from ann_jax.train_step import METRICS, Gains, StepParts
 
 
 def make_accumulated_step(
-    parts: StepParts, whole_batch: Callable[..., Whole], mine: bool, mesh: Mesh
+    parts: StepParts,
+    whole_batch: Callable[..., Whole],
+    mine: bool,
+    mesh: Mesh,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[TrainState, Sequence[Mapping[str, jax.Array]]], tuple[TrainState, dict[str, Any]]]:
     """Builds and jits a step over the parts of a batch; it donates the state.
 
@@ -33,12 +36,13 @@ def make_accumulated_step(
         mine: whether OHEM looks for hard pixels in the whole batch: it takes a forward pass over all parts
             before the first gradient.
         mesh: devices that the parts are split over.
+        compiler_options: of the programs of a part.
 
     Returns:
         A function from a state and the parts, of one size, to the next state and scalar metrics.
     """
     whole_of = jax.jit(whole_batch, out_shardings=replicated(mesh))
-    probabilities = jax.jit(parts.probabilities, compiler_options=compiler_options())
+    probabilities = jax.jit(parts.probabilities, compiler_options=compiler_options)
 
     def nothing(state):
         arrays = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
@@ -51,7 +55,7 @@ def make_accumulated_step(
         mean = jax.tree.map(lambda x: x / count, total.batch_stats)
         return parts.update(state, total._replace(batch_stats=mean))
 
-    add = jax.jit(add, donate_argnums=0, out_shardings=replicated(mesh), compiler_options=compiler_options())
+    add = jax.jit(add, donate_argnums=0, out_shardings=replicated(mesh), compiler_options=compiler_options)
     update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
     zeros = jax.jit(nothing, out_shardings=replicated(mesh))
 

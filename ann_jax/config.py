@@ -135,7 +135,7 @@ def defaults() -> ConfigDict:
                 'not_finite': 'stop',  # or skip: leave out a step whose loss or gradient is NaN or infinite
             },
             'eval': {
-                'batch_size': 0,  # over all devices; 0 for one image per device
+                'batch_size': 0,  # over all devices; 0 for one image per place of mesh.data
                 'limit': 0,  # images evaluated; 0 for all
                 'pictures': 8,
                 'scales': (1.0,),

@@ -88,17 +88,20 @@ def on_cpu() -> bool:
 
 
 @functools.cache
-def compiler_options() -> dict[str, Any] | None:
-    """Options of `jax.jit` for programs that convolve.
+def compiler_options(remat: bool = False) -> dict[str, Any] | None:
+    """Options of `jax.jit` for programs that convolve; None on other platforms than CPUs.
 
     On CPUs, XLA hands products and convolutions to YNNPACK, which takes up to half as long again for them as
-    XLA's own. None on other platforms, and with versions of XLA that do not know the option.
+    XLA's own; versions of XLA that do not know the option do without. With `remat`, what is computed again is
+    kept apart from what was computed before: XLA would merge them there, and save no memory.
     """
-    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
     if not on_cpu():
         return None
+    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
-        return None
-    return options
+        options = {}
+    if remat:
+        options['xla_disable_hlo_passes'] = 'cse_barrier_expander'
+    return options or None

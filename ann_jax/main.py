@@ -30,7 +30,7 @@ _MODE = flags.DEFINE_enum(
 _COORDINATOR = flags.DEFINE_string(
     'coordinator',
     None,
-    'host:port of process 0, for a run of several processes; Slurm and TPU pods need none.',
+    'host:port of process 0, for a run of several processes; auto on TPU pods; Slurm needs none.',
 )
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Number of processes.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')

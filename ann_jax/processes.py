@@ -18,10 +18,11 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     """Joins the processes of a run; call it before anything else asks for a device.
 
     Without arguments they come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from
-    Slurm (`srun`) or a TPU pod slice; without those this process is alone.
+    Slurm (`srun`) or the environment of a TPU pod slice; without those this process is alone.
 
     Args:
-        coordinator: host:port of process 0, reachable from all.
+        coordinator: host:port of process 0, reachable from all; or `auto`: jax asks the machine, as on the
+            hosts of a Cloud TPU pod slice, whose environment does not tell.
         count: number of processes.
         index: this process, from 0.
 
@@ -37,8 +38,11 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         'process_count': env.get('JAX_NUM_PROCESSES') if count is None else count,
         'process_index': env.get('JAX_PROCESS_ID') if index is None else index,
     }
+    ask = given['coordinator'] == 'auto'
+    if ask:
+        given = dict.fromkeys(given)
     missing = [name for name, value in given.items() if value in (None, '')]
-    found = int(env.get(_SLURM, 1)) > 1 or ',' in env.get(_TPU, '')
+    found = ask or int(env.get(_SLURM, 1)) > 1 or ',' in env.get(_TPU, '')
     if len(missing) == 3 and not found:
         return False
     # Stopping is agreed on in `train`, by the flag that travels with each batch: not by jax's own service,

@@ -55,6 +55,8 @@ def split_rows(x: jax.Array, height: int, mesh: Mesh, fill: int = 0) -> jax.Arra
     """Splits (B, H, ...) arrays over `space`, on canvases of `height` rows filled up with `fill`."""
     below = [(0, 0), (0, height - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, below, constant_values=fill)
+    # Whole first: every device holds it and cuts its rows out, instead of passing rows of another split on.
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P('data')))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P('data', 'space')))
 
 

@@ -21,6 +21,7 @@ from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import Canvas
 from ann_jax.models.deploy import InferenceNetwork, fold
 from ann_jax.restore import open_network
+from ann_jax.rows import is_split
 from ann_jax.sharding import make_mesh, replicated
 from ann_jax.weights import Weights
 
@@ -108,7 +109,7 @@ class Segmenter:
         devices = jax.local_devices()
         mesh = make_mesh(devices if space == -1 else devices[:space], data=1, space=space)
         network = InferenceNetwork(build.model(config, len(self.classes)))
-        params = fold(network.model, weights.variables, winograd=on_cpu())
+        params = fold(network.model, weights.variables, winograd=on_cpu() and not is_split(mesh))
         self._params = jax.device_put(params, replicated(mesh))
         self._protocol = build.protocol(config, network, mesh)
         self._canvases = Canvases(not network.takes_canvas)

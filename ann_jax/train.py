@@ -145,9 +145,10 @@ def _step(config, dataset, mesh):
         mesh=mesh,
     )
 
+    options = compiler_options(remat=bool(config.model.remat))
     if (count := config.train.accumulate) > 1:
         mine = config.loss.ohem and not config.loss.per_image
-        accumulated = make_accumulated_step(parts, build.whole_batch(config), mine, mesh)
+        accumulated = make_accumulated_step(parts, build.whole_batch(config), mine, mesh, options)
         any_flag = jax.jit(jnp.any, out_shardings=replicated(mesh))
 
         def step_in_parts(state, batch, stop):
@@ -169,7 +170,7 @@ def _step(config, dataset, mesh):
         in_shardings=(replicated(mesh), split_batch(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=options,
     )
     return lambda state, batch, stop: jitted(state, put_batch(batch, mesh), put_flag(stop, mesh))
 

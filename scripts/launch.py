@@ -28,8 +28,10 @@ def commands(options: argparse.Namespace, rest: list[str]) -> list[list[str]]:
         settings = [f'--nodes={options.nodes}', '--ntasks-per-node=1', '--kill-on-bad-exit=1']
         settings += [f'--gpus-per-node={options.gpus}'] if options.gpus else []
         settings += [f'--time={options.time}'] if options.time else []
-        return [['srun', *settings, 'python', *run]]
-    remote = f'cd {shlex.quote(options.folder)} && python {shlex.join(run)}'
+        return [['srun', *settings, options.python, *run]]
+    # Hosts of a slice do not tell in their environment that they are several: jax asks the machine.
+    run = shlex.join([options.python, *run, '--coordinator=auto'])
+    remote = f'cd {shlex.quote(options.folder)} && {run}'
     where = [options.name, f'--zone={options.zone}', '--worker=all']
     return [['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', *where, f'--command={remote}']]
 
@@ -55,9 +57,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     slurm.add_argument('--nodes', type=int, default=1)
     slurm.add_argument('--gpus', type=int, default=0, help='on each node')
     slurm.add_argument('--time', default='', help="as Slurm takes it: '2-00:00:00'")
+    slurm.add_argument('--python', default='python')
     tpu = places.add_parser('tpu', parents=[common])
     tpu.add_argument('--name', required=True)
     tpu.add_argument('--zone', required=True)
+    tpu.add_argument('--python', default='python', help='seen from the folder: env/bin/python')
     tpu.add_argument('--folder', default='.', help='of the repository, on each worker')
     options = parser.parse_args(argv[:cut])
     if not argv[cut + 1 :]:

@@ -1,5 +1,7 @@
 """The commands that the launcher would run."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,16 @@ def test_a_machine_runs_one_process_per_index():
 def test_other_places_take_one_command(arguments, expected):
     (line,) = launch(*arguments, '--dry-run', *RUN).stdout.splitlines()
     assert expected in line and '--config=configs/scenes.py:runlocal' in line
+
+
+def test_the_readme_shows_what_the_launcher_prints():
+    text = (SCRIPT.parent.parent / 'README.md').read_text()
+    command, printed = re.search(
+        r'        (python scripts/launch.py tpu (?:.|\n)*?)\n\n.*prints\n\n((?:        .*\n)+)', text
+    ).groups()
+    command = shlex.split(command.replace('\\\n', ' '))[2:]
+    command.insert(command.index('--'), '--dry-run')
+    assert launch(*command).stdout.split() == printed.replace('\\\n', ' ').split()
 
 
 def test_without_a_config_it_says_what_is_missing():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,6 +112,33 @@ def test_two_processes_train_as_one_stop_together_and_one_resumes(environment, t
 
 
 @pytest.mark.slow
+def test_rows_over_the_devices_of_each_process_and_another_mesh_goes_on(environment, tmp_path):
+    """Two processes of two devices, which share the rows of an image; then one process of four."""
+    many, one = tmp_path / 'many', tmp_path / 'one'
+    short = [
+        *SMALL,
+        '--config.train.steps=6',
+        '--config.train.eval_every=3',
+        '--config.train.checkpoint_every=3',
+    ]
+    flags = [*pair_flags(), '--config.mesh.space=2']
+    pair = [start(environment, many, 2, *flags, f'--process_index={i}', settings=short) for i in (0, 1)]
+    for process in pair:
+        finish(process)
+    assert "mesh {'data': 2, 'space': 2}" in (many / 'log-1.txt').read_text()
+    finish(start(environment, one, 1, settings=short))
+    np.testing.assert_allclose([*losses(many).values()], [*losses(one).values()], rtol=1e-4)
+    np.testing.assert_allclose(
+        [*map(float, scores(many).values())], [*map(float, scores(one).values())], atol=0.05
+    )
+
+    shutil.rmtree(many / 'checkpoints' / '6')
+    text = finish(start(environment, many, 4, '--config.mesh.space=4', settings=short))
+    assert 'resuming from step 3' in text
+    np.testing.assert_allclose([*losses(many).values()], [*losses(one).values()], rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_evaluation_by_two_processes_equals_one_to_the_last_bit(environment, tmp_path):
     """Images of several sizes, in windows and at two scales; the last batch is not full."""
     files = write_tree('camvid', tmp_path / 'data', num_train=4, num_val=5, size=(70, 90))
@@ -148,3 +177,10 @@ def test_half_a_description_of_the_processes_is_refused(monkeypatch):
         processes.join()
     monkeypatch.delenv('JAX_NUM_PROCESSES')
     assert not processes.join()
+
+
+def test_auto_asks_the_machine(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda *args: asked.append(args))
+    assert not processes.join('auto')
+    assert asked == [(None,)]

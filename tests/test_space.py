@@ -154,7 +154,7 @@ def test_the_forward_network_gathers_no_feature_map(height, data, space):
 
 
 @pytest.mark.parametrize('align_corners', [True, False])
-@pytest.mark.parametrize(('low', 'full', 'space'), [(97, 769, 8), (66, 520, 8), (9, 65, 8), (61, 480, 2)])
+@pytest.mark.parametrize(('low', 'full', 'space'), [(97, 769, 8), (66, 520, 8), (9, 65, 8), (61, 480, 8)])
 def test_resizing_by_shards_equals_the_whole(low, full, space, align_corners):
     mesh = mesh_of(1, space)
     rows = -(-low // space) * space
@@ -238,7 +238,7 @@ def test_evaluation_of_split_rows_gathers_no_feature_map():
 
     found = collectives(quick(forward).lower(fold(model, weights(model)), image, size).compile())
     assert set(found) == {'all-reduce', 'collective-permute'}
-    assert len(found['all-reduce']) == 4  # keys and values of two blocks
+    assert re.findall(r'\[[\d,]+\]', str(found['all-reduce'])) == ['[1,110,8]'] * 4  # of two blocks
 
 
 def test_meshes_from_the_config():
