@@ -1,44 +1,112 @@
-"""The benchmark runs, counts what it should, and says so in a file."""
+"""Every section of the benchmark runs, counts what it should, and says so in a file."""
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ann_jax.benchmark import BLOCKS, benchmark
+from ann_jax.benchmark import SECTIONS, benchmark
+from ann_jax.benchmark.contest import Contestant, compiled, contest
 from ann_jax.config import defaults, finish, parse_argument
 from ann_jax.errors import ConfigError
+
+RATES = [{'GFLOP/s': 10.0}]
 
 
 def small(**settings):
     config = finish(defaults(), parse_argument('runlocal'))
-    config.benchmark.update(rounds=2, peak_size=64, block_size=(24, 20), image_size=(65, 97), **settings)
+    settings = {
+        'rounds': 2,
+        'peak_size': 64,
+        'block_sizes': '24x20',
+        'image_sizes': '65x97',
+        'backward': True,
+        **settings,
+    }
+    config.benchmark.update(settings)
     return config
 
 
-def test_tables_and_file(tmp_path, capsys):
-    benchmark(small(variants='baseline,full'), tmp_path)
+def run(tmp_path, **settings):
+    benchmark(small(**settings), tmp_path)
+    return json.loads((tmp_path / 'benchmark.json').read_text())
+
+
+def test_blocks_count_as_the_paper(tmp_path, capsys):
+    record = run(tmp_path, sections='blocks')
     printed = capsys.readouterr().out
-    record = json.loads((tmp_path / 'benchmark.json').read_text())
-    assert set(record) >= {'device', 'jax', 'peak', 'blocks', 'network'}
-    for words in (
-        'matrix product 64',
-        'APNB 24x20',
-        'full 65x97',
-        'times as fast',
-        'GMAC as the paper counts',
-    ):
-        assert words in printed
-    rows = dict(zip(BLOCKS, record['blocks'], strict=True))
-    assert rows['NB']['times as fast'] == 1 == rows['FNB']['times as fast']
-    # Two per multiply-accumulate; of the softmax, normalisation and pooling there are few.
+    assert 'matrix product 64' in printed and 'APNB 24x20 forward and backward' in printed
+    rows = {row['contestant']: row for row in record['blocks']}
+    assert len(rows) == 10
+    # Two per multiply-accumulate, three times as many with gradients; of softmax and pooling there are few.
     for name, row in rows.items():
-        assert 1.9 < row['GFLOP'] / row['GMAC as the paper counts'] < 2.3, name
-    assert rows['NB']['GMAC as the paper counts'] == pytest.approx((3 * 2048 + 2 * 480) * 256 * 480 / 1e9)
-    baseline, full = record['network']
+        times = 3 if 'backward' in name else 1
+        assert 1.7 * times < row['GFLOP'] / row['GMAC as the paper counts'] < 2.3 * times, name
+        assert row['growth (MB)'] > 0
+    assert rows['NB 24x20 forward']['ratio'] == 1
+    expected = (3 * 2048 + 2 * 480) * 256 * 480 / 1e9
+    assert rows['NB 24x20 forward']['GMAC as the paper counts'] == pytest.approx(expected)
+
+
+def test_networks(tmp_path):
+    rows = run(tmp_path, sections='network', variants='baseline,full')['network']
+    baseline, full = rows
     assert full['GFLOP'] > baseline['GFLOP'] and full['parameters (M)'] > baseline['parameters (M)']
 
 
-@pytest.mark.parametrize('settings', [{'sections': 'speed'}, {'sections': 'network', 'variants': 'ful'}])
-def test_unknown_names(settings, tmp_path):
-    with pytest.raises(ConfigError, match='unknown benchmark'):
+def test_step_tells_its_parts(tmp_path):
+    (row,) = run(tmp_path, sections='step')['step']
+    parts = row['data wait (ms)'] + row['host (ms)'] + row['device (ms)']
+    assert parts == pytest.approx(row['median (ms)'], rel=0.5)
+    assert row['GFLOP'] > 0 and row['images/s'] > 0
+
+
+def test_loss_and_resize(tmp_path):
+    names = [row['contestant'] for row in run(tmp_path, sections='loss')['loss']]
+    assert len(names) == 6 and any('OHEM' in name for name in names)
+
+
+def test_reading(tmp_path):
+    pytest.importorskip('array_record')
+    rows = run(tmp_path, sections='input', rounds=1)['input']
+    assert {(row['images'], row['reader']) for row in rows} >= {('png', 'ArrayRecord'), ('decoded', 'ours')}
+    assert all(row['images/s per core'] > 0 for row in rows)
+
+
+def test_peer_computes_the_same(tmp_path):
+    pytest.importorskip('torch')
+    config = small(sections='peer', rounds=1, peer_sizes='33x41', peer_step_sizes='33x33')
+    config.model.update(depth=50, dtype='float32')
+    benchmark(config, tmp_path)
+    rows = json.loads((tmp_path / 'benchmark.json').read_text())['peer']
+    assert len(rows) == 4
+    assert all(row['difference'] < 1e-5 and row['memory (MB)'] > 100 for row in rows)
+
+
+def test_memory_that_a_run_takes_is_seen():
+    big = compiled(lambda x: jnp.sort(jnp.exp(x)).sum(), jnp.ones(20_000_000))
+    host = Contestant(lambda: np.ones(30_000_000).sum())
+    small = Contestant(lambda: np.ones(1000).sum())
+    rows = contest({'big': big, 'host': host, 'small': small}, 1, RATES)
+    assert rows[0]['growth (MB)'] > 70
+    assert 200 < rows[1]['growth (MB)'] < 300
+    assert rows[2]['growth (MB)'] < 20
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'sections': 'speed'},
+        {'sections': 'network', 'variants': 'ful'},
+        {'sections': 'blocks', 'block_sizes': '96'},
+        {'sections': 'network', 'image_sizes': '0x3'},
+    ],
+)
+def test_bad_settings_are_named(settings, tmp_path):
+    with pytest.raises(ConfigError, match='benchmark'):
         benchmark(small(**settings), tmp_path)
+
+
+def test_sections_are_described():
+    assert set(SECTIONS) == {'peak', 'blocks', 'network', 'step', 'input', 'loss', 'peer'}
