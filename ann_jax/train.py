@@ -145,7 +145,7 @@ def _step(config, dataset, mesh):
         mesh=mesh,
     )
 
-    options = compiler_options(remat=bool(config.model.remat))
+    options = compiler_options()
     if (count := config.train.accumulate) > 1:
         mine = config.loss.ohem and not config.loss.per_image
         accumulated = make_accumulated_step(parts, build.whole_batch(config), mine, mesh, options)

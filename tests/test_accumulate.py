@@ -18,7 +18,7 @@ from ann_jax.train_step import make_step_parts
 from ann_jax.typing import IGNORE
 
 CLASSES = 3
-OPTIONS = compiler_options(remat=True) | {'xla_backend_optimization_level': 0}
+OPTIONS = compiler_options() | {'xla_backend_optimization_level': 0}
 WEIGHTS = (0.5, 1.0, 2.0)
 
 

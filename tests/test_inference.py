@@ -76,6 +76,10 @@ def small_network(sampling='average'):
         sampling=sampling,
     )
     variables = random_variables(model, 0, np.zeros((1, 33, 33, 3), np.float32))
+    # Small queries and keys: a steep softmax would multiply rounding errors.
+    norms = variables['params']['fusion']['attention_0'], variables['params']['context']['attention_0']
+    for norm in (layer['bn'] for attention in norms for layer in attention.values() if 'bn' in layer):
+        norm['scale'], norm['bias'] = 0.1 * norm['scale'], 0.1 * norm['bias']
     return model, variables, fold(model, variables)
 
 
@@ -92,9 +96,8 @@ def test_a_whole_image_equals_the_trained_network_and_torchs_resizing(size, alig
     main = np.asarray(quick(model.apply)(variables, NORMALIZE(image[None])).main)
     tensor = torch.tensor(main.transpose(0, 3, 1, 2))
     expected = torch.nn.functional.interpolate(tensor, size, mode='bilinear', align_corners=align_corners)
-    # Random weights make the softmax steep: folding alone differs by 1.2e-5 at 77x50.
-    assert_close(run(protocol, params, image)[0], nhwc(expected)[0], 3e-5)
-    assert_close(run(protocol, params, image, canvas=(80, 140))[0], nhwc(expected)[0], 3e-5)
+    assert_close(run(protocol, params, image)[0], nhwc(expected)[0])
+    assert_close(run(protocol, params, image, canvas=(80, 140))[0], nhwc(expected)[0])
 
 
 def naive_windows(function, image, crop, stride):

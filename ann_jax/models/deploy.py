@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from ann_jax.convolution import convolve, winograd_kernel
+from ann_jax.convolution import computed_once, convolve, winograd_kernel
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.layers import max_pool
 from ann_jax.models.resnet import blocks_of
@@ -226,7 +226,7 @@ def _residual(params, name, x, block):
         y = _conv(params[f'{name}/conv{i}'], y, stride=stride, dilation=dilation, relu=not last)
     if f'{name}/downsample_0' in params:
         x = _conv(params[f'{name}/downsample_0'], x, stride=block.stride, relu=False)
-    return y.with_array(nn.relu(x.array + y.array))
+    return y.with_array(computed_once(nn.relu(x.array + y.array)))
 
 
 def _attend(query, key, value, sampling, sizes):
