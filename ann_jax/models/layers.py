@@ -115,7 +115,7 @@ def _sum(x, rows):
     if rows is not None:
         return rows.clean(x).sum((0, 1, 2))
     if on_cpu():  # where XLA's reductions take several times as long as its products
-        return jnp.einsum('bhw,bhwc->c', jnp.ones(x.shape[:3]), x)
+        return jnp.einsum('w,bhwc->bhc', jnp.ones(x.shape[2]), x).sum((0, 1))
     return x.sum((0, 1, 2))
 
 
