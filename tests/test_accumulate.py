@@ -140,7 +140,7 @@ def gains_program(model, images, size):
 
 def test_computing_stages_again_saves_memory_and_changes_nothing():
     def model(remat):
-        backbone = ResNet(10, 4, (4,), remat=remat)
+        backbone = ResNet(50, 4, (4,), remat=remat)
         return ANN(CLASSES, backbone, 'baseline', head_channels=8, aux_channels=8, dropout=0.0)
 
     program, gains = gains_program(model(()), 1, (97, 97))
@@ -149,7 +149,7 @@ def test_computing_stages_again_saves_memory_and_changes_nothing():
     largest = max(np.abs(x).max() for x in jax.tree.leaves(gains.gradients))
     for a, b in zip(*map(jax.tree.leaves, (gains, same)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * largest)
-    assert scratch(less) < 0.8 * scratch(program)
+    assert scratch(less) < 0.6 * scratch(program)
 
 
 def test_a_part_takes_the_memory_of_a_part():
