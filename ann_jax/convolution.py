@@ -17,7 +17,9 @@ _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 Winograd = tuple[tuple[jax.Array, ...], ...]  # 4 x 4 matrices (C, D)
 
 
-def convolve(x: jax.Array, kernel: jax.Array | Winograd, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+def convolve(
+    x: jax.Array, kernel: jax.Array | Winograd, *, stride: int = 1, dilation: int = 1, split: bool = True
+) -> jax.Array:
     """Convolution with torch's symmetric zero padding.
 
     A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
@@ -26,6 +28,7 @@ def convolve(x: jax.Array, kernel: jax.Array | Winograd, *, stride: int = 1, dil
         x: (B, H, W, C) features.
         kernel: (k, k, C, D) of odd k; or what `winograd_kernel` makes of it, for stride 1.
         stride, dilation: of both axes.
+        split: whether the rows of an image may lie on several devices.
 
     Returns:
         (B, H', W', D); sizes are kept at stride 1, and (n - 1) // stride + 1 else.
@@ -34,7 +37,11 @@ def convolve(x: jax.Array, kernel: jax.Array | Winograd, *, stride: int = 1, dil
         return _winograd(x, kernel, dilation)
     k = kernel.shape[0]
     if k == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        x = x[:, ::stride, ::stride]
+        if split or not on_cpu():
+            return x @ kernel[0, 0]
+        # Of products of matrices XLA's gradients on CPUs are products too, with no copies to transpose maps.
+        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
     pad = dilation * (k - 1) // 2
     return jax.lax.conv_general_dilated(
         x,

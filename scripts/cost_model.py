@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from ann_jax import build
 from ann_jax.models.ann import ANN
-from ann_jax.models.blocks import Attention
+from ann_jax.models.blocks import Attention, Projection
 from ann_jax.models.layers import BatchNorm, Conv
 from ann_jax.models.resnet import Stem
 from ann_jax.rows import HALO
@@ -65,10 +65,10 @@ def count(model: ANN, height: int, width: int, images: int, space: int = 1) -> C
     Gradients and statistics are float32; halos are of the model's dtype.
     """
     mesh = AbstractMesh((1, space), ('data', 'space'))
-    forward = traffic = halos = anchors = channels = norms = exchanges = 0
+    forward = merged = traffic = parameters = halos = anchors = channels = norms = exchanges = 0
 
     def record(call, args, kwargs, context):
-        nonlocal forward, channels, norms, exchanges, traffic, halos, anchors
+        nonlocal forward, merged, traffic, parameters, halos, anchors, channels, norms, exchanges
         y = call(*args, **kwargs)
         module = context.module
         if context.method_name != '__call__':
@@ -93,8 +93,23 @@ def count(model: ANN, height: int, width: int, images: int, space: int = 1) -> C
                 low, high = args[:2]
                 keys = sum(n * n for n in module.sizes) if module.sampling != 'all' else low[..., 0].size
                 forward += 4 * keys * module.channels * high[..., 0].size
+                inputs = high.shape[-1] if module.out_norm else module.channels
+                forward += 2 * inputs * y.size
+                traffic += (high[..., 0].size * inputs + y.size) * y.dtype.itemsize
+                if not module.out_norm:
+                    # W_o and the kernel behind it are multiplied; devices sum the gradients of the product
+                    # and of one bias for both, which may be there already.
+                    width, features = high.shape[-1], y.shape[-1]
+                    merged += 2 * module.channels * width * features
+                    parameters += (module.channels + (not module.conv_bias)) * features
+                    parameters -= (module.channels + 1) * width
                 # Keys and values, and the gradients of both.
                 anchors += images * 4 * keys * module.channels * jnp.dtype(module.dtype).itemsize
+            case Projection():
+                high = args[1]
+                forward += 2 * high.shape[-1] * y.size
+                parameters -= 0 if model.out_norm else high.shape[-1] * y.shape[-1]
+                traffic += (high.size + y.size) * y.dtype.itemsize
             case Stem():
                 halos += images * y.shape[2] * y.shape[3] * y.dtype.itemsize  # of the max pooling, forward
                 exchanges += 1
@@ -109,9 +124,10 @@ def count(model: ANN, height: int, width: int, images: int, space: int = 1) -> C
         variables = jax.eval_shape(
             lambda image: model.init(jax.random.key(0), image, mesh=mesh if space > 1 else None), image
         )
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(variables['params']))
+    parameters += sum(math.prod(x.shape) for x in jax.tree.leaves(variables['params']))
     return Counts(
-        flops=3 * forward * images / space,  # the gradients of kernel and input cost a forward pass each
+        # The gradients of kernels and inputs cost a forward pass each.
+        flops=3 * (forward * images / space + merged),
         traffic=3 * traffic * images / space,
         gradients=4 * parameters,
         statistics=4

@@ -111,7 +111,8 @@ class ANN(nn.Module):
         aux = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stages.stage4, train, stage_rows[2])
         aux = Dropout2d(self.dropout)(aux, train)
         return Logits(
-            main=self._classifier('classifier')(x), auxiliary=self._classifier('aux_classifier')(aux)
+            main=self._classifier('classifier')(x, rows),
+            auxiliary=self._classifier('aux_classifier')(aux, stage_rows[2]),
         )
 
     def _block(self, features, dense, *, relu, share, name):

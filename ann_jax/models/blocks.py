@@ -10,12 +10,13 @@
 The names `query`, `key` and `value` stand for the paper's phi, theta and gamma.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.convolution import convolve
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
 from ann_jax.ops import resize_bilinear, sample_anchors
@@ -55,8 +56,12 @@ class Attention(nn.Module):
         train: bool,
         low_rows: Rows | None = None,
         rows: Rows | None = None,
+        then: jax.Array | None = None,
     ) -> jax.Array:
-        """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, C)."""
+        """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, C).
+
+        Or (B, H, W, D) with `then`, the kernel (1, 1, C, D) of a convolution of the response.
+        """
         if self.share not in SHARES:
             raise ConfigError(unknown('share', self.share, SHARES))
         if self.share == 'query_key' and low is not high:
@@ -79,7 +84,7 @@ class Attention(nn.Module):
         if self.share == 'key_value':
             value = key
         else:
-            value = Conv(self.channels, bias=True, dtype=self.dtype, name='value')(low)
+            value = Conv(self.channels, bias=True, dtype=self.dtype, name='value')(low, low_rows)
 
         rng = None
         if self.sampling == 'random':
@@ -92,10 +97,17 @@ class Attention(nn.Module):
         weights = nn.softmax(similarity * self.channels**-0.5)
         attended = jnp.einsum('bns,bsc->bnc', weights.astype(self.dtype), value)
         attended = attended.reshape(*high.shape[:3], self.channels)
-        response = Conv(
-            high.shape[-1], bias=True, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='out'
-        )(attended)
-        return BatchNorm(name='out_bn')(response, train, rows) if self.out_norm else response
+        zeros = nn.initializers.zeros
+        out = Conv(high.shape[-1], bias=True, kernel_init=zeros, dtype=self.dtype, name='out')
+        split = rows is not None
+        if self.out_norm:
+            response = BatchNorm(name='out_bn')(out(attended, rows), train, rows)
+            return response if then is None else convolve(response, then, split=split)
+        if then is None:
+            return out(attended, rows)
+        kernel, bias = out.weights(self.channels)
+        # Nothing lies between the two products, and C^ is less than C: their kernels are multiplied first.
+        return convolve(attended, kernel @ then, split=split) + bias @ then[0, 0]
 
 
 class NonLocalBlock(nn.Module):
@@ -137,7 +149,7 @@ class NonLocalBlock(nn.Module):
             train: whether to drop channels and take batch statistics.
             low_rows, rows: of each low map and of `high`, where rows are split over devices.
         """
-        responses = [
+        attentions = [
             Attention(
                 self.channels,
                 self.sampling,
@@ -147,14 +159,49 @@ class NonLocalBlock(nn.Module):
                 self.conv_bias,
                 self.dtype,
                 name=f'attention_{i}',
-            )(low, high, train, low_row, rows)
-            for i, (low, low_row) in enumerate(zip(lows, low_rows or [None] * len(lows), strict=True))
+            )
+            for i in range(len(lows))
         ]
-        x = jnp.concatenate([sum(responses), high.astype(self.dtype)], -1)
-        x = ConvBN(self.features, bias=self.conv_bias, relu=self.relu, dtype=self.dtype, name='project')(
-            x, train, rows
-        )
-        return Dropout2d(self.dropout)(x, train)
+
+        def responses(kernel):
+            return sum(
+                attention(low, high, train, low_row, rows, kernel)
+                for attention, low, low_row in zip(
+                    attentions, lows, low_rows or [None] * len(lows), strict=True
+                )
+            )
+
+        project = Projection(self.features, self.relu, self.conv_bias, self.dtype, name='project')
+        return Dropout2d(self.dropout)(project(responses, high, train, rows), train)
+
+
+class Projection(nn.Module):
+    """Convolution 1x1 of the concatenation of responses and input, batch normalisation and perhaps ReLU.
+
+    The two halves of the kernel are applied apart: no map of 2 C channels is made, and the half for the
+    responses is merged with W_o.
+    """
+
+    features: int
+    relu: bool
+    conv_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        responses: Callable[[jax.Array], jax.Array],
+        high: jax.Array,
+        train: bool,
+        rows: Rows | None = None,
+    ) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, features); `responses` applies a kernel (1, 1, C, features) to them."""
+        conv = Conv(self.features, bias=self.conv_bias, dtype=self.dtype, name='conv')
+        kernel, bias = conv.weights(2 * high.shape[-1])
+        response, passed = jnp.split(kernel, 2, axis=2)
+        x = convolve(high.astype(self.dtype), passed, split=rows is not None) + responses(response) + bias
+        x = BatchNorm(name='bn')(x, train, rows)
+        return nn.relu(x) if self.relu else x
 
 
 class CommonFusion(nn.Module):

@@ -26,16 +26,23 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = he_normal
     dtype: jnp.dtype = jnp.float32
 
+    def __call__(self, x: jax.Array, rows: Rows | None = None) -> jax.Array:
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`; `rows` are given where they are split."""
+        kernel, bias = self.weights(x.shape[-1])
+        split = rows is not None
+        return (
+            convolve(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, split=split)
+            + bias
+        )
+
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+    def weights(self, inputs: int) -> tuple[jax.Array, jax.Array | float]:
+        """The kernel (k, k, inputs, features) and the bias (features,), or 0, in `dtype`."""
         k = self.kernel_size
-        kernel = self.param('kernel', self.kernel_init, (k, k, x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = convolve(x, kernel, stride=self.stride, dilation=self.dilation)
-        if self.bias:
-            y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        kernel = self.param('kernel', self.kernel_init, (k, k, inputs, self.features)).astype(self.dtype)
+        if not self.bias:
+            return kernel, 0.0
+        return kernel, self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -142,7 +149,7 @@ class ConvBN(nn.Module):
             self.bias,
             dtype=self.dtype,
             name='conv',
-        )(x)
+        )(x, rows)
         x = BatchNorm(self.momentum, name='bn')(x, train, rows)
         return nn.relu(x) if self.relu else x
 

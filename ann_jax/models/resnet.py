@@ -68,12 +68,12 @@ class Block(nn.Module):
         """(B, H, W, C) -> (B, H / stride, W / stride, width or 4 * width)."""
         y, convolutions = x, self.convolutions()
         for i, (features, kernel, stride, dilation) in enumerate(convolutions, 1):
-            y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y)
+            y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y, rows)
             rows = rows and rows.strided(stride)
             y = BatchNorm(name=f'bn{i}')(y, train, rows)
             y = nn.relu(y) if i < len(convolutions) else y
         if x.shape != y.shape:
-            x = Conv(y.shape[-1], stride=self.stride, dtype=self.dtype, name='downsample_0')(x)
+            x = Conv(y.shape[-1], stride=self.stride, dtype=self.dtype, name='downsample_0')(x, rows)
             x = BatchNorm(name='downsample_1')(x, train, rows)
         return nn.relu(x + y)
 
@@ -90,7 +90,7 @@ class Stem(nn.Module):
         kernel = 7 if len(self.widths) == 1 else 3
         rows = rows and rows.strided(2)
         for i, features in enumerate(self.widths, 1):
-            x = Conv(features, kernel, stride=2 if i == 1 else 1, dtype=self.dtype, name=f'conv{i}')(x)
+            x = Conv(features, kernel, stride=2 if i == 1 else 1, dtype=self.dtype, name=f'conv{i}')(x, rows)
             x = nn.relu(BatchNorm(name=f'bn{i}')(x, train, rows))
         return x
 
