@@ -33,9 +33,11 @@ def _average_matrix(n_in: int, n_out: int) -> np.ndarray:
 
 def _average_anchors(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
     height, width = x.shape[1:3]
-    # One product pools the height for all levels together; each level then pools its width.
+    # One product pools the height for all levels together; each level then pools its width. Every image has a
+    # product of its own: for a common one, maps would be transposed.
     rows = np.concatenate([_average_matrix(height, n) for n in sizes])
-    pooled = jnp.einsum('nh,bhwc->bnwc', rows, x.astype(jnp.float32), precision='highest')
+    rows = jnp.broadcast_to(rows, (x.shape[0], *rows.shape))
+    pooled = jnp.einsum('bnh,bhwc->bnwc', rows, x.astype(jnp.float32), precision='highest')
     levels = []
     for n, first in zip(sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
         columns = _average_matrix(width, n)

@@ -92,14 +92,20 @@ def count(model: ANN, height: int, width: int, images: int, space: int = 1) -> C
             case Attention():
                 low, high = args[:2]
                 keys = sum(n * n for n in module.sizes) if module.sampling != 'all' else low[..., 0].size
-                forward += 4 * keys * module.channels * high[..., 0].size
-                inputs = high.shape[-1] if module.out_norm else module.channels
-                forward += 2 * inputs * y.size
-                traffic += (high[..., 0].size * inputs + y.size) * y.dtype.itemsize
-                if not module.out_norm:
+                pixels, width, features = high[..., 0].size, high.shape[-1], y.shape[-1]
+                response = width if module.out_norm else features
+                # Similarities, then the cheaper order of weighted sums and W_o, as in `attend`.
+                forward += 2 * keys * module.channels * pixels
+                if keys < module.channels:
+                    forward += 2 * keys * response * (module.channels + pixels)
+                else:
+                    forward += 2 * module.channels * pixels * (keys + response)
+                traffic += (pixels * min(keys, module.channels) + y.size) * y.dtype.itemsize
+                if module.out_norm:
+                    forward += 2 * width * y.size
+                else:
                     # W_o and the kernel behind it are multiplied; devices sum the gradients of the product
                     # and of one bias for both, which may be there already.
-                    width, features = high.shape[-1], y.shape[-1]
                     merged += 2 * module.channels * width * features
                     parameters += (module.channels + (not module.conv_bias)) * features
                     parameters -= (module.channels + 1) * width

@@ -81,33 +81,62 @@ class Attention(nn.Module):
             query = key = project(low, 'key', low_rows, momentum=0.9**2)
         else:
             query, key = project(high, 'query', rows), project(low, 'key', low_rows)
-        if self.share == 'key_value':
-            value = key
-        else:
-            value = Conv(self.channels, bias=True, dtype=self.dtype, name='value')(low, low_rows)
 
         rng = None
         if self.sampling == 'random':
             # Evaluation always draws the same anchors, so that its result does not change between runs.
             rng = self.make_rng('sampling') if train else jax.random.key(0)
-        key, value = sample(key), sample(value)
+        values = Conv(self.channels, bias=True, dtype=self.dtype, name='value')
+        if self.share == 'key_value':
+            value = sample(key)
+        elif self.sampling == 'average' and low_rows is None:
+            # The projection of a mean is the mean of projections, and there are fewer means.
+            value = values(sample(low)[:, None])[:, 0]
+        else:
+            value = sample(values(low, low_rows))
 
-        query = query.reshape(*query.shape[:1], -1, self.channels)
-        similarity = jnp.einsum('bnc,bsc->bns', query, key, preferred_element_type=jnp.float32)
-        weights = nn.softmax(similarity * self.channels**-0.5)
-        attended = jnp.einsum('bns,bsc->bnc', weights.astype(self.dtype), value)
-        attended = attended.reshape(*high.shape[:3], self.channels)
         zeros = nn.initializers.zeros
         out = Conv(high.shape[-1], bias=True, kernel_init=zeros, dtype=self.dtype, name='out')
-        split = rows is not None
-        if self.out_norm:
-            response = BatchNorm(name='out_bn')(out(attended, rows), train, rows)
-            return response if then is None else convolve(response, then, split=split)
-        if then is None:
-            return out(attended, rows)
         kernel, bias = out.weights(self.channels)
-        # Nothing lies between the two products, and C^ is less than C: their kernels are multiplied first.
-        return convolve(attended, kernel @ then, split=split) + bias @ then[0, 0]
+        kernel = kernel[0, 0]
+        if then is not None and not self.out_norm:
+            # Nothing lies between the two products, and C^ is less than C: their kernels are multiplied.
+            kernel, bias, then = kernel @ then[0, 0], bias @ then[0, 0], None
+        query = query.reshape(*query.shape[:1], -1, self.channels)
+        response = attend(query, sample(key), value, kernel, bias).reshape(*high.shape[:3], -1)
+        if self.out_norm:
+            response = BatchNorm(name='out_bn')(response, train, rows)
+        return response if then is None else convolve(response, then, split=rows is not None)
+
+
+def attend(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | float = 0.0,
+    seen: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted sums of values, and W_o: softmax(query keys^T / sqrt(C^)) values W_o + b_o.
+
+    Args:
+        query: (B, N, C^).
+        keys, values: (B, S, C^).
+        kernel, bias: W_o (C^, D) and b_o (D,).
+        seen: (B, S), where false for a key that no query attends to.
+
+    Returns:
+        (B, N, D) in the dtype of values; the softmax is computed in float32.
+    """
+    similarity = jnp.einsum('bnc,bsc->bns', query, keys, preferred_element_type=jnp.float32)
+    similarity = similarity * query.shape[-1] ** -0.5
+    if seen is not None:
+        similarity = jnp.where(seen[:, None], similarity, -jnp.inf)
+    weights = nn.softmax(similarity).astype(values.dtype)
+    if keys.shape[1] < keys.shape[2]:
+        # W_o is applied to a few anchors in place of all pixels. Weights sum to one: b_o passes unchanged.
+        return jnp.einsum('bns,bsd->bnd', weights, values @ kernel + bias)
+    return jnp.einsum('bns,bsc->bnc', weights, values) @ kernel + bias
 
 
 class NonLocalBlock(nn.Module):

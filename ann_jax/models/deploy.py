@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from ann_jax.convolution import computed_once, convolve, winograd_kernel
 from ann_jax.models.ann import ANN, VARIANTS
+from ann_jax.models.blocks import attend
 from ann_jax.models.layers import max_pool
 from ann_jax.models.resnet import blocks_of
 from ann_jax.ops import average_rows, resize_images, sample_anchors
@@ -163,9 +164,19 @@ class InferenceNetwork:
             layer = lambda part, x, i=i, **o: _conv(params[f'{name}/attention_{i}/{part}'], x, **o)
             key = layer('key/conv', low)
             query = key if share == 'query_key' else layer('query/conv', high)
-            value = key if share == 'key_value' else layer('value', low, relu=False)
-            attended = _attend(query, key, value, sampling, self.model.sizes)
-            response = response + attended @ params[f'{name}/attention_{i}/out']['kernel'][0, 0]
+            sample = lambda x: _anchors(x, sampling, self.model.sizes)
+            keys, seen = sample(key)
+            if share == 'key_value':
+                values = keys
+            elif sampling == 'average' and not low.rows:
+                # The projection of a mean is the mean of projections, and there are fewer means.
+                means = low.with_array(sample(low)[0][:, None])
+                values = layer('value', means, relu=False).array[:, 0]
+            else:
+                values, _ = sample(layer('value', low, relu=False))
+            query = query.array.reshape(query.array.shape[0], -1, query.array.shape[-1])
+            out = params[f'{name}/attention_{i}/out']['kernel'][0, 0]
+            response = response + attend(query, keys, values, out, seen=seen)
         x = _conv(params[f'{name}/project/conv'], high, relu=False)
         x = x.with_array(x.array + response.reshape(x.array.shape))
         return x.with_array(nn.relu(x.array)) if relu else x
@@ -227,18 +238,6 @@ def _residual(params, name, x, block):
     if f'{name}/downsample_0' in params:
         x = _conv(params[f'{name}/downsample_0'], x, stride=block.stride, relu=False)
     return y.with_array(computed_once(nn.relu(x.array + y.array)))
-
-
-def _attend(query, key, value, sampling, sizes):
-    """(B, N, C^) weighted sums of the values' anchors."""
-    (keys, seen), (values, _) = (_anchors(x, sampling, sizes) for x in (key, value))
-    query = query.array.reshape(query.array.shape[0], -1, query.array.shape[-1])
-    similarity = jnp.einsum('bnc,bsc->bns', query, keys, preferred_element_type=jnp.float32)
-    similarity = similarity * query.shape[-1] ** -0.5
-    if seen is not None:
-        similarity = jnp.where(seen[:, None], similarity, -jnp.inf)
-    weights = nn.softmax(similarity)
-    return jnp.einsum('bns,bsc->bnc', weights.astype(values.dtype), values)
 
 
 def _anchors(x, sampling, sizes):
