@@ -69,16 +69,15 @@ def _winograd(x, kernel, dilation):
     # Pixels `dilation` apart become neighbours, and the pixels between them further tiles.
     x = x.reshape(batch, 2 * rows + 2, d, 2 * columns + 2, d, channels)
     every_second = lambda y, i, n, axis: jax.lax.slice_in_dim(y, i, i + 2 * n - 1, 2, axis)
-    factors = [
-        _combine(_INPUT, [every_second(row, j, columns, 3) for j in range(4)])
-        for row in _combine(_INPUT, [every_second(x, i, rows, 1) for i in range(4)])
-    ]
-    products = [
-        [f.reshape(-1, channels) @ k for f, k in zip(*pair, strict=True)]
-        for pair in zip(factors, kernel, strict=True)
-    ]
-    y = [_combine(_OUTPUT, row) for row in products]
-    y = [_combine(_OUTPUT, [row[j] for row in y]) for j in range(2)]
+    sums = []
+    for weights, row in zip(_INPUT, kernel, strict=True):
+        if sums:  # a row after the other, since sixteen factors and products at once take much memory
+            x, sums[-1] = jax.lax.optimization_barrier((x, sums[-1]))
+        parts = _combine([weights], [every_second(x, i, rows, 1) for i in range(4)])[0]
+        factors = _combine(_INPUT, [every_second(parts, j, columns, 3) for j in range(4)])
+        products = [f.reshape(-1, channels) @ k for f, k in zip(factors, row, strict=True)]
+        sums.append(_combine(_OUTPUT, products))
+    y = [_combine(_OUTPUT, [row[j] for row in sums]) for j in range(2)]
     tiles = lambda i, j: y[j][i].reshape(batch, rows, d, columns, d, -1)
     y = jnp.stack([jnp.stack([tiles(i, j) for j in range(2)], 4) for i in range(2)], 2)
     return y.reshape(batch, 2 * rows * d, 2 * columns * d, -1)[:, :height, :width]

@@ -40,9 +40,11 @@ def test_blocks_count_as_the_paper(tmp_path, capsys):
     rows = {row['contestant']: row for row in record['blocks']}
     assert len(rows) == 10
     # Two per multiply-accumulate, three times as many with gradients; of softmax and pooling there are few.
+    # Those with anchors take fewer: they project values, and apply W_o, on the anchors.
     for name, row in rows.items():
         times = 3 if 'backward' in name else 1
-        assert 1.7 * times < row['GFLOP'] / row['GMAC as the paper counts'] < 2.3 * times, name
+        low, high = (1.2, 1.8) if name.startswith('A') else (1.7, 2.3)
+        assert low * times < row['GFLOP'] / row['GMAC as the paper counts'] < high * times, name
         assert row['growth (MB)'] > 0
     assert rows['NB 24x20 forward']['ratio'] == 1
     expected = (3 * 2048 + 2 * 480) * 256 * 480 / 1e9
@@ -81,7 +83,7 @@ def test_peer_computes_the_same(tmp_path):
     benchmark(config, tmp_path)
     rows = json.loads((tmp_path / 'benchmark.json').read_text())['peer']
     assert len(rows) == 4
-    assert all(row['difference'] < 1e-5 and row['memory (MB)'] > 100 for row in rows)
+    assert all(row['difference'] < 1e-5 and row['memory (MB)'] > 1 for row in rows)
 
 
 def test_memory_that_a_run_takes_is_seen():

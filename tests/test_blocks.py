@@ -171,13 +171,25 @@ def attention_by_definition(variables, low, high, *, share, sampling, sizes):
         ('none', 'max'),
     ],
 )
-def test_attention_by_definition(share, sampling):
+@pytest.mark.parametrize('sizes', [(1, 2, 3), (1, 2)])
+def test_attention_by_definition(share, sampling, sizes):
+    """With more anchors than channels, and with fewer."""
     high = normal(2, 5, 6, 7)
     low = high if share == 'query_key' else normal(2, 7, 4, 6, seed=1)
-    module = Attention(8, sampling, (1, 2, 3), share)
+    module = Attention(8, sampling, sizes, share)
     variables = random_variables(module, 2, low, high, False)
-    expected = attention_by_definition(variables, low, high, share=share, sampling=sampling, sizes=(1, 2, 3))
+    expected = attention_by_definition(variables, low, high, share=share, sampling=sampling, sizes=sizes)
     assert_close(evaluate(module, variables, low, high), expected)
+
+
+@pytest.mark.parametrize('out_norm', [False, True])
+def test_attention_and_the_convolution_of_its_response(out_norm):
+    x, kernel = normal(2, 5, 6, 7), normal(1, 1, 7, 3, seed=1)
+    module = Attention(8, sizes=(1, 2), out_norm=out_norm)
+    variables = random_variables(module, 2, x, x, False)
+    response = evaluate(module, variables, x, x)
+    merged = quick(lambda v: module.apply(v, x, x, False, then=kernel))(variables)
+    assert_close(merged, response @ kernel[0, 0])
 
 
 def test_shared_projections_have_no_second_copy():

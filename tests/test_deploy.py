@@ -74,6 +74,7 @@ def test_winograd(monkeypatch):
         {'conv_bias': False},
         {'share': 'key_value'},
         {'share': 'none'},
+        {'key_channels': 16},  # more than there are anchors
         {'stem_widths': (8,), 'ceil_pool': False},
     ],
 )

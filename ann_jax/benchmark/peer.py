@@ -56,9 +56,10 @@ def peer(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 
 
 def _networks(config, train, device):
-    """The torch network with random weights, our network, and its variables from those weights."""
+    """The torch network of the config with random weights, ours, and its variables from those weights."""
     torch.manual_seed(0)
-    network = TorchANN(depth=config.model.depth)
+    same = 'depth', 'width', 'stem_widths', 'key_channels', 'head_channels', 'aux_channels', 'conv_bias'
+    network = TorchANN(**{key: config.model[key] for key in same})
     network = (network.train() if train else network.eval()).to(device, memory_format=torch.channels_last)
     state = {key: value.cpu().numpy() for key, value in network.state_dict().items()}
     found = recognize(state)
