@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from flax import linen as nn
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from ml_collections import config_flags
 
 from ann_jax import build
@@ -64,7 +64,7 @@ def count(model: ANN, height: int, width: int, images: int, space: int = 1) -> C
 
     Gradients and statistics are float32; halos are of the model's dtype.
     """
-    mesh = AbstractMesh((1, space), ('data', 'space'))
+    mesh = AbstractMesh((1, space), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
     forward = merged = traffic = parameters = halos = anchors = channels = norms = exchanges = 0
 
     def record(call, args, kwargs, context):
