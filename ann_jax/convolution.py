@@ -1,6 +1,7 @@
 """Convolution of feature maps, and the forms of it that are fast on CPUs."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -86,6 +87,27 @@ def _winograd(x, kernel, dilation):
 def _combine(matrix, parts):
     """The product of a small matrix of mostly 0 and 1 with a list of arrays."""
     return [sum(p if c == 1 else c * p for c, p in zip(row, parts, strict=True) if c) for row in matrix]
+
+
+# XLA's CPU backend computes the terms of a sum in its loop where they are no more than these. Of a longer sum it
+# makes a tree, for the sake of its digits, and puts all terms into memory first.
+_TERMS = 32
+
+
+def sum_pixels(x: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (C,)."""
+    if not on_cpu():
+        return x.sum((0, 1, 2))
+    parts = (x[:, :, i : i + _TERMS].sum(2) for i in range(0, x.shape[2], _TERMS))
+    return jax.lax.optimization_barrier(sum(parts)).sum((0, 1))
+
+
+def sum_of_squares(x: jax.Array) -> jax.Array:
+    """Of all elements: (...) -> ()."""
+    x = jnp.square(x)
+    while on_cpu() and (terms := math.gcd(x.size, _TERMS)) > 1:
+        x = jax.lax.optimization_barrier(x.reshape(terms, -1).sum(0))
+    return x.sum()
 
 
 def on_cpu() -> bool:

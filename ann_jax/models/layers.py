@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ann_jax.convolution import convolve, on_cpu
+from ann_jax.convolution import convolve, sum_pixels
 from ann_jax.rows import Rows
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -121,9 +121,7 @@ def _sum(x, rows):
     """(B, H, W, C) -> (C,) sums over the images."""
     if rows is not None:
         return rows.clean(x).sum((0, 1, 2))
-    if on_cpu():  # where XLA's reductions take several times as long as its products
-        return jnp.einsum('w,bhwc->bhc', jnp.ones(x.shape[2]), x).sum((0, 1))
-    return x.sum((0, 1, 2))
+    return sum_pixels(x)
 
 
 class ConvBN(nn.Module):
