@@ -89,8 +89,8 @@ def _combine(matrix, parts):
     return [sum(p if c == 1 else c * p for c, p in zip(row, parts, strict=True) if c) for row in matrix]
 
 
-# XLA's CPU backend computes the terms of a sum in its loop where they are no more than these. Of a longer sum it
-# makes a tree, for the sake of its digits, and puts all terms into memory first.
+# Of a sum of more terms than these XLA's CPU backend makes a tree, for the sake of its digits, and puts all
+# terms into memory first. Of fewer it computes the terms as it adds them up.
 _TERMS = 32
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from reference import assert_close, nchw, nhwc, normal, oihw, quick
 
-from ann_jax.convolution import compiler_options, convolve, winograd_kernel
+from ann_jax.convolution import compiler_options, convolve, sum_of_squares, sum_pixels, winograd_kernel
 
 
 @pytest.mark.parametrize('dilation', [1, 2, 4, 5])
@@ -35,3 +35,22 @@ def test_the_compiler_knows_its_options():
     x = np.ones((256, 256), np.float32)
     program = jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile()
     assert 'ynn' not in program.as_text()
+
+
+@pytest.mark.parametrize('size', [(1, 1), (9, 31), (32, 33), (7, 97)])
+def test_sum_pixels_is_the_sum_in_float64(size):
+    x = normal(2, *size, 5) + 3
+    assert_close(jax.jit(sum_pixels)(x), x.astype(np.float64).sum((0, 1, 2)), 1e-6)
+
+
+@pytest.mark.parametrize('shape', [(), (19,), (1, 1, 7, 27), (3, 3, 3, 64), (3, 3, 256, 512)])
+def test_sum_of_squares_is_the_sum_in_float64(shape):
+    x = normal(*shape)
+    assert_close(jax.jit(sum_of_squares)(x), np.square(x, dtype=np.float64).sum(), 1e-6)
+
+
+def test_sums_do_not_put_their_terms_into_memory():
+    x = normal(2, 64, 97, 64)
+    for function in sum_of_squares, lambda x: sum_pixels(x * x):
+        program = jax.jit(function, compiler_options=compiler_options()).lower(x).compile()
+        assert program.memory_analysis().temp_size_in_bytes < x.nbytes / 16
