@@ -87,6 +87,13 @@ def test_peer_computes_the_same(tmp_path):
     assert all(row['difference'] < 1e-5 and row['memory (MB)'] > 100 for row in rows)
 
 
+def test_every_second_round_goes_backwards():
+    order = []
+    runs = {name: Contestant(lambda name=name: order.append(name)) for name in 'ab'}
+    rows = contest(runs, 3, RATES)
+    assert ''.join(order[:8]) == 'baabbaab' and [row['contestant'] for row in rows] == ['a', 'b']
+
+
 def test_memory_that_a_run_takes_is_seen():
     big = compiled(lambda x: jnp.sort(jnp.exp(x)).sum(), jnp.ones(20_000_000))
     host = Contestant(lambda: np.ones(30_000_000).sum())

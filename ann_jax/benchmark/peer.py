@@ -1,6 +1,7 @@
 """Inference and training step beside PyTorch: same weights, same input. Takes `pip install -e '.[convert]'`.
 
-The peer is `torch_peer.TorchANN`, channels_last, eager and, with `benchmark.peer_compile`, compiled.
+The peer is mmsegmentation's ANN where that is installed, else `torch_peer.TorchANN`; channels_last, eager
+and, with `benchmark.peer_compile`, compiled.
 """
 
 import functools
@@ -26,6 +27,14 @@ from ann_jax.ops import resize_bilinear
 from ann_jax.optim import poly_schedule, sgd
 from ann_jax.state import create_state
 from ann_jax.train_step import make_train_step
+
+try:
+    from ann_jax.benchmark.mmseg_peer import MMSegANN as Network
+
+    PEER = 'mmsegmentation'
+except (ImportError, AssertionError):  # it asserts the versions of what it needs
+    Network = functools.partial(TorchANN, ceil_pool=False, align_corners=False, conv_bias=False)
+    PEER = 'torch'
 
 
 def peer(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
@@ -58,16 +67,14 @@ def peer(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 def _networks(config, train, device):
     """The torch network of the config with random weights, ours, and its variables from those weights."""
     torch.manual_seed(0)
-    same = 'depth', 'width', 'stem_widths', 'key_channels', 'head_channels', 'aux_channels', 'conv_bias'
-    network = TorchANN(**{key: config.model[key] for key in same})
+    same = 'depth', 'width', 'stem_widths', 'key_channels', 'head_channels', 'aux_channels'
+    network = Network(**{key: config.model[key] for key in same})
     network = (network.train() if train else network.eval()).to(device, memory_format=torch.channels_last)
     state = {key: value.cpu().numpy() for key, value in network.state_dict().items()}
     found = recognize(state)
     ours = config.copy_and_resolve_references()
-    # The peer has mmsegmentation's names, but the authors' pooling.
-    settings = {**found.model, 'ceil_pool': True, 'align_corners': True, 'dropout': 0.0, 'variant': 'full'}
     with ours.unlocked():
-        ours.model.update(settings)
+        ours.model.update({**found.model, 'dropout': 0.0})
     model = build.model(ours, found.num_classes)
     target = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3))))
     return network, model, from_torch(state, target, found.layout).variables
@@ -100,7 +107,7 @@ def _inference(config, size, device):
     params = jax.device_put(fold(model, variables, winograd=on_cpu()))
 
     def forward(params, image):
-        return resize_bilinear(InferenceNetwork(model)(params, image)[0], size, True)
+        return resize_bilinear(InferenceNetwork(model)(params, image)[0], size, False)
 
     def run(network):
         half = torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16')
@@ -109,10 +116,10 @@ def _inference(config, size, device):
         _wait(device)
         return result.float().permute(0, 2, 3, 1).cpu().numpy()
 
-    contestants = {'torch eager': Contestant(lambda: run(network))}
+    contestants = {f'{PEER} eager': Contestant(lambda: run(network))}
     if config.benchmark.peer_compile:
         faster = _compiled(network)
-        contestants['torch.compile'] = Contestant(lambda: run(faster))
+        contestants[f'{PEER} compiled'] = Contestant(lambda: run(faster))
     contestants['ann_jax'] = compiled(forward, params, image)
     expected = run(network)
     difference = np.abs(np.asarray(contestants['ann_jax'].run()) - expected).max() / np.abs(expected).max()
@@ -137,7 +144,7 @@ def _step(config, size, device):
             tx,
             loss=functools.partial(segmentation_loss, ohem=False, per_image=False),
             normalize=lambda image: image,
-            align_corners=True,
+            align_corners=False,
             seed=0,
         ),
         donate_argnums=0,
@@ -164,10 +171,10 @@ def _step(config, size, device):
         optimizer.step()
         return loss.item()
 
-    contestants = {'torch eager': Contestant(lambda: run(network))}
+    contestants = {f'{PEER} eager': Contestant(lambda: run(network))}
     if config.benchmark.peer_compile:
         faster = _compiled(network)
-        contestants['torch.compile'] = Contestant(lambda: run(faster))
+        contestants[f'{PEER} compiled'] = Contestant(lambda: run(faster))
     contestants['ann_jax'] = Contestant(ours, program)
     theirs = run(network)
     difference = abs(float(ours()) - theirs) / abs(theirs)
