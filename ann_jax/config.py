@@ -107,7 +107,7 @@ def defaults() -> ConfigDict:
                 'size': (512, 512),  # of programs whose size is fixed
             },
             'benchmark': {
-                'sections': 'blocks,network',  # also step, input, loss, peer
+                'sections': 'blocks,network',  # also step, input, loss, dilation, peer
                 'rounds': 7,
                 'peak_size': 2048,
                 'block_sizes': '96x96',  # of the feature maps; Table 1 also has 256x128

@@ -31,7 +31,7 @@ FLOORS = [
     ['resume'],
     ['train', 'segmenter'],
     ['predict', 'export', 'benchmark/contest', 'benchmark/mmseg_peer', 'benchmark/torch_peer'],
-    ['benchmark/attention', 'benchmark/reading', 'benchmark/heads'],
+    ['benchmark/attention', 'benchmark/reading', 'benchmark/heads', 'benchmark/dilation'],
     ['benchmark/networks', 'benchmark/peer'],
     ['benchmark/__init__'],
     ['main'],

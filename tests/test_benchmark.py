@@ -5,9 +5,11 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import assert_close, nchw, nhwc, normal, oihw
 
 from ann_jax.benchmark import SECTIONS, benchmark
 from ann_jax.benchmark.contest import Contestant, compiled, contest
+from ann_jax.benchmark.dilation import space_to_batch
 from ann_jax.config import defaults, finish, parse_argument
 from ann_jax.errors import ConfigError
 
@@ -76,6 +78,20 @@ def test_reading(tmp_path):
     assert all(row['images/s per core'] > 0 for row in rows)
 
 
+def test_dilation(tmp_path):
+    rows = run(tmp_path, sections='dilation', rounds=1)['dilation']
+    assert len(rows) == 18 and [row['ratio'] for row in rows[::3]] == [1] * 6
+
+
+@pytest.mark.parametrize('rate', [2, 4])
+def test_space_to_batch_equals_a_dilated_convolution(rate):
+    torch = pytest.importorskip('torch')
+    x, kernel = normal(2, 13, 10, 5), normal(3, 3, 5, 4, seed=1)
+    x_torch, kernel_torch = torch.tensor(nchw(x)), torch.tensor(oihw(kernel))
+    expected = torch.nn.functional.conv2d(x_torch, kernel_torch, padding=rate, dilation=rate)
+    assert_close(space_to_batch(x, kernel, rate), nhwc(expected))
+
+
 def test_peer_computes_the_same(tmp_path):
     pytest.importorskip('torch')
     config = small(sections='peer', rounds=1, peer_sizes='33x41', peer_step_sizes='33x33')
@@ -119,4 +135,4 @@ def test_bad_settings_are_named(settings, tmp_path):
 
 
 def test_sections_are_described():
-    assert set(SECTIONS) == {'peak', 'blocks', 'network', 'step', 'input', 'loss', 'peer'}
+    assert set(SECTIONS) == {'peak', 'blocks', 'network', 'step', 'input', 'loss', 'dilation', 'peer'}

@@ -20,6 +20,7 @@ SECTIONS = {
     'step': 'networks',
     'input': 'reading',
     'loss': 'heads',
+    'dilation': 'dilation',
     'peer': 'peer',
 }
 
