@@ -92,9 +92,7 @@ def _combine(matrix, parts):
 # Of a sum of more terms than these XLA's CPU backend makes a tree, for the sake of its digits, and puts all
 # terms into memory first. Of fewer it computes the terms as it adds them up.
 _TERMS = 32
-
-
-_COLUMNS = 8  # at a time: sums of few sums of few terms lose few digits
+_COLUMNS = 8  # of a row at a time: sums of few sums of few terms lose few digits
 
 
 def sum_pixels(x: jax.Array) -> jax.Array:

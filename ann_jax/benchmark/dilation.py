@@ -26,7 +26,7 @@ def dilation(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 
     Each forward, for the gradient of the input and for that of the kernel, in `model.dtype`.
     """
-    size = [(n - 1) // 8 + 1 for n in config.augment.crop]
+    size = [(n - 1) // config.model.output_stride + 1 for n in config.augment.crop]
     rng = np.random.default_rng(0)
     rows = []
     for stage, rate in ((4, 2), (5, 4)):
