@@ -6,16 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-# Winograd's F(2x2, 3x3) (Lavin and Gray 2016): of four neighbours along an axis to the four factors, of three
-# weights to the other four, and of their products to two results.
-_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
-_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
+from ann_jax.winograd import Winograd, tiles, winograd, winograd_kernel_gradient
 
-
-Winograd = tuple[tuple[jax.Array, ...], ...]  # 4 x 4 matrices (C, D)
+WIDE = 256  # channels from which gradients of 3x3 convolutions are products of their own on CPUs
 
 
 def convolve(
@@ -35,7 +29,7 @@ def convolve(
         (B, H', W', D); sizes are kept at stride 1, and (n - 1) // stride + 1 else.
     """
     if isinstance(kernel, tuple):
-        return _winograd(x, kernel, dilation)
+        return winograd(x, kernel, dilation)
     k = kernel.shape[0]
     if k == 1:
         x = x[:, ::stride, ::stride]
@@ -43,7 +37,14 @@ def convolve(
             return x @ kernel[0, 0]
         # Of products of matrices XLA's gradients on CPUs are products too, with no copies to transpose maps.
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
-    pad = dilation * (k - 1) // 2
+    wide = k == 3 and stride == 1 and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
+    if wide and on_cpu() and not split:
+        return _wide(x, kernel, dilation)
+    return _plain(x, kernel, stride, dilation)
+
+
+def _plain(x, kernel, stride, dilation):
+    pad = dilation * (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -54,39 +55,47 @@ def convolve(
     )
 
 
-def winograd_kernel(kernel: np.ndarray) -> Winograd:
-    """Transforms a kernel (3, 3, C, D), so that `convolve` takes 4 products for each result in place of 9.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _wide(x, kernel, dilation):
+    """A 3x3 convolution of stride 1, whose gradients are matrix products where that is faster."""
+    return _plain(x, kernel, 1, dilation)
 
-    The matrices are arrays of their own, since XLA would copy parts of a larger one.
+
+def _wide_forward(x, kernel, dilation):
+    return _wide(x, kernel, dilation), (x, kernel)
+
+
+def _wide_backward(dilation, residual, gradient):
+    x, kernel = residual
+    of_input, of_kernel = jax.vjp(lambda x, k: _plain(x, k, 1, dilation), x, kernel)[1](gradient)
+    if math.prod(gradient.shape[:3]) <= 2 * gradient.shape[-1]:  # parts take no more memory than two kernels
+        of_input = _input_gradient(gradient, kernel, dilation)
+    rows, columns = tiles(x.shape, dilation)
+    if (2 * dilation) ** 2 * rows * columns < 1.4 * x.shape[1] * x.shape[2]:  # tiles reach little beyond x
+        of_kernel = winograd_kernel_gradient(x, gradient, dilation)
+    return of_input, of_kernel
+
+
+_wide.defvjp(_wide_forward, _wide_backward)
+
+
+def _input_gradient(y, kernel, d):
+    """The gradient of a 3x3 convolution's input, as one product with the kernel as it lies in memory.
+
+    XLA's own convolves with a copy of the kernel, flipped and transposed, which may take half as long as the
+    products do. Here the maps are transposed: (B, H, W, D), (3, 3, C, D) -> (B, H, W, C).
     """
-    return tuple(map(tuple, np.einsum('ai,bj,ijcd->abcd', _KERNEL, _KERNEL, kernel)))
-
-
-def _winograd(x, kernel, dilation):
-    """Results in tiles of 2 x 2, each from 4 x 4 pixels, `dilation` apart; the rest is matrix products."""
-    batch, height, width, channels = x.shape
-    d, rows, columns = dilation, -(-height // (2 * dilation)), -(-width // (2 * dilation))
-    x = jnp.pad(x, ((0, 0), (d, (2 * rows + 1) * d - height), (d, (2 * columns + 1) * d - width), (0, 0)))
-    # Pixels `dilation` apart become neighbours, and the pixels between them further tiles.
-    x = x.reshape(batch, 2 * rows + 2, d, 2 * columns + 2, d, channels)
-    every_second = lambda y, i, n, axis: jax.lax.slice_in_dim(y, i, i + 2 * n - 1, 2, axis)
-    sums = []
-    for weights, row in zip(_INPUT, kernel, strict=True):
-        if sums:  # a row after the other, since sixteen factors and products at once take much memory
-            x, sums[-1] = jax.lax.optimization_barrier((x, sums[-1]))
-        parts = _combine([weights], [every_second(x, i, rows, 1) for i in range(4)])[0]
-        factors = _combine(_INPUT, [every_second(parts, j, columns, 3) for j in range(4)])
-        products = [f.reshape(-1, channels) @ k for f, k in zip(factors, row, strict=True)]
-        sums.append(_combine(_OUTPUT, products))
-    y = [_combine(_OUTPUT, [row[j] for row in sums]) for j in range(2)]
-    tiles = lambda i, j: y[j][i].reshape(batch, rows, d, columns, d, -1)
-    y = jnp.stack([jnp.stack([tiles(i, j) for j in range(2)], 4) for i in range(2)], 2)
-    return y.reshape(batch, 2 * rows * d, 2 * columns * d, -1)[:, :height, :width]
-
-
-def _combine(matrix, parts):
-    """The product of a small matrix of mostly 0 and 1 with a list of arrays."""
-    return [sum(p if c == 1 else c * p for c, p in zip(row, parts, strict=True) if c) for row in matrix]
+    batch, height, width, features = y.shape
+    y = jax.lax.optimization_barrier(y.reshape(-1, features).T)
+    parts = jax.lax.optimization_barrier(kernel.reshape(-1, features) @ y)
+    parts = parts.reshape(3, 3, -1, batch, height, width)
+    shift = lambda n: ((n - 1) * d, (1 - n) * d, 0)
+    shifted = (
+        jax.lax.pad(parts[i, j], 0.0, ((0, 0, 0), (0, 0, 0), shift(i), shift(j)))
+        for i in range(3)
+        for j in range(3)
+    )
+    return jax.lax.optimization_barrier(sum(shifted)).transpose(1, 2, 3, 0)
 
 
 # Of a sum of more terms than these XLA's CPU backend makes a tree, for the sake of its digits, and puts all

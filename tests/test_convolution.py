@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from reference import assert_close, nchw, nhwc, normal, oihw, quick
 
-from ann_jax.convolution import compiler_options, convolve, sum_of_squares, sum_pixels, winograd_kernel
+from ann_jax import convolution
+from ann_jax.convolution import compiler_options, convolve, sum_of_squares, sum_pixels
+from ann_jax.winograd import winograd_kernel
 
 
 @pytest.mark.parametrize('dilation', [1, 2, 4, 5])
@@ -17,6 +19,36 @@ def test_winograd_equals_conv2d(size, dilation):
     expected = torch.conv2d(*arrays, padding=dilation, dilation=dilation)
     ours = quick(lambda x, k: convolve(x, k, dilation=dilation))(x, winograd_kernel(kernel))
     assert_close(ours, nhwc(expected.numpy()))
+
+
+@pytest.mark.parametrize('dilation', [1, 2, 4, 5])
+@pytest.mark.parametrize('size', [(1, 1), (3, 2), (8, 16), (9, 13), (17, 5), (40, 31)])
+def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, size, dilation):
+    torch = pytest.importorskip('torch')
+    monkeypatch.setattr(convolution, 'WIDE', 6)
+    x, kernel, gradient = normal(2, *size, 6), normal(3, 3, 6, 300, seed=1), normal(2, *size, 300, seed=2)
+    arrays = [torch.from_numpy(a).requires_grad_() for a in (nchw(x), oihw(kernel))]
+    expected = torch.conv2d(*arrays, padding=dilation, dilation=dilation)
+    expected.backward(torch.from_numpy(nchw(gradient)))
+
+    def ours(x, kernel, gradient):
+        y, pull = jax.vjp(lambda x, k: convolve(x, k, dilation=dilation, split=False), x, kernel)
+        return y, *pull(gradient)
+
+    y, of_input, of_kernel = quick(ours)(x, kernel, gradient)
+    assert_close(y, nhwc(expected.detach().numpy()))
+    assert_close(of_input, nhwc(arrays[0].grad.numpy()))
+    assert_close(of_kernel, arrays[1].grad.numpy().transpose(2, 3, 1, 0))
+
+
+def test_a_step_takes_fewer_products_for_wide_kernels():
+    def flops(split):
+        loss = lambda x, k: (convolve(x, k, split=split) ** 2).sum()
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
+        return program.cost_analysis()['flops']
+
+    x, kernel = np.ones((1, 32, 32, 256), np.float32), np.ones((3, 3, 256, 256), np.float32)
+    assert flops(split=False) < 0.85 * flops(split=True)
 
 
 def test_winograd_takes_fewer_products():

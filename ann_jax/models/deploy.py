@@ -21,13 +21,14 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from ann_jax.convolution import computed_once, convolve, winograd_kernel
+from ann_jax.convolution import computed_once, convolve
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.blocks import attend
 from ann_jax.models.layers import max_pool
 from ann_jax.models.resnet import blocks_of
 from ann_jax.ops import average_rows, resize_images, sample_anchors
 from ann_jax.rows import Rows, anchors, average_anchors, is_split, resize, split_rows
+from ann_jax.winograd import winograd_kernel
 
 Params = dict[str, dict[str, Any]]
 EPSILON = 1e-5  # of every `BatchNorm`
@@ -87,11 +88,14 @@ def fold(model: ANN, variables: Mapping[str, Any], winograd: bool = False) -> Pa
 
 
 def _plain_3x3(backbone):
-    """Names of the 3x3 convolutions of stride 1 behind the stem."""
+    """Names of the 3x3 convolutions behind the stem with stride 1, and without large gaps.
+
+    With a dilation of 4, tiles reach half beyond a small map, and the kernels take memory for little.
+    """
     for layer in (1, 2, 3, 4):
         for i, block in enumerate(blocks_of(backbone, layer)):
-            for j, (_, size, stride, _) in enumerate(block.convolutions(), 1):
-                if size == 3 and stride == 1:
+            for j, (_, size, stride, dilation) in enumerate(block.convolutions(), 1):
+                if size == 3 and stride == 1 and dilation <= 2:
                     yield f'backbone/layer{layer}_{i}/conv{j}'
     yield 'bottleneck/conv'
 
