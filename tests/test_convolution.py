@@ -1,4 +1,4 @@
-"""Winograd's form of 3x3 convolutions against torch, and the options of the compiler."""
+"""3x3 convolutions and their gradients against torch, sums against float64, options of the compiler."""
 
 import jax
 import numpy as np
