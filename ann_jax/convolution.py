@@ -7,9 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ann_jax.winograd import Winograd, tiles, winograd, winograd_kernel_gradient
+from ann_jax.winograd import (
+    Winograd,
+    tiles,
+    winograd,
+    winograd_input_gradient,
+    winograd_kernel,
+    winograd_kernel_gradient,
+)
 
 WIDE = 256  # channels from which gradients of 3x3 convolutions are products of their own on CPUs
+WIDEST = 512  # channels from which they are Winograd's altogether; fewer gain nothing, and compile longer
 
 
 def convolve(
@@ -57,23 +65,34 @@ def _plain(x, kernel, stride, dilation):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _wide(x, kernel, dilation):
-    """A 3x3 convolution of stride 1, whose gradients are matrix products where that is faster."""
-    return _plain(x, kernel, 1, dilation)
+    """A 3x3 convolution of stride 1, as matrix products and with gradients that are where that is faster."""
+    return _wide_forward(x, kernel, dilation)[0]
 
 
 def _wide_forward(x, kernel, dilation):
-    return _wide(x, kernel, dilation), (x, kernel)
+    if min(kernel.shape[2:]) < WIDEST or not _tiles_fit(x, dilation):
+        return _plain(x, kernel, 1, dilation), (x, kernel)
+    kernel = jax.lax.optimization_barrier(winograd_kernel(kernel))
+    return winograd(x, kernel, dilation), (x, kernel)
 
 
 def _wide_backward(dilation, residual, gradient):
     x, kernel = residual
+    if isinstance(kernel, tuple):
+        of_input = winograd_input_gradient(gradient, kernel, dilation)
+        return of_input, winograd_kernel_gradient(x, gradient, dilation)
     of_input, of_kernel = jax.vjp(lambda x, k: _plain(x, k, 1, dilation), x, kernel)[1](gradient)
     if math.prod(gradient.shape[:3]) <= 2 * gradient.shape[-1]:  # parts take no more memory than two kernels
         of_input = _input_gradient(gradient, kernel, dilation)
-    rows, columns = tiles(x.shape, dilation)
-    if (2 * dilation) ** 2 * rows * columns < 1.4 * x.shape[1] * x.shape[2]:  # tiles reach little beyond x
+    if _tiles_fit(x, dilation):
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
     return of_input, of_kernel
+
+
+def _tiles_fit(x, dilation):
+    """Whether tiles reach so little beyond the map that fewer products per result are fewer in all."""
+    rows, columns = tiles(x.shape, dilation)
+    return (2 * dilation) ** 2 * rows * columns < 1.4 * x.shape[1] * x.shape[2]
 
 
 _wide.defvjp(_wide_forward, _wide_backward)

@@ -17,28 +17,31 @@ _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 Winograd = tuple[tuple[jax.Array, ...], ...]  # 4 x 4 matrices (C, D)
 
 
-def winograd_kernel(kernel: np.ndarray) -> Winograd:
+def winograd_kernel(kernel: np.ndarray | jax.Array) -> Winograd:
     """Transforms a kernel (3, 3, C, D), so that `convolve` takes 4 products for each result in place of 9.
 
     The matrices are arrays of their own, since XLA would copy parts of a larger one.
     """
-    return tuple(map(tuple, np.einsum('ai,bj,ijcd->abcd', _KERNEL, _KERNEL, kernel)))
+    columns = [_combine(_KERNEL, [kernel[i, j] for i in range(3)]) for j in range(3)]
+    return tuple(tuple(_combine(_KERNEL, [column[a] for column in columns])) for a in range(4))
 
 
 def winograd(x: jax.Array, kernel: Winograd, dilation: int = 1) -> jax.Array:
     """(B, H, W, C) and what `winograd_kernel` makes of (3, 3, C, D) -> (B, H, W, D), zeros around x."""
-    batch, height, width, _ = x.shape
-    d, (rows, columns) = dilation, tiles(x.shape, dilation)
-    sums = []
-    for weights, row in zip(_INPUT, kernel, strict=True):
-        if sums:  # a row after the other, since sixteen factors and products at once take much memory
-            x, sums[-1] = jax.lax.optimization_barrier((x, sums[-1]))
-        products = [f @ k for f, k in zip(_factors(x, weights, d), row, strict=True)]
-        sums.append(_combine(_OUTPUT, products))
-    y = [_combine(_OUTPUT, [row[j] for row in sums]) for j in range(2)]
-    part = lambda i, j: y[j][i].reshape(batch, rows, d, columns, d, -1)
-    y = jnp.stack([jnp.stack([part(i, j) for j in range(2)], 4) for i in range(2)], 2)
-    return y.reshape(batch, 2 * rows * d, 2 * columns * d, -1)[:, :height, :width]
+    return _results(_tiles_of_results(x, kernel, dilation, lambda f, k: f @ k), x.shape, dilation)
+
+
+def winograd_input_gradient(gradient: jax.Array, kernel: Winograd, dilation: int = 1) -> jax.Array:
+    """The gradient of x (B, H, W, C) from that of the result (B, H, W, D) and the transformed kernel.
+
+    It is the convolution with the kernel reversed, which swaps the outer two of four factors, and transposed;
+    the maps are transposed in its place, since they are smaller.
+    """
+    order = 3, 1, 2, 0
+    reverse = [[kernel[i][j] for j in order] for i in order]
+    parts = _tiles_of_results(gradient, reverse, dilation, lambda f, k: k @ jax.lax.optimization_barrier(f.T))
+    parts = jax.tree.map(jnp.transpose, jax.lax.optimization_barrier(parts))
+    return _results(parts, gradient.shape, dilation)
 
 
 def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 1) -> jax.Array:
@@ -59,6 +62,25 @@ def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 
 def tiles(shape: tuple[int, ...], dilation: int) -> tuple[int, int]:
     """Tiles of a map (B, H, W, C) along each axis, for each of the `dilation` pixels between neighbours."""
     return tuple(-(-n // (2 * dilation)) for n in shape[1:3])
+
+
+def _tiles_of_results(x, kernel, d, product):
+    """The results of all tiles, of their columns and rows of two: [column][row], the products' shape each."""
+    sums = []
+    for weights, row in zip(_INPUT, kernel, strict=True):
+        if sums:  # a row after the other, since sixteen factors and products at once take much memory
+            x, sums[-1] = jax.lax.optimization_barrier((x, sums[-1]))
+        products = [product(f, k) for f, k in zip(_factors(x, weights, d), row, strict=True)]
+        sums.append(_combine(_OUTPUT, products))
+    return [_combine(_OUTPUT, [row[j] for row in sums]) for j in range(2)]
+
+
+def _results(y, shape, d):
+    """The map (B, H, W, D) of the `shape` of one with the same B, H and W, from its tiles."""
+    (batch, height, width, _), (rows, columns) = shape, tiles(shape, d)
+    part = lambda i, j: y[j][i].reshape(batch, rows, d, columns, d, -1)
+    y = jnp.stack([jnp.stack([part(i, j) for j in range(2)], 4) for i in range(2)], 2)
+    return y.reshape(batch, 2 * rows * d, 2 * columns * d, -1)[:, :height, :width]
 
 
 def _factors(x, weights, d):

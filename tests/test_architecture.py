@@ -8,7 +8,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 FLOORS = [
-    ['__init__', 'data/__init__', 'models/__init__', 'typing', 'errors', 'winograd', 'data/names'],
+    [
+        '__init__',
+        'data/__init__',
+        'models/__init__',
+        'typing',
+        'errors',
+        'winograd',
+        'pooling',
+        'memory',
+        'data/names',
+    ],
     ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas', 'convolution'],
     [
         'processes',

@@ -23,9 +23,11 @@ def test_winograd_equals_conv2d(size, dilation):
 
 @pytest.mark.parametrize('dilation', [1, 2, 4, 5])
 @pytest.mark.parametrize('size', [(1, 1), (3, 2), (8, 16), (9, 13), (17, 5), (40, 31)])
-def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, size, dilation):
+@pytest.mark.parametrize('widest', [6, 7])
+def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, widest, size, dilation):
     torch = pytest.importorskip('torch')
     monkeypatch.setattr(convolution, 'WIDE', 6)
+    monkeypatch.setattr(convolution, 'WIDEST', widest)
     x, kernel, gradient = normal(2, *size, 6), normal(3, 3, 6, 300, seed=1), normal(2, *size, 300, seed=2)
     arrays = [torch.from_numpy(a).requires_grad_() for a in (nchw(x), oihw(kernel))]
     expected = torch.conv2d(*arrays, padding=dilation, dilation=dilation)
@@ -47,8 +49,9 @@ def test_a_step_takes_fewer_products_for_wide_kernels():
         program = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
         return program.cost_analysis()['flops']
 
-    x, kernel = np.ones((1, 32, 32, 256), np.float32), np.ones((3, 3, 256, 256), np.float32)
-    assert flops(split=False) < 0.85 * flops(split=True)
+    for n, share in (convolution.WIDE, 0.85), (convolution.WIDEST, 0.55):
+        x, kernel = np.ones((1, 32, 32, n), np.float32), np.ones((3, 3, n, n), np.float32)
+        assert flops(split=False) < share * flops(split=True)
 
 
 def test_winograd_takes_fewer_products():

@@ -146,6 +146,16 @@ def test_max_pool_equals_max_pool2d(height, ceil):
     assert_close(pull(cotangent)[0], nhwc(gradient))
 
 
+def test_max_pool_sends_the_gradient_to_the_first_of_equals():
+    torch = pytest.importorskip('torch')
+    x = np.maximum(normal(2, 11, 12, 3).round(), 0)  # as behind a ReLU: mostly zeros and other equals
+    pool = lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+    y, pull = jax.vjp(lambda x: max_pool(x, True), x)
+    cotangent = normal(*y.shape, seed=1)
+    _, (gradient,) = torch_gradients(pool, nchw(cotangent), nchw(x))
+    assert_close(pull(cotangent)[0], nhwc(gradient))
+
+
 def test_dropout_drops_whole_channels_and_keeps_the_expectation():
     x = np.ones((4, 3, 5, 1000), np.float32)
     y = np.asarray(Dropout2d(0.3).apply({}, x, True, rngs={'dropout': jax.random.key(0)}))

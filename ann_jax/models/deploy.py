@@ -9,7 +9,6 @@ The result is that of the image alone: convolutions pad with zeros, so what lies
 to zero before every convolution and pooling that would see it, and anchors are pooled over the image only.
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from ann_jax import pooling
 from ann_jax.convolution import computed_once, convolve
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.blocks import attend
@@ -215,22 +215,13 @@ def _conv(params, x, *, stride=1, dilation=1, relu=True):
 
 
 def _pool(x, ceil):
-    """3x3 max pooling of stride 2, as `layers.max_pool`; by slices, which every exporter knows."""
+    """3x3 max pooling of stride 2, as `layers.max_pool`."""
     size = None if x.size is None else (x.size - 1 + int(ceil)) // 2 + 1
     if x.rows:
         rows = replace(x.rows, height=(x.rows.height - 1 + int(ceil)) // 2 + 1)
         return _Map(max_pool(x.clean(), ceil, rows), size, rows)
-    height, width = ((n - 1 + int(ceil)) // 2 + 1 for n in x.array.shape[1:3])
-    # Zeros outside do no harm: behind a ReLU no maximum is below them.
-    padded = jnp.pad(x.clean(), ((0, 0), (1, 2), (1, 2), (0, 0)))
-    parts = [
-        jax.lax.slice_in_dim(
-            jax.lax.slice_in_dim(padded, i, i + 2 * height - 1, 2, axis=1), j, j + 2 * width - 1, 2, axis=2
-        )
-        for i in range(3)
-        for j in range(3)
-    ]
-    return _Map(functools.reduce(jnp.maximum, parts), size, None)
+    # Zeros outside of the image do no harm: behind a ReLU no maximum is below them.
+    return _Map(pooling.max_pool(x.clean(), ceil), size, None)
 
 
 def _residual(params, name, x, block):
