@@ -14,7 +14,6 @@ from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ann_jax.errors import ConfigError, DataError, SaveError
-from ann_jax.memory import keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb.'
@@ -59,7 +58,6 @@ def main(argv):
     logging.getLogger('ann_jax').setLevel(logging.INFO)
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent
     absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl talk much
-    keep_freed_memory()
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     import jax
 

@@ -16,7 +16,6 @@ FLOORS = [
         'errors',
         'winograd',
         'pooling',
-        'memory',
         'data/names',
     ],
     ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas', 'convolution'],
