@@ -17,7 +17,7 @@ from ann_jax.winograd import (
 )
 
 WIDE = 256  # channels from which gradients of 3x3 convolutions are products of their own on CPUs
-WIDEST = 1024  # input channels from which they are Winograd's altogether: fewer gain less, and compile as long
+WIDEST = 1024  # input channels from which they are Winograd's altogether: for fewer it gains less
 
 
 def convolve(
