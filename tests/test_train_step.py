@@ -28,7 +28,7 @@ def run(labels, *, skip, where):
 
     def loss(main, auxiliary, label):
         poisoned = (label == POISON).any()
-        value = (main**2).mean() + (auxiliary**2).mean()
+        value = ((main - 1) ** 2).mean() + (auxiliary**2).mean()
         if where == 'loss':
             value *= jnp.where(poisoned, jnp.inf, 1.0)
         else:  # the root of 0 is finite, its slope is not
