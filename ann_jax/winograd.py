@@ -49,6 +49,7 @@ def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 
 
     The linear maps of `winograd` and `winograd_kernel`, transposed and in the opposite order.
     """
+    x = _padded(x, dilation)
     sums = []
     for inputs, outputs in zip(_INPUT, _OUTPUT.T, strict=True):
         if sums:
@@ -66,6 +67,7 @@ def tiles(shape: tuple[int, ...], dilation: int) -> tuple[int, int]:
 
 def _tiles_of_results(x, kernel, d, product):
     """The results of all tiles, of their columns and rows of two: [column][row], the products' shape each."""
+    x = _padded(x, d)
     sums = []
     for weights, row in zip(_INPUT, kernel, strict=True):
         if sums:  # a row after the other, since sixteen factors and products at once take much memory
@@ -83,11 +85,17 @@ def _results(y, shape, d):
     return y.reshape(batch, 2 * rows * d, 2 * columns * d, -1)[:, :height, :width]
 
 
-def _factors(x, weights, d):
-    """Four of the sixteen factors of all tiles: (tiles, C) each."""
-    batch, height, width, channels = x.shape
+def _padded(x, d):
+    """A map with zeros around it, so that all tiles lie in it."""
+    _, height, width, _ = x.shape
     rows, columns = tiles(x.shape, d)
-    x = jnp.pad(x, ((0, 0), (d, (2 * rows + 1) * d - height), (d, (2 * columns + 1) * d - width), (0, 0)))
+    return jnp.pad(x, ((0, 0), (d, (2 * rows + 1) * d - height), (d, (2 * columns + 1) * d - width), (0, 0)))
+
+
+def _factors(x, weights, d):
+    """Four of the sixteen factors of all tiles of a padded map: (tiles, C) each."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // (2 * d) - 1, width // (2 * d) - 1
     # Pixels `dilation` apart become neighbours, and the pixels between them further tiles.
     x = x.reshape(batch, 2 * rows + 2, d, 2 * columns + 2, d, channels)
     every_second = lambda y, i, n, axis: jax.lax.slice_in_dim(y, i, i + 2 * n - 1, 2, axis)

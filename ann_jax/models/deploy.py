@@ -182,8 +182,9 @@ class InferenceNetwork:
             out = params[f'{name}/attention_{i}/out']['kernel'][0, 0]
             response = response + attend(query, keys, values, out, seen=seen)
         x = _conv(params[f'{name}/project/conv'], high, relu=False)
-        x = x.with_array(x.array + response.reshape(x.array.shape))
-        return x.with_array(nn.relu(x.array)) if relu else x
+        y = x.array + response.reshape(x.array.shape)
+        # Fused with the padding for the next convolution, it would need memory for a map more.
+        return x.with_array(computed_once(nn.relu(y) if relu else y))
 
 
 class _Map(NamedTuple):
