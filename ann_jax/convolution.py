@@ -48,10 +48,13 @@ def convolve(
     wide = k == 3 and stride == 1 and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
     if wide and on_cpu() and not split:
         return _wide(x, kernel, dilation)
-    return _plain(x, kernel, stride, dilation)
+    if stride == 1 and dilation > 1 and on_gpu() and not split:
+        return _dilated(x, kernel, dilation)
+    return direct(x, kernel, stride, dilation)
 
 
-def _plain(x, kernel, stride, dilation):
+def direct(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    """As `convolve`, by XLA's own convolution, whose gradients are convolutions too."""
     pad = dilation * (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -64,6 +67,49 @@ def _plain(x, kernel, stride, dilation):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dilated(x, kernel, dilation):
+    """A dilated convolution of stride 1 whose kernel's gradient is that of a plain one.
+
+    XLA hands the gradient of a dilated kernel to cuDNN as a convolution of C images by kernels as large as
+    the map, with the batch as channels; that of a plain kernel is an operation of cuDNN's own.
+    """
+    return direct(x, kernel, 1, dilation)
+
+
+def _dilated_forward(x, kernel, dilation):
+    return direct(x, kernel, 1, dilation), (x, kernel)
+
+
+def _dilated_backward(dilation, residual, gradient):
+    x, kernel = residual
+    of_input = jax.vjp(lambda x: direct(x, kernel, 1, dilation), x)[1](gradient)
+    plain = lambda kernel: direct(space_to_batch(x, dilation), kernel, 1, 1)
+    return *of_input, *jax.vjp(plain, kernel)[1](space_to_batch(gradient, dilation))
+
+
+_dilated.defvjp(_dilated_forward, _dilated_backward)
+
+
+def space_to_batch(x: jax.Array, d: int) -> jax.Array:
+    """Pixels `d` apart become neighbours in d^2 images: (B, H, W, C) -> (B d^2, ceil(H / d), ceil(W / d), C).
+
+    A convolution dilated by `d` is a plain one of them. Zeros follow where d does not divide a size.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // d), -(-width // d)
+    x = jnp.pad(x, ((0, 0), (0, rows * d - height), (0, columns * d - width), (0, 0)))
+    x = x.reshape(batch, rows, d, columns, d, channels).transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(-1, rows, columns, channels)
+
+
+def batch_to_space(y: jax.Array, d: int, height: int, width: int) -> jax.Array:
+    """The reverse: (B d^2, ceil(H / d), ceil(W / d), C) -> (B, H, W, C)."""
+    _, rows, columns, channels = y.shape
+    y = y.reshape(-1, d, d, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
+    return y.reshape(-1, rows * d, columns * d, channels)[:, :height, :width]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _wide(x, kernel, dilation):
     """A 3x3 convolution of stride 1, as matrix products and with gradients that are where that is faster."""
     return _wide_forward(x, kernel, dilation)[0]
@@ -71,7 +117,7 @@ def _wide(x, kernel, dilation):
 
 def _wide_forward(x, kernel, dilation):
     if kernel.shape[2] < WIDEST or not _tiles_fit(x, dilation):
-        return _plain(x, kernel, 1, dilation), (x, kernel)
+        return direct(x, kernel, 1, dilation), (x, kernel)
     kernel = jax.lax.optimization_barrier(winograd_kernel(kernel))
     return winograd(x, kernel, dilation), (x, kernel)
 
@@ -81,7 +127,7 @@ def _wide_backward(dilation, residual, gradient):
     if isinstance(kernel, tuple):
         of_input = winograd_input_gradient(gradient, kernel, dilation)
         return of_input, winograd_kernel_gradient(x, gradient, dilation)
-    of_input, of_kernel = jax.vjp(lambda x, k: _plain(x, k, 1, dilation), x, kernel)[1](gradient)
+    of_input, of_kernel = jax.vjp(lambda x, k: direct(x, k, 1, dilation), x, kernel)[1](gradient)
     if math.prod(gradient.shape[:3]) <= 2 * gradient.shape[-1]:  # parts take no more memory than two kernels
         of_input = _input_gradient(gradient, kernel, dilation)
     if _tiles_fit(x, dilation):
@@ -142,6 +188,11 @@ def sum_of_squares(x: jax.Array) -> jax.Array:
 def on_cpu() -> bool:
     """Whether programs run on CPUs, where other forms are fast than on accelerators."""
     return jax.default_backend() == 'cpu'
+
+
+def on_gpu() -> bool:
+    """Whether programs run on GPUs."""
+    return jax.default_backend() == 'gpu'
 
 
 def computed_once(x: jax.Array) -> jax.Array:

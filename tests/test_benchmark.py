@@ -5,11 +5,9 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import assert_close, nchw, nhwc, normal, oihw
 
 from ann_jax.benchmark import SECTIONS, benchmark
 from ann_jax.benchmark.contest import Contestant, compiled, contest
-from ann_jax.benchmark.dilation import space_to_batch
 from ann_jax.config import defaults, finish, parse_argument
 from ann_jax.errors import ConfigError
 
@@ -80,16 +78,7 @@ def test_reading(tmp_path):
 
 def test_dilation(tmp_path):
     rows = run(tmp_path, sections='dilation', rounds=1)['dilation']
-    assert len(rows) == 18 and [row['ratio'] for row in rows[::3]] == [1] * 6
-
-
-@pytest.mark.parametrize('rate', [2, 4])
-def test_space_to_batch_equals_a_dilated_convolution(rate):
-    torch = pytest.importorskip('torch')
-    x, kernel = normal(2, 13, 10, 5), normal(3, 3, 5, 4, seed=1)
-    x_torch, kernel_torch = torch.tensor(nchw(x)), torch.tensor(oihw(kernel))
-    expected = torch.nn.functional.conv2d(x_torch, kernel_torch, padding=rate, dilation=rate)
-    assert_close(space_to_batch(x, kernel, rate), nhwc(expected))
+    assert len(rows) == 24 and [row['ratio'] for row in rows[::4]] == [1] * 6
 
 
 def test_peer_computes_the_same(tmp_path):
@@ -108,6 +97,26 @@ def test_every_second_round_goes_backwards():
     runs = {name: Contestant(lambda name=name: order.append(name)) for name in 'ab'}
     rows = contest(runs, 3, RATES)
     assert ''.join(order[:8]) == 'baabbaab' and [row['contestant'] for row in rows] == ['a', 'b']
+
+
+def test_devices_tell_their_memory_and_functions_their_operations(monkeypatch):
+    """As on GPUs: the device has a mark that only rises, and the compiler does not count for libraries."""
+    monkeypatch.setattr('ann_jax.benchmark.contest.on_cpu', lambda: False)
+    device = {'bytes_in_use': 5_000_000, 'peak_bytes_in_use': 7_000_000}
+    monkeypatch.setattr('ann_jax.benchmark.contest.device_memory', lambda: dict(device))
+
+    def takes(name, megabytes):
+        program = compiled(lambda x: jnp.sort(x @ x), jnp.ones((len(name), len(name))))
+        mark = device['bytes_in_use'] + megabytes * 10**6
+        rise = lambda: device.update(peak_bytes_in_use=max(mark, device['peak_bytes_in_use']))
+        return program._replace(run=rise)
+
+    programs = {'larger': takes('larger', 40), 'small': takes('small', 3), 'low': takes('low', 1)}
+    rows = contest(programs, 1, RATES)
+    assert [row['growth (MB)'] for row in rows] == [40, 3, None]
+    for row in rows:
+        assert 2 * len(row['contestant']) ** 3 <= 1e9 * row['GFLOP'] < 4 * len(row['contestant']) ** 3
+        assert row['GB'] is None
 
 
 def test_memory_that_a_run_takes_is_seen():

@@ -6,29 +6,23 @@ import pytest
 from reference import assert_close, nchw, nhwc, normal, oihw, quick
 
 from ann_jax import convolution
-from ann_jax.convolution import compiler_options, convolve, sum_of_squares, sum_pixels
+from ann_jax.convolution import (
+    batch_to_space,
+    compiler_options,
+    convolve,
+    direct,
+    space_to_batch,
+    sum_of_squares,
+    sum_pixels,
+)
 from ann_jax.winograd import winograd_kernel
 
 
-@pytest.mark.parametrize('dilation', [1, 2, 4, 5])
-@pytest.mark.parametrize('size', [(1, 1), (3, 2), (8, 16), (9, 13), (17, 5), (33, 31)])
-def test_winograd_equals_conv2d(size, dilation):
+def assert_equals_torch(size, dilation, channels):
+    """The convolution of two maps and both gradients against torch's."""
     torch = pytest.importorskip('torch')
-    x, kernel = normal(2, *size, 6), normal(3, 3, 6, 5, seed=1)
-    arrays = map(torch.from_numpy, (nchw(x), oihw(kernel)))
-    expected = torch.conv2d(*arrays, padding=dilation, dilation=dilation)
-    ours = quick(lambda x, k: convolve(x, k, dilation=dilation))(x, winograd_kernel(kernel))
-    assert_close(ours, nhwc(expected.numpy()))
-
-
-@pytest.mark.parametrize('dilation', [1, 2, 4, 5])
-@pytest.mark.parametrize('size', [(1, 1), (3, 2), (8, 16), (9, 13), (17, 5), (40, 31)])
-@pytest.mark.parametrize('widest', [6, 7])
-def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, widest, size, dilation):
-    torch = pytest.importorskip('torch')
-    monkeypatch.setattr(convolution, 'WIDE', 6)
-    monkeypatch.setattr(convolution, 'WIDEST', widest)
-    x, kernel, gradient = normal(2, *size, 6), normal(3, 3, 6, 300, seed=1), normal(2, *size, 300, seed=2)
+    x, gradient = normal(2, *size, 6), normal(2, *size, channels, seed=2)
+    kernel = normal(3, 3, 6, channels, seed=1)
     arrays = [torch.from_numpy(a).requires_grad_() for a in (nchw(x), oihw(kernel))]
     expected = torch.conv2d(*arrays, padding=dilation, dilation=dilation)
     expected.backward(torch.from_numpy(nchw(gradient)))
@@ -41,6 +35,52 @@ def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, widest, siz
     assert_close(y, nhwc(expected.detach().numpy()))
     assert_close(of_input, nhwc(arrays[0].grad.numpy()))
     assert_close(of_kernel, arrays[1].grad.numpy().transpose(2, 3, 1, 0))
+
+
+SIZES = [(1, 1), (3, 2), (8, 16), (9, 13), (17, 5), (40, 31)]
+
+
+@pytest.mark.parametrize('dilation', [1, 2, 4, 5])
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('widest', [6, 7])
+def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, widest, size, dilation):
+    monkeypatch.setattr(convolution, 'WIDE', 6)
+    monkeypatch.setattr(convolution, 'WIDEST', widest)
+    assert_equals_torch(size, dilation, 300)
+
+
+@pytest.fixture
+def as_on_gpus(monkeypatch):
+    monkeypatch.setattr(convolution, 'on_cpu', lambda: False)
+    monkeypatch.setattr(convolution, 'on_gpu', lambda: True)
+
+
+@pytest.mark.parametrize('dilation', [2, 4, 5])
+@pytest.mark.parametrize('size', SIZES)
+def test_dilated_convolution_on_gpus_and_its_gradients_equal_torch(as_on_gpus, size, dilation):
+    assert_equals_torch(size, dilation, 5)
+
+
+def test_no_kernel_on_gpus_is_as_large_as_the_map(as_on_gpus):
+    """Which cuDNN would get as a convolution of few channels by a huge kernel."""
+
+    def gradient(split):
+        loss = lambda k: (convolve(x, k, dilation=2, split=split) ** 2).sum()
+        return str(jax.make_jaxpr(jax.grad(loss))(kernel))
+
+    x, kernel = np.ones((2, 16, 24, 4), np.float32), np.ones((3, 3, 4, 4), np.float32)
+    assert 'window_strides=(2, 2)' in gradient(split=True)  # XLA's own
+    assert 'window_strides=(2, 2)' not in gradient(split=False)
+
+
+@pytest.mark.parametrize('rate', [2, 4])
+def test_space_to_batch_equals_a_dilated_convolution(rate):
+    torch = pytest.importorskip('torch')
+    x, kernel = normal(2, 13, 10, 5), normal(3, 3, 5, 4, seed=1)
+    x_torch, kernel_torch = torch.tensor(nchw(x)), torch.tensor(oihw(kernel))
+    expected = torch.nn.functional.conv2d(x_torch, kernel_torch, padding=rate, dilation=rate)
+    plain = direct(space_to_batch(x, rate), kernel, 1, 1)
+    assert_close(batch_to_space(plain, rate, 13, 10), nhwc(expected))
 
 
 def test_a_step_takes_fewer_products_for_wide_kernels():

@@ -1,15 +1,19 @@
 """Table 1: the attention of each block on ResNet-101's maps."""
 
 import functools
+import logging
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ann_jax.benchmark.contest import Row, compiled, contest
+from ann_jax.benchmark.contest import Row, compiled, contest, random
+from ann_jax.convolution import on_gpu
 from ann_jax.errors import ConfigError
 from ann_jax.models.blocks import Attention
+
+logger = logging.getLogger(__name__)
 
 # Stage4 and Stage5 channels of ResNet-101, and C^ (Sec. 4.2).
 LOW, HIGH, CHANNELS = 1024, 2048, 256
@@ -26,7 +30,8 @@ PAPER_GMACS = {(96, 96): {'NB': 58.0, 'APNB': 15.5}, (256, 128): {'NB': 601.4, '
 def blocks(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     """Forward, and forward with gradients, at each size of `benchmark.block_sizes`.
 
-    'NB library' is NB with `jax.nn.dot_product_attention`, its best form at hand: fused on some GPUs.
+    'NB library' is NB with `jax.nn.dot_product_attention`, its best form at hand: fused by cuDNN
+    on GPUs, where that has a kernel for the dtype.
 
     Raises:
         ConfigError: a size is not HEIGHTxWIDTH.
@@ -68,31 +73,38 @@ def _block(name, size, backward, dtype):
     share, sampling, channels = BLOCKS[name.split()[0]]
     same, dtype = channels == HIGH, jnp.dtype(dtype)
     module = Attention(CHANNELS, sampling, share=share, dtype=dtype)
-    low, high = (jnp.ones((1, *size, c), dtype) for c in (channels, HIGH))
+    low, high = (random((1, *size, c), dtype) for c in (channels, HIGH))
     # `query_key` needs one and the same input twice.
     apply = lambda method, *first: functools.partial(
         lambda low, high: method(*first, low, low if same else high, False)
     )
     variables = jax.eval_shape(apply(module.init, jax.random.key(0)), low, high)
-    variables = jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), variables)
+    variables = jax.tree.map(lambda x: 0.01 * (1 + abs(random(x.shape, x.dtype))), variables)
 
-    def forward(variables, low, high):
-        if name == 'NB library':
-            return _library(variables['params'], high)
-        return apply(module.apply, variables)(low, high)
+    def contestant(forward):
+        if not backward:
+            return compiled(forward, variables, low, high)
+        loss = lambda *inputs: forward(*inputs).astype(jnp.float32).sum()
+        return compiled(jax.grad(loss, (0, 1, 2)), variables, low, high)
 
-    if not backward:
-        return compiled(forward, variables, low, high)
-    loss = lambda *inputs: forward(*inputs).astype(jnp.float32).sum()
-    return compiled(jax.grad(loss, (0, 1, 2)), variables, low, high)
+    if name != 'NB library':
+        return contestant(lambda variables, low, high: apply(module.apply, variables)(low, high))
+    library = lambda form: contestant(lambda variables, low, high: _library(variables['params'], high, form))
+    if on_gpu():
+        try:
+            return library('cudnn')
+        except (RuntimeError, ValueError) as error:
+            logger.warning('no fused kernel for NB in %s: %s', dtype, error)
+    return library('xla')
 
 
-def _library(params, x):
+def _library(params, x, implementation):
     """NB on the parameters of `Attention`; batch normalisation is left out, which favours it."""
     project = lambda layer: x @ layer['kernel'][0, 0].astype(x.dtype) + layer['bias'].astype(x.dtype)
     rows = lambda x: x.reshape(x.shape[0], -1, 1, x.shape[-1])
     key = jax.nn.relu(project(params['key']['conv']))
-    attended = jax.nn.dot_product_attention(rows(key), rows(key), rows(project(params['value'])))
+    value = project(params['value'])
+    attended = jax.nn.dot_product_attention(rows(key), rows(key), rows(value), implementation=implementation)
     out = params['out']
     y = attended.reshape(key.shape) @ out['kernel'][0, 0].astype(x.dtype) + out['bias'].astype(x.dtype)
     return y

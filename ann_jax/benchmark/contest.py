@@ -1,7 +1,7 @@
 """Contestants run in turn in one process, so that what slows the machine down for a while slows all of them.
 
 They are compared by the median of the ratios of each round. FLOPs and bytes are those of the compiled
-program.
+program, on accelerators FLOPs of the program before that.
 """
 
 import ctypes
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ann_jax.convolution import compiler_options
+from ann_jax.convolution import compiler_options, on_cpu
 
 Row = dict[str, Any]
 
@@ -29,22 +30,47 @@ class Contestant(NamedTuple):
     Attributes:
         run: returns what has to be waited for.
         program: of `jax.stages`; None for those of other libraries.
+        flops: of a run, None where they are not known.
+        growth: measures MB of memory that a run takes, where it is another library's.
     """
 
     run: Callable[[], Any]
     program: Any = None
+    flops: float | None = None
+    growth: Callable[[], float | None] | None = None
 
 
 def compiled(function: Callable, *args: Any, **options: Any) -> Contestant:
     """A function of arrays, compiled; `options` are those of `jax.jit`."""
     program = jax.jit(function, compiler_options=compiler_options(), **options).lower(*args).compile()
-    return Contestant(lambda: program(*args), program)
+    return Contestant(lambda: program(*args), program, count_flops(function, program, *args))
+
+
+def count_flops(function: Callable, program: Any, *args: Any) -> float | None:
+    """Of a compiled function of `args`.
+
+    On accelerators the compiler does not count what it hands to libraries (jax-ml/jax#22249); there it is the
+    function that is counted, as lowered for a CPU.
+    """
+    if on_cpu():
+        return (program.cost_analysis() or {}).get('flops')
+    try:
+        cpu = SingleDeviceSharding(jax.devices('cpu')[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), args)
+    return jax.jit(function).lower(*shapes).cost_analysis()['flops']
+
+
+def random(shape: Sequence[int], dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
+    """Normally distributed numbers: products of equal or zero ones may run faster than real ones."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
 
 
 def peak(config: ConfigDict) -> list[Row]:
     """Measured rates of a matrix product and of a copy, the limits of everything else."""
     n = config.benchmark.peak_size
-    matrix = jnp.ones((n, n), jnp.dtype(config.model.dtype))
+    matrix = random((n, n), config.model.dtype)
     contestants = {
         'matrix product': compiled(lambda x: x @ x, matrix),
         'copy': compiled(lambda x: x + 1, matrix),
@@ -67,13 +93,14 @@ def contest(contestants: Mapping[str, Contestant], rounds: int, rates: Sequence[
 
     Returns:
         A row for each: milliseconds, ratio to the first, GFLOP and share of the peak rate, GB that the
-        program reads and writes, MB of its scratch memory as the compiler plans it, and MB by which the
-        process grows while it runs.
+        program reads and writes (on CPUs), MB of its scratch memory as the compiler plans it, and MB by
+        which the process, or what the device has in use, grows while it runs.
     """
+    marks = {} if on_cpu() else _device_growth(contestants)
     seconds = _race(contestants, rounds)
     first = next(iter(seconds.values()))
     rows = []
-    for name, (run, program) in contestants.items():
+    for name, (run, program, flops, growth) in contestants.items():
         median = float(np.median(seconds[name]))
         row = {
             'contestant': name,
@@ -82,14 +109,15 @@ def contest(contestants: Mapping[str, Contestant], rounds: int, rates: Sequence[
             'highest': 1e3 * max(seconds[name]),
             'ratio': float(np.median(np.divide(seconds[name], first))),
         }
-        cost = (program and program.cost_analysis()) or {}
+        # On accelerators the compiler does not count what it hands to libraries.
+        cost = (on_cpu() and program and program.cost_analysis()) or {}
         memory = program and program.memory_analysis()
-        if flops := cost.get('flops'):
+        if flops:
             row |= {'GFLOP': flops / 1e9, 'share of peak': flops / median / 1e9 / rates[0]['GFLOP/s']}
         row |= {
             'GB': cost['bytes accessed'] / 1e9 if 'bytes accessed' in cost else None,
             'scratch (MB)': memory.temp_size_in_bytes / 1e6 if memory else None,
-            'growth (MB)': _growth(run),
+            'growth (MB)': growth() if growth else _growth(run) if on_cpu() else marks[name],
         }
         rows.append(row)
     return rows
@@ -121,11 +149,11 @@ def _race(contestants, rounds):
 
 
 def _growth(run):
-    """MB by which the resident memory of this process grows while `run` runs; on a CPU under Linux only.
+    """MB by which the resident memory of this process grows while `run` runs; under Linux only.
 
     The compiler's plan is not all: on CPUs XLA calls libraries whose memory it does not know.
     """
-    if jax.default_backend() != 'cpu' or sys.platform != 'linux':
+    if sys.platform != 'linux':
         return None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would not be seen to be taken again
@@ -138,6 +166,28 @@ def _growth(run):
     after = _resident('VmHWM')
     del result
     return after - before
+
+
+def _device_growth(contestants):
+    """MB by which memory in use on the device grows while each runs; None where the device does not tell.
+
+    Its mark only rises: small programs run first, and one that stays below the mark of before has None.
+    """
+    plan = lambda name: contestants[name].program and contestants[name].program.memory_analysis()
+    size = lambda name: plan(name).temp_size_in_bytes + plan(name).output_size_in_bytes if plan(name) else 0
+    growth = {}
+    for name in sorted(contestants, key=size):
+        before = device_memory()
+        jax.block_until_ready(contestants[name].run())
+        mark = device_memory().get('peak_bytes_in_use', 0)
+        rises = mark > before.get('peak_bytes_in_use', 0)
+        growth[name] = (mark - before['bytes_in_use']) / 1e6 if rises else None
+    return growth
+
+
+def device_memory() -> dict[str, int]:
+    """What the first device tells about its memory, in bytes; empty for CPUs."""
+    return jax.local_devices()[0].memory_stats() or {}
 
 
 def _resident(key):

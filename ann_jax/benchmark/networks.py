@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ann_jax import build
 from ann_jax.benchmark.attention import parse_sizes
-from ann_jax.benchmark.contest import Row, compiled, contest
+from ann_jax.benchmark.contest import Row, compiled, contest, count_flops, device_memory, random
 from ann_jax.convolution import compiler_options, on_cpu
 from ann_jax.data.pipeline import train_batches
 from ann_jax.errors import ConfigError, unknown
@@ -42,7 +42,7 @@ def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
                 model = build.model(settings, 19)
                 variables = initial_variables(model, 0)
                 params = jax.device_put(fold(model, variables, winograd=on_cpu()))
-                image = jnp.zeros((1, height, width, 3))
+                image = random((1, height, width, 3))
                 start = time.perf_counter()
                 name = f'{variant} {height}x{width} {dtype}'
                 forward = lambda params, image, model=model: InferenceNetwork(model)(params, image)[0]
@@ -119,8 +119,8 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         times.append(np.diff(clock))
     wait, host, device = np.median(times[1:], 0)
     total = np.median(np.sum(times[1:], 1))
-    cost, memory = program.cost_analysis() or {}, program.memory_analysis()
-    flops = cost.get('flops', 0)
+    mark = device_memory().get('peak_bytes_in_use')
+    flops, memory = count_flops(train_step, program, state, batch), program.memory_analysis()
     return [
         {
             'step': f'batch {count} of {crop[0]}x{crop[1]}, {config.model.dtype}',
@@ -129,9 +129,10 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
             'host (ms)': 1e3 * float(host),
             'device (ms)': 1e3 * float(device),
             'images/s': count / float(total),
-            'GFLOP': flops / 1e9,
-            'share of peak': flops / float(device + host) / 1e9 / rates[0]['GFLOP/s'],
+            'GFLOP': flops and flops / 1e9,
+            'share of peak': flops and flops / float(device + host) / 1e9 / rates[0]['GFLOP/s'],
             'scratch (MB)': memory.temp_size_in_bytes / 1e6 if memory else None,
+            'device peak (MB)': mark and mark / 1e6,
             'initialise (s)': initial,
             'compile (s)': compiling,
         }
@@ -141,7 +142,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 def _fits(program):
     """Whether a program's memory is at hand, as far as the compiler and the device tell."""
     plan = program.memory_analysis()
-    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+    limit = device_memory().get('bytes_limit')
     meminfo = Path('/proc/meminfo')
     if limit is None and on_cpu() and meminfo.exists():
         lines = dict(line.split(':') for line in meminfo.read_text().splitlines())

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ann_jax import build
 from ann_jax.benchmark.attention import parse_sizes
-from ann_jax.benchmark.contest import Contestant, Row, compiled, contest
+from ann_jax.benchmark.contest import Contestant, Row, compiled, contest, count_flops
 from ann_jax.benchmark.torch_peer import PLANS, TorchANN
 from ann_jax.convolution import compiler_options, on_cpu
 from ann_jax.errors import ConfigError, unknown
@@ -40,7 +40,8 @@ except (ImportError, AssertionError):  # it asserts the versions of what it need
 def peer(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     """Inference at `benchmark.peer_sizes`, and training steps at `benchmark.peer_step_sizes`.
 
-    'memory (MB)' is that of the weights and what the process grows by while it computes.
+    'memory (MB)' is that of the weights and what the process, or what the device has in use, grows by while
+    it computes.
 
     Raises:
         ConfigError: the peer has no such depth, or a size is none.
@@ -95,6 +96,18 @@ def _megabytes(arrays):
     return sum(x.nbytes for x in arrays) / 1e6
 
 
+def _contestant(run, device):
+    """One of PyTorch's, which counts its memory on GPUs itself."""
+
+    def growth():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+    return Contestant(run, growth=growth if device == 'cuda' else None)
+
+
 def _wait(device):
     if device == 'cuda':
         torch.cuda.synchronize()
@@ -114,14 +127,14 @@ def _inference(config, size, device):
         with torch.inference_mode(), half:
             result = network(tensor)
         _wait(device)
-        return result.float().permute(0, 2, 3, 1).cpu().numpy()
+        return result
 
-    contestants = {f'{PEER} eager': Contestant(lambda: run(network))}
+    contestants = {f'{PEER} eager': _contestant(lambda: run(network), device)}
     if config.benchmark.peer_compile:
         faster = _compiled(network)
-        contestants[f'{PEER} compiled'] = Contestant(lambda: run(faster))
+        contestants[f'{PEER} compiled'] = _contestant(lambda: run(faster), device)
     contestants['ann_jax'] = compiled(forward, params, image)
-    expected = run(network)
+    expected = run(network).float().permute(0, 2, 3, 1).cpu().numpy()
     difference = np.abs(np.asarray(contestants['ann_jax'].run()) - expected).max() / np.abs(expected).max()
     theirs = _megabytes(network.backbone.parameters()) + _megabytes(network.decode_head.parameters())
     return (
@@ -138,21 +151,19 @@ def _step(config, size, device):
     image, tensor = _images(batch, size, device)
     label = np.random.default_rng(1).integers(0, 19, image.shape[:3])
     tx = sgd(poly_schedule(0.0, 10**6))
-    step = jax.jit(
-        make_train_step(
-            model,
-            tx,
-            loss=functools.partial(segmentation_loss, ohem=False, per_image=False),
-            normalize=lambda image: image,
-            align_corners=False,
-            seed=0,
-        ),
-        donate_argnums=0,
-        compiler_options=compiler_options(),
+    step = make_train_step(
+        model,
+        tx,
+        loss=functools.partial(segmentation_loss, ohem=False, per_image=False),
+        normalize=lambda image: image,
+        align_corners=False,
+        seed=0,
     )
     state = [jax.device_put(create_state(variables, tx))]
     arrays = {'image': image, 'label': jnp.asarray(label, jnp.uint8)}
-    program = step.lower(state[0], arrays).compile()
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    program = jitted.lower(state[0], arrays).compile()
+    flops = count_flops(step, program, state[0], arrays)
 
     def ours():
         state[0], metrics = program(state[0], arrays)
@@ -171,11 +182,11 @@ def _step(config, size, device):
         optimizer.step()
         return loss.item()
 
-    contestants = {f'{PEER} eager': Contestant(lambda: run(network))}
+    contestants = {f'{PEER} eager': _contestant(lambda: run(network), device)}
     if config.benchmark.peer_compile:
         faster = _compiled(network)
-        contestants[f'{PEER} compiled'] = Contestant(lambda: run(faster))
-    contestants['ann_jax'] = Contestant(ours, program)
+        contestants[f'{PEER} compiled'] = _contestant(lambda: run(faster), device)
+    contestants['ann_jax'] = Contestant(ours, program, flops)
     theirs = run(network)
     difference = abs(float(ours()) - theirs) / abs(theirs)
     megabytes = 2 * _megabytes(network.parameters())  # with the momentum
