@@ -1,6 +1,7 @@
 """Best and newest are kept, states come back as they were, and damage does not pass for a checkpoint."""
 
 import contextlib
+import gc
 import os
 import resource
 import shutil
@@ -24,6 +25,13 @@ from ann_jax.state import TrainState, abstract_state, create_state, initial_vari
 
 # orbax leaves coroutines unawaited where reading or writing fails.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+@pytest.fixture(autouse=True)
+def collected_here():
+    """What orbax leaves of a checkpoint that it could not read complains when it is collected."""
+    yield
+    gc.collect()
 
 
 def tiny_state(step):
