@@ -1,4 +1,4 @@
-"""3x3 max pooling of stride 2 by slices of the map: fast on CPUs, and known to every exporter."""
+"""3x3 max pooling of stride 2 by slices of the map, with a cheap gradient, and known to every exporter."""
 
 import functools
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
     """Max pooling with padding 1; output sizes round down, or up with `ceil`.
 
-    Where several neighbours are the largest, the first of them gets the gradient, as in torch. On CPUs XLA's
-    own form makes four maps of the indices of all pixels for it.
+    Where several neighbours are the largest, the first of them gets the gradient, as in torch. XLA's own
+    form makes maps of the indices of all pixels for it: four of them on CPUs, two on GPUs.
 
     Args:
         x: (B, H, W, C) floats.

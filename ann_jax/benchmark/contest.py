@@ -69,7 +69,7 @@ def random(shape: Sequence[int], dtype: Any = jnp.float32, seed: int = 0) -> jax
 
 def peak(config: ConfigDict) -> list[Row]:
     """Measured rates of a matrix product and of a copy, the limits of everything else."""
-    n = config.benchmark.peak_size
+    n = config.benchmark.peak_size or (2048 if on_cpu() else 8192)
     matrix = random((n, n), config.model.dtype)
     contestants = {
         'matrix product': compiled(lambda x: x @ x, matrix),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ann_jax import pooling
-from ann_jax.convolution import convolve, on_cpu, sum_pixels
+from ann_jax.convolution import convolve, sum_pixels
 from ann_jax.rows import Rows
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -170,8 +170,7 @@ def max_pool(x: jax.Array, ceil: bool, rows: Rows | None = None) -> jax.Array:
     (B, H, W, C) -> (B, H', W', C). With `rows`, the canvas has half as many rows; zeros below the image do no
     harm behind a ReLU.
     """
-    if rows is None and on_cpu():
+    if rows is None:
         return pooling.max_pool(x, ceil)
-    # One more row or column of padding adds a window when the size is even, and none when it is odd.
-    up = 1 + int(ceil)
-    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 if rows else up), (1, up)])
+    # One more column of padding adds a window when the size is even, and none when it is odd.
+    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1 + int(ceil))])
