@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from ann_jax.winograd import (
     winograd_kernel_gradient,
 )
 
-WIDE = 256  # channels from which gradients of 3x3 convolutions are products of their own on CPUs
+T = TypeVar('T')
+
+WIDE = 64  # channels from which gradients of 3x3 convolutions are products of their own on CPUs
 WIDEST = 1024  # input channels from which they are Winograd's altogether: for fewer it gains less
 
 
@@ -41,16 +43,54 @@ def convolve(
     k = kernel.shape[0]
     if k == 1:
         x = x[:, ::stride, ::stride]
-        if split or not on_cpu():
-            return x @ kernel[0, 0]
-        # Of products of matrices XLA's gradients on CPUs are products too, with no copies to transpose maps.
-        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
+        return x @ kernel[0, 0] if split else product(x, kernel[0, 0])
     wide = k == 3 and stride == 1 and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
     if wide and on_cpu() and not split:
         return _wide(x, kernel, dilation)
     if stride == 1 and dilation > 1 and on_gpu() and not split:
         return _dilated(x, kernel, dilation)
     return direct(x, kernel, stride, dilation)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(..., C) @ (C, D) -> (..., D), with gradients that are fast on CPUs."""
+    if not on_cpu():
+        return x @ kernel
+    # For the gradients of arrays of more than two axes XLA would transpose copies of them.
+    return _product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(residual, gradient):
+    x, kernel = residual
+    inputs, features = kernel.shape
+    x, gradient = computed_once((x, gradient))  # else x might be transposed long before
+    if len(x) * (inputs + features) <= 1.5 * kernel.size:
+        of_input = _times_transposed(gradient, kernel).T
+    else:
+        of_input = gradient @ kernel.T
+    rows = computed_once(x.T) if inputs > features else x.T
+    return of_input, rows @ gradient
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _times_transposed(x, kernel):
+    """(N, D), (C, D) -> (C, N), which is x @ kernel.T, transposed.
+
+    XLA's product with a transposed matrix may take twice as long as with one as it lies in memory. Here
+    the maps are transposed, which pays where they are smaller than kernels.
+    """
+    return computed_once(kernel @ computed_once(x.T))
 
 
 def direct(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -128,7 +168,7 @@ def _wide_backward(dilation, residual, gradient):
         of_input = winograd_input_gradient(gradient, kernel, dilation)
         return of_input, winograd_kernel_gradient(x, gradient, dilation)
     of_input, of_kernel = jax.vjp(lambda x, k: direct(x, k, 1, dilation), x, kernel)[1](gradient)
-    if math.prod(gradient.shape[:3]) <= 2 * gradient.shape[-1]:  # parts take no more memory than two kernels
+    if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # else parts take much memory
         of_input = _input_gradient(gradient, kernel, dilation)
     if _tiles_fit(x, dilation):
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
@@ -138,7 +178,7 @@ def _wide_backward(dilation, residual, gradient):
 def _tiles_fit(x, dilation):
     """Whether tiles reach so little beyond the map that fewer products per result are fewer in all."""
     rows, columns = tiles(x.shape, dilation)
-    return (2 * dilation) ** 2 * rows * columns < 1.4 * x.shape[1] * x.shape[2]
+    return (2 * dilation) ** 2 * rows * columns < 1.8 * x.shape[1] * x.shape[2]
 
 
 _wide.defvjp(_wide_forward, _wide_backward)
@@ -151,8 +191,7 @@ def _input_gradient(y, kernel, d):
     products do. Here the maps are transposed: (B, H, W, D), (3, 3, C, D) -> (B, H, W, C).
     """
     batch, height, width, features = y.shape
-    y = jax.lax.optimization_barrier(y.reshape(-1, features).T)
-    parts = jax.lax.optimization_barrier(kernel.reshape(-1, features) @ y)
+    parts = _times_transposed(y.reshape(-1, features), kernel.reshape(-1, features))
     parts = parts.reshape(3, 3, -1, batch, height, width)
     shift = lambda n: ((n - 1) * d, (1 - n) * d, 0)
     shifted = (
@@ -195,8 +234,8 @@ def on_gpu() -> bool:
     return jax.default_backend() == 'gpu'
 
 
-def computed_once(x: jax.Array) -> jax.Array:
-    """The same array, put into memory on CPUs.
+def computed_once(x: T) -> T:
+    """The same array or tree of arrays, put into memory on CPUs before any part of it is used.
 
     XLA would otherwise compute a sum of residuals again from those of all blocks before, in every block, and
     keep them all for it: in ResNet-101 a fifth of the time of inference and more than half of its memory.

@@ -11,6 +11,7 @@ from ann_jax.convolution import (
     compiler_options,
     convolve,
     direct,
+    product,
     space_to_batch,
     sum_of_squares,
     sum_pixels,
@@ -47,6 +48,28 @@ def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, widest, siz
     monkeypatch.setattr(convolution, 'WIDE', 6)
     monkeypatch.setattr(convolution, 'WIDEST', widest)
     assert_equals_torch(size, dilation, 300)
+
+
+# Rows of x, inputs and features, so that both forms of each gradient are used.
+@pytest.mark.parametrize('sizes', [(7, 40, 30), (7, 30, 40), (300, 12, 9), (300, 9, 12), (1, 1, 1)])
+def test_product_and_its_gradients_equal_their_definition(sizes):
+    rows, inputs, features = sizes
+    x, kernel, gradient = (
+        normal(rows, inputs),
+        normal(inputs, features, seed=1),
+        normal(rows, features, seed=2),
+    )
+
+    def ours(x, kernel, gradient):
+        y, pull = jax.vjp(product, x.reshape(1, rows, 1, inputs), kernel)
+        return y, *pull(gradient.reshape(y.shape))
+
+    y, of_input, of_kernel = quick(ours)(x, kernel, gradient)
+    assert y.shape == (1, rows, 1, features)
+    x, kernel, gradient = (a.astype(np.float64) for a in (x, kernel, gradient))
+    assert_close(y[0, :, 0], x @ kernel)
+    assert_close(of_input[0, :, 0], gradient @ kernel.T)
+    assert_close(of_kernel, x.T @ gradient)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""A step whose loss or gradient is not finite leaves no trace but its number, if so configured."""
+"""Steps that are not finite leave no trace but their number, if so configured; what a step copies."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from ann_jax import train_step
+from ann_jax.convolution import compiler_options
 from ann_jax.losses import Loss
 from ann_jax.models.ann import Logits
 from ann_jax.optim import poly_schedule, sgd
@@ -117,3 +121,36 @@ def test_the_log_counts_steps_left_out_and_samples_replaced(caplog):
     assert (log.skipped, log.replaced) == (1, 1)
     assert 'step 1: b instead of: c.png is truncated' in caplog.text
     assert 'at step 1, of the samples a, b: step left out' in caplog.text
+
+
+class Deep(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        for _ in range(4):
+            x = nn.relu(nn.Dense(64)(nn.relu(x)))
+        return Logits(nn.Dense(2)(x), nn.Dense(2)(x))
+
+
+def copied_parameters():
+    """Kernels that a compiled step copies."""
+    tx = sgd(poly_schedule(0.1, 10))
+    image, label = jnp.zeros((1, 4, 4, 3), jnp.uint8), jnp.zeros((1, 4, 4), jnp.uint8)
+    params = Deep().init(jax.random.key(0), image, train=False)['params']
+    state = TrainState(jnp.asarray(0), params, {}, tx.init(params))
+
+    def loss(main, auxiliary, label):
+        value = (main**2).mean() + (auxiliary**2).mean()
+        return Loss(value, value, value, value)
+
+    normalize = lambda image: image / 255.0
+    step = make_train_step(Deep(), tx, loss=loss, normalize=normalize, align_corners=True, seed=0)
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    program = jitted.lower(state, {'image': image, 'label': label}).compile().as_text()
+    return set(re.findall(r'copy\(%?state\S*params\S*(Dense_\d)\S*kernel', program))
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='a matter of compilers for CPUs')
+def test_parameters_are_updated_in_place(monkeypatch):
+    assert not copied_parameters()
+    monkeypatch.setattr(train_step, 'computed_once', lambda x: x)
+    assert copied_parameters()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ann_jax.convolution import convolve
+from ann_jax.convolution import convolve, product
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
 from ann_jax.ops import resize_bilinear, sample_anchors
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         kernel = kernel[0, 0]
         if then is not None and not self.out_norm:
             # Nothing lies between the two products, and C^ is less than C: their kernels are multiplied.
-            kernel, bias, then = kernel @ then[0, 0], bias @ then[0, 0], None
+            kernel, bias, then = product(kernel, then[0, 0]), bias @ then[0, 0], None
         query = query.reshape(*query.shape[:1], -1, self.channels)
         response = attend(query, sample(key), value, kernel, bias).reshape(*high.shape[:3], -1)
         if self.out_norm:
@@ -135,7 +135,7 @@ def attend(
     weights = nn.softmax(similarity).astype(values.dtype)
     if keys.shape[1] < keys.shape[2]:
         # W_o is applied to a few anchors in place of all pixels. Weights sum to one: b_o passes unchanged.
-        return jnp.einsum('bns,bsd->bnd', weights, values @ kernel + bias)
+        return jnp.einsum('bns,bsd->bnd', weights, product(values, kernel) + bias)
     return jnp.einsum('bns,bsc->bnc', weights, values) @ kernel + bias
 
 

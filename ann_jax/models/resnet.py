@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ann_jax.convolution import computed_once
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.layers import BatchNorm, Conv, max_pool
 from ann_jax.rows import Rows
@@ -75,7 +76,7 @@ class Block(nn.Module):
         if x.shape != y.shape:
             x = Conv(y.shape[-1], stride=self.stride, dtype=self.dtype, name='downsample_0')(x, rows)
             x = BatchNorm(name='downsample_1')(x, train, rows)
-        return nn.relu(x + y)
+        return computed_once(nn.relu(x + y))
 
 
 class Stem(nn.Module):
