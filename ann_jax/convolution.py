@@ -73,7 +73,7 @@ def _product_backward(residual, gradient):
     x, kernel = residual
     inputs, features = kernel.shape
     x, gradient = computed_once((x, gradient))  # else x might be transposed long before
-    if len(x) * (inputs + features) <= 1.5 * kernel.size:
+    if len(x) * (inputs + features) <= 1.5 * kernel.size:  # maps to transpose, beside the kernel
         of_input = _times_transposed(gradient, kernel).T
     else:
         of_input = gradient @ kernel.T
@@ -168,7 +168,7 @@ def _wide_backward(dilation, residual, gradient):
         of_input = winograd_input_gradient(gradient, kernel, dilation)
         return of_input, winograd_kernel_gradient(x, gradient, dilation)
     of_input, of_kernel = jax.vjp(lambda x, k: direct(x, k, 1, dilation), x, kernel)[1](gradient)
-    if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # else parts take much memory
+    if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # for larger maps parts take too much memory
         of_input = _input_gradient(gradient, kernel, dilation)
     if _tiles_fit(x, dilation):
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
