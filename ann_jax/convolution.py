@@ -168,7 +168,7 @@ def _wide_backward(dilation, residual, gradient):
         of_input = winograd_input_gradient(gradient, kernel, dilation)
         return of_input, winograd_kernel_gradient(x, gradient, dilation)
     of_input, of_kernel = jax.vjp(lambda x, k: direct(x, k, 1, dilation), x, kernel)[1](gradient)
-    if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # for larger maps parts take too much memory
+    if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # larger maps take too much memory
         of_input = _input_gradient(gradient, kernel, dilation)
     if _tiles_fit(x, dilation):
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
