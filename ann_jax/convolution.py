@@ -12,14 +12,13 @@ from ann_jax.winograd import (
     tiles,
     winograd,
     winograd_input_gradient,
-    winograd_kernel,
     winograd_kernel_gradient,
 )
 
 T = TypeVar('T')
 
 WIDE = 64  # channels from which gradients of 3x3 convolutions are products of their own on CPUs
-WIDEST = 1024  # input channels from which they are Winograd's altogether: for fewer it gains less
+WIDEST = 512  # input channels from which they are Winograd's altogether: for fewer it takes long to compile
 
 
 def convolve(
@@ -156,29 +155,28 @@ def _wide(x, kernel, dilation):
 
 
 def _wide_forward(x, kernel, dilation):
-    if kernel.shape[2] < WIDEST or not _tiles_fit(x, dilation):
-        return direct(x, kernel, 1, dilation), (x, kernel)
-    kernel = jax.lax.optimization_barrier(winograd_kernel(kernel))
-    return winograd(x, kernel, dilation), (x, kernel)
+    if kernel.shape[2] >= WIDEST and _tiles_fit(x, dilation):
+        return winograd(x, kernel, dilation), (x, kernel)
+    return direct(x, kernel, 1, dilation), (x, kernel)
 
 
 def _wide_backward(dilation, residual, gradient):
     x, kernel = residual
-    if isinstance(kernel, tuple):
-        of_input = winograd_input_gradient(gradient, kernel, dilation)
-        return of_input, winograd_kernel_gradient(x, gradient, dilation)
+    x, gradient = computed_once((x, gradient))  # else x would be kept padded from the forward pass on
     of_input, of_kernel = jax.vjp(lambda x, k: direct(x, k, 1, dilation), x, kernel)[1](gradient)
     if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # larger maps take too much memory
         of_input = _input_gradient(gradient, kernel, dilation)
     if _tiles_fit(x, dilation):
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
+        if kernel.shape[2] >= WIDEST:
+            of_input = winograd_input_gradient(gradient, kernel, dilation)
     return of_input, of_kernel
 
 
 def _tiles_fit(x, dilation):
     """Whether tiles reach so little beyond the map that fewer products per result are fewer in all."""
     rows, columns = tiles(x.shape, dilation)
-    return (2 * dilation) ** 2 * rows * columns < 1.8 * x.shape[1] * x.shape[2]
+    return 4 * rows * columns < 1.8 * x.shape[1] * x.shape[2]
 
 
 _wide.defvjp(_wide_forward, _wide_backward)

@@ -16,7 +16,7 @@ from ann_jax.convolution import (
     sum_of_squares,
     sum_pixels,
 )
-from ann_jax.winograd import winograd_kernel
+from ann_jax.winograd import tiles, winograd_kernel
 
 
 def assert_equals_torch(size, dilation, channels):
@@ -115,6 +115,12 @@ def test_a_step_takes_fewer_products_for_wide_kernels():
     for n, share in (convolution.WIDE, 0.85), (convolution.WIDEST, 0.55):
         x, kernel = np.ones((1, 32, 32, n), np.float32), np.ones((3, 3, n, n), np.float32)
         assert flops(split=False) < share * flops(split=True)
+
+
+@pytest.mark.parametrize('dilation', [1, 2, 4])
+def test_winograd_takes_no_tile_beyond_the_map(dilation):
+    """Along an axis of 17 pixels, pairs of neighbours `dilation` apart: 9, none begun twice."""
+    assert tiles((1, 17, 16, 1), dilation) == (9, 8)
 
 
 def test_winograd_takes_fewer_products():

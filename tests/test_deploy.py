@@ -51,13 +51,15 @@ def test_every_variant(variant, fuse_stages):
     assert_close(*both(model, (65, 49), (80, 96)))
 
 
-def test_winograd(monkeypatch):
+@pytest.mark.parametrize(('widest', 'matrices'), [(1000, 4), (8, 3)])
+def test_winograd(monkeypatch, widest, matrices):
     monkeypatch.setattr(deploy, 'NARROW', 8)
+    monkeypatch.setattr(deploy, 'WIDEST', widest)
     model = network(depth=18)
     image = normal(2, 65, 49, 3)
     variables = smooth_variables(model, 0, image)
     params = fold(model, variables, winograd=True)
-    assert len(params['bottleneck/conv']['kernel']) == 4
+    assert [len(row) for row in params['bottleneck/conv']['kernel']] == [matrices] * matrices
     assert params['backbone/layer2_0/conv1']['kernel'].shape[:2] == (3, 3)  # of stride 2
     expected = quick(model.apply)(variables, image).main
     assert_close(quick(InferenceNetwork(model))(params, image)[0], expected)

@@ -21,7 +21,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from ann_jax import pooling
-from ann_jax.convolution import computed_once, convolve
+from ann_jax.convolution import WIDEST, computed_once, convolve
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.blocks import attend
 from ann_jax.models.layers import max_pool
@@ -78,7 +78,9 @@ def fold(model: ANN, variables: Mapping[str, Any], winograd: bool = False) -> Pa
         for name in _plain_3x3(model.backbone):
             kernel, bias = layers[name]
             if min(kernel.shape[2:]) >= NARROW:
-                layers[name] = winograd_kernel(kernel), bias
+                # Large kernels are transformed as they are used: 16 matrices take more memory than 9.
+                large = kernel.shape[2] >= WIDEST
+                layers[name] = tuple(map(tuple, kernel)) if large else winograd_kernel(kernel), bias
 
     def rounded(name, arrays):
         dtype = jnp.float32 if name == 'classifier' else model.dtype
@@ -88,14 +90,11 @@ def fold(model: ANN, variables: Mapping[str, Any], winograd: bool = False) -> Pa
 
 
 def _plain_3x3(backbone):
-    """Names of the 3x3 convolutions behind the stem with stride 1, and without large gaps.
-
-    With a dilation of 4, tiles reach half beyond a small map, and the kernels take memory for little.
-    """
+    """Names of the 3x3 convolutions behind the stem with stride 1."""
     for layer in (1, 2, 3, 4):
         for i, block in enumerate(blocks_of(backbone, layer)):
-            for j, (_, size, stride, dilation) in enumerate(block.convolutions(), 1):
-                if size == 3 and stride == 1 and dilation <= 2:
+            for j, (_, size, stride, _) in enumerate(block.convolutions(), 1):
+                if size == 3 and stride == 1:
                     yield f'backbone/layer{layer}_{i}/conv{j}'
     yield 'bottleneck/conv'
 
