@@ -77,7 +77,8 @@ def _product_backward(residual, gradient):
     else:
         of_input = gradient @ kernel.T
     rows = computed_once(x.T) if inputs > features else x.T
-    return of_input, rows @ gradient
+    # Behind both, an optimizer updates the kernel in place; XLA would copy it first.
+    return computed_once((of_input, rows @ gradient))
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -170,7 +171,7 @@ def _wide_backward(dilation, residual, gradient):
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
         if kernel.shape[2] >= WIDEST:
             of_input = winograd_input_gradient(gradient, kernel, dilation)
-    return of_input, of_kernel
+    return computed_once((of_input, of_kernel))  # as in `_product_backward`
 
 
 def _tiles_fit(x, dilation):

@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from ann_jax.convolution import computed_once, sum_of_squares
+from ann_jax.convolution import sum_of_squares
 from ann_jax.losses import Loss, true_probability
 from ann_jax.ops import resize_bilinear
 from ann_jax.rows import is_split, resize, split_rows
@@ -130,11 +130,9 @@ def make_step_parts(
 
     def update(state, gains):
         updates, opt_state = tx.update(gains.gradients, state.opt_state, state.params)
-        # Behind all of the backward pass, parameters are updated in place; XLA would copy them first.
-        params, opt_state = computed_once((state.params, opt_state))
         new = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(params, updates),
+            params=optax.apply_updates(state.params, updates),
             batch_stats=gains.batch_stats,
             opt_state=opt_state,
         )

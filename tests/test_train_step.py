@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ann_jax import train_step
+from ann_jax import convolution
 from ann_jax.convolution import compiler_options
 from ann_jax.losses import Loss
 from ann_jax.models.ann import Logits
+from ann_jax.models.layers import Conv
 from ann_jax.optim import poly_schedule, sgd
 from ann_jax.report import TrainLog
 from ann_jax.state import TrainState
@@ -127,8 +128,8 @@ class Deep(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         for _ in range(4):
-            x = nn.relu(nn.Dense(64)(nn.relu(x)))
-        return Logits(nn.Dense(2)(x), nn.Dense(2)(x))
+            x = nn.relu(Conv(64)(nn.relu(x)))
+        return Logits(Conv(2)(x), Conv(2)(x))
 
 
 def copied_parameters():
@@ -146,11 +147,11 @@ def copied_parameters():
     step = make_train_step(Deep(), tx, loss=loss, normalize=normalize, align_corners=True, seed=0)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
     program = jitted.lower(state, {'image': image, 'label': label}).compile().as_text()
-    return set(re.findall(r'copy\(%?state\S*params\S*(Dense_\d)\S*kernel', program))
+    return set(re.findall(r'copy\(%?state\S*params\S*(Conv_\d)\S*kernel', program))
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='a matter of compilers for CPUs')
 def test_parameters_are_updated_in_place(monkeypatch):
     assert not copied_parameters()
-    monkeypatch.setattr(train_step, 'computed_once', lambda x: x)
+    monkeypatch.setattr(convolution, 'computed_once', lambda x: x)
     assert copied_parameters()
