@@ -223,6 +223,15 @@ def sum_of_squares(x: jax.Array) -> jax.Array:
     return x.sum()
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """The norm of the vector of all elements of all arrays: ()."""
+    leaves = jax.tree.leaves(tree)
+    vectors = [x for x in leaves if x.ndim == 1]
+    if on_cpu() and vectors:  # to compile hundreds of short sums takes seconds
+        leaves = [x for x in leaves if x.ndim != 1] + [computed_once(jnp.concatenate(vectors))]
+    return jnp.sqrt(sum(map(sum_of_squares, leaves)))
+
+
 def on_cpu() -> bool:
     """Whether programs run on CPUs, where other forms are fast than on accelerators."""
     return jax.default_backend() == 'cpu'

@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from ann_jax.convolution import sum_of_squares
+from ann_jax.convolution import global_norm
 from ann_jax.losses import Loss, true_probability
 from ann_jax.ops import resize_bilinear
 from ann_jax.rows import is_split, resize, split_rows
@@ -136,8 +136,7 @@ def make_step_parts(
             batch_stats=gains.batch_stats,
             opt_state=opt_state,
         )
-        squares = sum(map(sum_of_squares, jax.tree.leaves(gains.gradients)))
-        metrics = gains.metrics | {'gradient_norm': jnp.sqrt(squares)}
+        metrics = gains.metrics | {'gradient_norm': global_norm(gains.gradients)}
         if skip_not_finite:
             good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
             kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), new, state)

@@ -11,6 +11,7 @@ from ann_jax.convolution import (
     compiler_options,
     convolve,
     direct,
+    global_norm,
     product,
     space_to_batch,
     sum_of_squares,
@@ -151,6 +152,12 @@ def test_sum_pixels_is_the_sum_in_float64(size):
 def test_sum_of_squares_is_the_sum_in_float64(shape):
     x = normal(*shape)
     assert_close(jax.jit(sum_of_squares)(x), np.square(x, dtype=np.float64).sum(), 1e-6)
+
+
+def test_global_norm_is_the_norm_in_float64():
+    tree = {'scale': normal(19), 'bias': normal(64, seed=1), 'kernel': normal(3, 3, 8, 16, seed=2)}
+    expected = np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in tree.values()))
+    assert_close(jax.jit(global_norm)(tree), expected, 1e-6)
 
 
 def test_sums_do_not_put_their_terms_into_memory():
