@@ -30,7 +30,8 @@ def convolve(
 
     Args:
         x: (B, H, W, C) features.
-        kernel: (k, k, C, D) of odd k; or what `winograd_kernel` makes of it, for stride 1.
+        kernel: (k, k, C, D) of odd k; or, for Winograd's form at stride 1, what `winograd_kernel` makes of a
+            3x3 kernel, or its 3 x 3 matrices.
         stride, dilation: of both axes.
         split: whether the rows of an image may lie on several devices.
 

@@ -27,7 +27,10 @@ def winograd_kernel(kernel: np.ndarray | jax.Array) -> Winograd:
 
 
 def winograd(x: jax.Array, kernel: jax.Array | Winograd, dilation: int = 1) -> jax.Array:
-    """(B, H, W, C), (3, 3, C, D) or what `winograd_kernel` makes of it -> (B, H, W, D), zeros around x."""
+    """(B, H, W, C), a 3x3 kernel, transformed or not -> (B, H, W, D), zeros around x.
+
+    Kernels (3, 3, C, D), or as 3 x 3 matrices (C, D), are transformed here, a row of four at a time.
+    """
     return _results(_tiles_of_results(x, kernel, dilation, lambda f, k: f @ k), x.shape, dilation)
 
 
