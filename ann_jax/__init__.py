@@ -11,7 +11,7 @@ __version__ = '0.1.0'
 def __getattr__(name):
     # Late: who imports a part of the package, such as a worker process that reads images, needs no network.
     if name == 'load':
-        from ann_jax.segmenter import load
+        from ann_jax.inference.segmenter import load
 
         return load
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,31 +1,29 @@
-"""From the config to the objects of a run; below this floor everything takes explicit arguments."""
+"""From the config to the objects of a run; what lies below takes explicit arguments."""
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ann_jax import losses
-from ann_jax.canvas import Canvases
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.datasets import FolderSource, Head
+from ann_jax.data.datasets import FolderSource, Take
 from ann_jax.data.own import own_dataset
 from ann_jax.data.records import RecordSource
 from ann_jax.data.scenes import SceneSource
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError, unknown
-from ann_jax.evaluate import Evaluation
-from ann_jax.inference import Protocol, multi_scale, normalizer, sliding_window, whole_image
+from ann_jax.evaluation.evaluate import Evaluation
+from ann_jax.inference.protocols import TestProtocol, make_protocol, normalizer
 from ann_jax.models.ann import ANN
-from ann_jax.models.deploy import InferenceNetwork
-from ann_jax.models.resnet import ResNet
-from ann_jax.optim import poly_schedule, sgd
-from ann_jax.sharding import check_batch_size, make_mesh
-from ann_jax.typing import Source
+from ann_jax.models.settings import network
+from ann_jax.parallel.mesh import check_batch_size, make_mesh
+from ann_jax.training import losses
+from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.typing import Backbone, Source
 
 
 def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True) -> Source:
@@ -52,7 +50,7 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
         )
     else:
         samples = FolderSource(dataset(config), c.root, split, strict=strict)
-    return Head(samples, limit) if 0 < limit < len(samples) else samples
+    return Take(samples, limit) if 0 < limit < len(samples) else samples
 
 
 def dataset(config: ConfigDict) -> Dataset:
@@ -95,37 +93,9 @@ def augment(config: ConfigDict) -> Augment:
     )
 
 
-def model(config: ConfigDict, num_classes: int) -> ANN:
-    """The network."""
-    c = config.model
-    dtype = jnp.dtype(c.dtype)
-    backbone = ResNet(
-        depth=c.depth,
-        width=c.width,
-        stem_widths=tuple(c.stem_widths),
-        output_stride=c.output_stride,
-        multi_grid=tuple(c.multi_grid),
-        contract_dilation=c.contract_dilation,
-        ceil_pool=c.ceil_pool,
-        dtype=dtype,
-        remat=tuple(c.remat),
-    )
-    return ANN(
-        num_classes,
-        backbone,
-        variant=c.variant,
-        fuse_stages=tuple(c.fuse_stages),
-        sampling=c.sampling,
-        sizes=tuple(c.sizes),
-        share=c.share,
-        out_norm=c.out_norm,
-        key_channels=c.key_channels,
-        head_channels=c.head_channels,
-        aux_channels=c.aux_channels,
-        dropout=c.dropout,
-        conv_bias=c.conv_bias,
-        dtype=dtype,
-    )
+def model(config: ConfigDict, num_classes: int, backbone: Backbone | None = None) -> ANN:
+    """The network; with a backbone from elsewhere in place of the config's ResNet, if one is given."""
+    return network(config.model.to_dict(), num_classes, backbone)
 
 
 def mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
@@ -176,31 +146,53 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
     )
 
 
-def whole_batch(config: ConfigDict) -> Callable:
-    """(labels of the parts of a batch, probabilities) -> `losses.Whole`."""
+def batch_totals(config: ConfigDict) -> Callable:
+    """(labels of the parts of a batch, probabilities) -> `losses.BatchTotals`."""
     c = config.loss
     return functools.partial(
-        losses.whole_batch,
+        losses.batch_totals,
         threshold=c.threshold,
         min_kept=c.min_kept,
         class_weights=tuple(c.class_weights) or None,
     )
 
 
-def protocol(config: ConfigDict, network: InferenceNetwork, mesh: Mesh) -> Protocol:
+def check_parts(config: ConfigDict, loss: Callable) -> None:
+    """Refuses to compute a batch in parts by a loss that knows of no larger batch.
+
+    Raises:
+        ConfigError: it does not take `totals`.
+    """
+    if config.train.accumulate > 1 and 'totals' not in inspect.signature(loss).parameters:
+        raise ConfigError(
+            f'train.accumulate={config.train.accumulate}: the loss must take `totals`, losses.BatchTotals, '
+            'so that the losses of the parts add up to that of the batch'
+        )
+
+
+def protocol(config: ConfigDict, model: ANN, mesh: Mesh) -> TestProtocol:
     """How an image is tested: whole or in windows, at one scale or several."""
     c = config.eval
-    result = whole_image(network, normalize(config), config.model.align_corners, mesh)
-    if c.crop:
-        result = sliding_window(result, tuple(c.crop), tuple(c.stride), mesh)
-    if tuple(c.scales) != (1.0,) or c.flip:
-        canvases = Canvases(not network.takes_canvas)
-        result = multi_scale(result, tuple(c.scales), c.flip, c.average, mesh, canvases)
-    return result
+    return make_protocol(
+        model,
+        normalize(config),
+        mesh,
+        scales=tuple(c.scales),
+        flip=c.flip,
+        crop=tuple(c.crop),
+        stride=tuple(c.stride),
+        average=c.average,
+    )
 
 
-def evaluation(config: ConfigDict, mesh: Mesh) -> Evaluation:
-    """The evaluation split with all that scoring a state on it takes.
+def evaluation(
+    config: ConfigDict, mesh: Mesh, samples: Source | None = None, backbone: Backbone | None = None
+) -> Evaluation:
+    """The evaluation split with all that scoring a network on it takes.
+
+    Args:
+        config, mesh: of the run.
+        samples, backbone: in place of those of the config.
 
     Raises:
         DataError: the split cannot be used.
@@ -208,12 +200,12 @@ def evaluation(config: ConfigDict, mesh: Mesh) -> Evaluation:
     """
     batch_size = config.eval.batch_size or mesh.shape['data']
     check_batch_size(batch_size, mesh, 'eval.batch_size')
-    samples = source(config, config.dataset.eval_split, limit=config.eval.limit)
-    network = InferenceNetwork(model(config, samples.dataset.num_classes))
+    if samples is None:
+        samples = source(config, config.dataset.eval_split, limit=config.eval.limit)
     return Evaluation(
         samples,
-        network,
-        protocol(config, network, mesh),
+        model(config, samples.dataset.num_classes, backbone),
+        lambda model: protocol(config, model, mesh),
         mesh,
         batch_size=batch_size,
         pictures=config.eval.pictures,

@@ -12,9 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.inference import AUTHORS_BGR, AVERAGES
+from ann_jax.inference.protocols import check_protocol
 from ann_jax.models.ann import VARIANTS
-from ann_jax.weights import PARTS
+from ann_jax.weights.folder import PARTS
+from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB
+
+__all__ = ['AUTHORS_BGR', 'IMAGENET_RGB', 'defaults', 'finish', 'parse_argument']
 
 PROTOCOLS = ('single', 'paper')
 
@@ -107,7 +110,7 @@ def defaults() -> ConfigDict:
                 'size': (512, 512),  # of programs whose size is fixed
             },
             'benchmark': {
-                'sections': 'blocks,network',  # also step, input, loss, dilation, peer
+                'sections': 'blocks,network',  # also step, input, loss, dilation, reference
                 'rounds': 7,
                 'peak_size': 0,  # of the measured matrix product; 0 for 2048 on CPUs, 8192 elsewhere
                 'block_sizes': '96x96',  # of the feature maps; Table 1 also has 256x128
@@ -115,10 +118,10 @@ def defaults() -> ConfigDict:
                 'image_sizes': '257x257',  # Table 2 has 1024x2048
                 'dtypes': 'float32',  # or float32,bfloat16
                 'variants': 'baseline,nb,apnb,full',  # the first is what the others are compared with
-                'peer_sizes': '257x257',  # inference beside PyTorch; '' for none
-                'peer_step_sizes': '129x129',  # training steps beside PyTorch
-                'peer_batch': 2,  # of those steps
-                'peer_compile': False,  # torch.compile as a further contestant
+                'reference_sizes': '257x257',  # inference beside PyTorch; '' for none
+                'reference_step_sizes': '129x129',  # training steps beside PyTorch
+                'reference_batch': 2,  # of those steps
+                'reference_compile': False,  # torch.compile as a further contestant
             },
             'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
             'init': {
@@ -253,14 +256,8 @@ def validate(config: ConfigDict) -> None:
     remat = config.model.remat
     check('model.remat', remat, set(remat) <= {2, 3, 4, 5}, 'some of the stages 2,3,4,5, or () for none')
     check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')
-    crop, stride = config.eval.crop, config.eval.stride
-    good = all(len(value) == 2 and min(value) > 0 for value in (crop, stride))
-    good = good and stride[0] <= crop[0] and stride[1] <= crop[1]
-    takes = 'two numbers above 0, and so does eval.stride, which is at most eval.crop; or both are ()'
-    check('eval.crop', f'{crop} and eval.stride={stride}', good or not (crop or stride), takes)
-    check('eval.scales', config.eval.scales, min(config.eval.scales, default=0) > 0, 'numbers above 0')
-    average = config.eval.average
-    check('eval.average', average, average in AVERAGES, f'one of {", ".join(AVERAGES)}')
+    c = config.eval
+    check_protocol(scales=c.scales, flip=c.flip, crop=c.crop, stride=c.stride, average=c.average)
     for key in ('train.not_finite', 'loader.bad_samples'):
         section, name = key.split('.')
         check(key, config[section][name], config[section][name] in ('stop', 'skip'), 'stop or skip')

@@ -61,8 +61,10 @@ def main(argv):
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     import jax
 
-    from ann_jax import benchmark, browse, check, export, predict, processes, train
+    from ann_jax import benchmark
     from ann_jax.config import validate
+    from ann_jax.modes import browse, check, evaluate, export, predict, train
+    from ann_jax.parallel import processes
 
     config = _CONFIG.value
     name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
@@ -80,7 +82,7 @@ def main(argv):
                 case 'train':
                     train.train(config, workdir)
                 case 'evaluate':
-                    train.evaluate_best(config, workdir)
+                    evaluate.evaluate(config, workdir)
                 case 'predict':
                     sys.exit(predict.predict(config, workdir))
                 case 'export':

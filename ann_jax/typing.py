@@ -1,5 +1,6 @@
 """The records that travel from a dataset to the device, and the one label that means "no class"."""
 
+from collections.abc import Sequence
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -14,6 +15,23 @@ class Sample(TypedDict):
     image: np.ndarray  # (H, W, 3) uint8 RGB
     label: np.ndarray  # (H, W) uint8: class index, or IGNORE
     problem: NotRequired[str]  # why another sample, which cannot be used, was replaced by this one
+
+
+class Backbone(Protocol):
+    """A flax module that maps images to the features of four stages, the last two for the fusion of AFNB.
+
+    One made of the layers of `ann_jax.models` can do more, if it says so:
+
+        takes_canvas = True         it returns `FeatureMap`s, so that images of several sizes share a batch
+        folded: bool = False        a field that it hands to its layers, so that `fold` merges normalisation
+        canvas_height(height, n)    rows of a canvas that n devices divide at every stage, for mesh.space > 1
+    """
+
+    def __call__(self, image: Any, train: bool) -> Sequence[Any]:
+        """A `FeatureMap` (B, H, W, 3) -> four maps (B, h, w, C), or arrays, of sizes that do not grow.
+
+        Its parameters must not depend on the size of the image.
+        """
 
 
 class Source(Protocol):

@@ -14,9 +14,8 @@ and labels in 701_StillsRaw_full/ and LabeledApproved_full/: 31 classes, and Voi
 Arguments: `variant` (a row of Table 6), `small`, `classes` (11 or 32), `runlocal`.
 """
 
-from ann_jax.config import defaults, finish, parse_argument
+from ann_jax.config import IMAGENET_RGB, defaults, finish, parse_argument
 from ann_jax.errors import ConfigError
-from ann_jax.inference import IMAGENET_RGB
 
 
 def get_config(argument=None):

@@ -27,8 +27,7 @@ few images or one accelerator, begin with `--config.train.steps` and `batch_size
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """
 
-from ann_jax.config import defaults, finish, parse_argument
-from ann_jax.inference import IMAGENET_RGB
+from ann_jax.config import IMAGENET_RGB, defaults, finish, parse_argument
 
 
 def get_config(argument=None):

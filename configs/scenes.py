@@ -8,9 +8,8 @@ more than 108 pixels away, so that only attention can (see `ann_jax/data/scenes.
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """
 
-from ann_jax.config import defaults, finish, parse_argument
+from ann_jax.config import IMAGENET_RGB, defaults, finish, parse_argument
 from ann_jax.data.scene_objects import CLASSES, LOOK_ALIKES
-from ann_jax.inference import IMAGENET_RGB
 
 
 def get_config(argument=None):

@@ -18,16 +18,12 @@ import zipfile
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ann_jax import build
-from ann_jax.config import defaults
-from ann_jax.data.classes import DATASETS, voc_colors
-from ann_jax.errors import ConfigError, DataError, unknown
-from ann_jax.models.convert import from_torch
-from ann_jax.models.recognize import read_meta, recognize, strip
-from ann_jax.weights import BACKBONE_FACTS, Weights, save, sha256
+from ann_jax.errors import ConfigError, DataError
+from ann_jax.weights.converter import convert
+from ann_jax.weights.folder import save, sha256
+from ann_jax.weights.recognize import strip
 
 
 def main(argv=None):
@@ -41,49 +37,33 @@ def main(argv=None):
     parser.add_argument('--output-stride', type=int, choices=(8, 16, 32), default=8, help='of a whole ANN')
     options = parser.parse_args(argv)
     try:
-        convert(options)
+        run(options)
     except (ConfigError, DataError) as error:
         sys.exit(f'error: {error}')
 
 
-def convert(options):
+def run(options):
     """Reads, converts, prints what became of every tensor, and writes the folder."""
     path = options.source
     if options.out.exists():
         raise ConfigError(f'{options.out} exists: name a new folder, or remove it first')
     state, meta = read(path)
-    digest = _check_name(path)
+    source = {'file': path.name, 'sha256': _check_name(path)}
     try:
-        found = recognize(state)
-        whole = bool(found.layout.heads) and options.part == 'all'
-        config = defaults()
-        config.model.update(found.model)
-        target = jax.eval_shape(lambda: _init(build.model(config, found.num_classes or 1)))
-        if not whole:
-            target = {group: {'backbone': tree['backbone']} for group, tree in target.items()}
-        result = from_torch(state, target, found.layout, options.part)
+        converted = convert(
+            state,
+            meta,
+            name=path.name,
+            part=options.part,
+            classes=options.classes,
+            align_corners=options.align_corners and options.align_corners == 'true',
+            output_stride=options.output_stride,
+            source=source,
+        )
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
-
-    facts = read_meta(meta)
-    model = found.model if whole else {key: found.model[key] for key in BACKBONE_FACTS}
-    notes = []
-    if whole:
-        model = {**model, 'output_stride': options.output_stride, 'sizes': facts.get('sizes', model['sizes'])}
-        model['align_corners'] = _align_corners(options, facts, model, notes)
-    weights = Weights(
-        variables=result.variables,
-        model=model,
-        input={key: facts.get(key, value) for key, value in found.input.items()},
-        **(_classes(options, facts, found.num_classes, notes) if whole else {}),
-        source={'file': path.name, 'sha256': digest, 'layout': found.layout.describe()},
-    )
-    save(options.out, weights)
-    _print(result, weights, notes, options.out)
-
-
-def _init(model):
-    return model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
+    save(options.out, converted.weights)
+    _print(converted.conversion, converted.weights, converted.notes, options.out)
 
 
 def read(path):
@@ -173,40 +153,6 @@ def _check_name(path):
             'again, or rename it if you wrote it anew'
         )
     return digest
-
-
-def _align_corners(options, facts, model, notes):
-    if options.align_corners:
-        return options.align_corners == 'true'
-    if 'align_corners' in facts:
-        return facts['align_corners']
-    if re.search(r'(769|713)x\1', options.source.name):
-        notes.append('align_corners is true: the name of the file says 769x769')
-        return True
-    if not model['ceil_pool']:
-        notes.append(
-            "align_corners is false, mmsegmentation's default, as the file does not say; its configs for "
-            'crops of 769x769 have true: then convert again with --align-corners=true'
-        )
-    return model['align_corners']
-
-
-def _classes(options, facts, count, notes):
-    if options.classes:
-        if options.classes not in DATASETS:
-            raise ConfigError(unknown('dataset', options.classes, DATASETS))
-        dataset = DATASETS[options.classes]
-        names, colors = dataset.classes, dataset.colors
-    else:
-        names, colors = facts.get('classes'), facts.get('colors')
-        if not names:
-            names = [f'class {i}' for i in range(count)]
-            notes.append('the file does not name its classes: --classes=DATASET does')
-    if len(names) != count:
-        raise ConfigError(f'the classifier has {count} classes, but {len(names)} names are given')
-    if not colors or len(colors) != count:
-        colors = voc_colors(count)
-    return {'classes': tuple(names), 'colors': tuple(map(tuple, colors))}
 
 
 def _print(result, weights, notes, out):

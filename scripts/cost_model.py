@@ -1,27 +1,34 @@
-"""What a step of training costs from one chip to 256: counted from the network, not measured.
+"""What a step of training costs from one chip to 256: read off its program, not measured.
 
     python scripts/cost_model.py --config=configs/cityscapes.py --config.model.dtype=bfloat16
 
-prints the tables of docs/scaling.md, which says what is counted and what is assumed. The bytes are those of
-the compiled program: `tests/test_cost_model.py` compares.
+prints the tables of docs/scaling.md, which says what is counted and what is assumed. The step is traced, and
+compiled for eight simulated devices: that takes a minute or two on two cores, and no accelerator.
 """
 
 import math
-from typing import NamedTuple
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import app, flags
 from flax import linen as nn
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from ann_jax import build
-from ann_jax.models.ann import ANN
-from ann_jax.models.blocks import Attention, Projection
-from ann_jax.models.layers import BatchNorm, Conv
-from ann_jax.models.resnet import Stem
-from ann_jax.rows import HALO
+from ann_jax.benchmark.counting import Counts, count
+from ann_jax.kernels.forms import picked
+from ann_jax.parallel.arrays import replicated, split_batch
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import Program
+from ann_jax.training.state import abstract_state
+from ann_jax.training.step import make_train_step
 
 
 class Chip(NamedTuple):
@@ -44,112 +51,26 @@ CHIPS = (
 COUNTS = 1, 8, 64, 256
 MESHES = (8, 1), (4, 2), (1, 8)
 LATENCY = 10e-6  # seconds of a message of any size before its first byte: assumed
+COLLECTIVES = 'all-reduce', 'collective-permute', 'all-gather', 'all-to-all', 'reduce-scatter'
+ITEMSIZE = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
 
 
-class Counts(NamedTuple):
-    """Of a step, per device; bytes are those that a device takes part with in each collective."""
+class Collective(NamedTuple):
+    """What a device exchanges with others at one place of a program."""
 
-    flops: float
-    traffic: float  # bytes of feature maps that convolutions and norms read and write
-    gradients: int  # bytes
-    statistics: int  # bytes
-    halos: int  # bytes of convolutions and resizing
-    anchors: int  # bytes
-    norms: int  # batch normalisations
-    exchanges: int  # messages of halos
+    kind: str  # of `COLLECTIVES`
+    bytes: int  # of the result
+    chain: tuple[int, int]  # the longest chain that ends here: how many all-reduces, and how many others
+    operation: str  # of the network
 
 
-def count(model: ANN, height: int, width: int, images: int, space: int = 1) -> Counts:
-    """Counts a step of `images` crops, whose rows `space` devices share.
+class Exchanges(NamedTuple):
+    """Of a device in a step; messages are those of the longest chain, where each waits for the one before."""
 
-    Gradients and statistics are float32; halos are of the model's dtype.
-    """
-    mesh = AbstractMesh((1, space), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
-    forward = merged = traffic = parameters = halos = anchors = channels = norms = exchanges = 0
-
-    def record(call, args, kwargs, context):
-        nonlocal forward, merged, traffic, parameters, halos, anchors, channels, norms, exchanges
-        y = call(*args, **kwargs)
-        module = context.module
-        if context.method_name != '__call__':
-            return y
-        match module:
-            case Conv():
-                x, k = args[0], module.kernel_size
-                forward += 2 * k * k * x.shape[-1] * y.size
-                traffic += (x.size + y.size) * y.dtype.itemsize
-                above, below = _halo(module)
-                there = (above + below) * x.shape[2] * x.shape[3]
-                # The gradient of the kernel needs the same rows again, that of the input rows of the output.
-                back = 0 if x.shape[-1] == 3 else (1 if module.stride > 1 else above + below)
-                back = back * y.shape[2] * y.shape[3] if k > 1 else 0
-                halos += images * (2 * there + back) * y.dtype.itemsize
-                exchanges += 2 * ((above > 0) + (below > 0)) + (back > 0) * (3 - module.stride)
-            case BatchNorm():
-                x = args[0]
-                channels, norms = channels + x.shape[-1], norms + 1
-                traffic += 4 * x.size * x.dtype.itemsize  # twice for statistics, once more, and written
-            case Attention():
-                low, high = args[:2]
-                keys = sum(n * n for n in module.sizes) if module.sampling != 'all' else low[..., 0].size
-                pixels, width, features = high[..., 0].size, high.shape[-1], y.shape[-1]
-                response = width if module.out_norm else features
-                # Similarities, then the cheaper order of weighted sums and W_o, as in `attend`.
-                forward += 2 * keys * module.channels * pixels
-                if keys < module.channels:
-                    forward += 2 * keys * response * (module.channels + pixels)
-                else:
-                    forward += 2 * module.channels * pixels * (keys + response)
-                traffic += (pixels * min(keys, module.channels) + y.size) * y.dtype.itemsize
-                if module.out_norm:
-                    forward += 2 * width * y.size
-                else:
-                    # W_o and the kernel behind it are multiplied; devices sum the gradients of the product
-                    # and of one bias for both, which may be there already.
-                    merged += 2 * module.channels * width * features
-                    parameters += (module.channels + (not module.conv_bias)) * features
-                    parameters -= (module.channels + 1) * width
-                # Keys and values, and the gradients of both.
-                anchors += images * 4 * keys * module.channels * jnp.dtype(module.dtype).itemsize
-            case Projection():
-                high = args[1]
-                forward += 2 * high.shape[-1] * y.size
-                parameters -= 0 if model.out_norm else high.shape[-1] * y.shape[-1]
-                traffic += (high.size + y.size) * y.dtype.itemsize
-            case Stem():
-                halos += images * y.shape[2] * y.shape[3] * y.dtype.itemsize  # of the max pooling, forward
-                exchanges += 1
-            case ANN():
-                # Both logits, to and fro.
-                halos += sum(images * 4 * HALO * x.shape[2] * x.shape[3] * 4 for x in y)
-                exchanges += 8
-        return y
-
-    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    with nn.intercept_methods(record):
-        variables = jax.eval_shape(
-            lambda image: model.init(jax.random.key(0), image, mesh=mesh if space > 1 else None), image
-        )
-    parameters += sum(math.prod(x.shape) for x in jax.tree.leaves(variables['params']))
-    return Counts(
-        # The gradients of kernels and inputs cost a forward pass each.
-        flops=3 * (forward * images / space + merged),
-        traffic=3 * traffic * images / space,
-        gradients=4 * parameters,
-        statistics=4
-        * 2
-        * channels,  # mean and variance; what their gradients sum are those of scale and bias
-        halos=halos if space > 1 else 0,
-        anchors=anchors if space > 1 else 0,
-        norms=norms,
-        exchanges=exchanges if space > 1 else 0,
-    )
-
-
-def _halo(conv):
-    """Rows that a shard needs of the one above and the one below."""
-    pad = conv.dilation * (conv.kernel_size - 1) // 2
-    return pad, max(pad - conv.stride + 1, 0)
+    sums: int  # bytes of all-reduces
+    halos: int  # bytes of all else
+    sum_messages: int
+    halo_messages: int
 
 
 class Times(NamedTuple):
@@ -157,28 +78,96 @@ class Times(NamedTuple):
 
     compute: float
     memory: float
-    gradients: float
-    statistics: float
+    sums: float
     halos: float
-    anchors: float
 
     @property
     def step(self) -> float:
         """Nothing of the exchanges hidden behind the computation."""
-        return max(self.compute, self.memory) + self.gradients + self.statistics + self.halos + self.anchors
+        return max(self.compute, self.memory) + self.sums + self.halos
 
 
-def predict(counts: Counts, chip: Chip, data: int, space: int = 1) -> Times:
-    """Times of a step on `data` x `space` chips."""
-    chips = data * space
+class Step(NamedTuple):
+    """A step of training, to be counted on any mesh."""
+
+    function: Callable
+    model: nn.Module
+    tx: optax.GradientTransformation
+
+    def arguments(self, mesh: Mesh, images: int, height: int, width: int) -> tuple[Any, dict[str, Any]]:
+        """The shapes of the state and of a batch, and how they lie on the mesh."""
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
+        batch = {'image': array(images, height, width, 3), 'label': array(images, height, width)}
+        return abstract_state(self.model, self.tx, replicated(mesh)), batch
+
+    def counts(self, height: int, width: int, space: int = 1) -> Counts:
+        """What a device computes and moves for as many crops as there are devices to a crop."""
+        mesh = make_mesh(jax.devices()[:space], space=space)
+        with jax.set_mesh(mesh):
+            # Its share of them, parameters included, is what all devices together do for one.
+            return count(self.function, *self.arguments(mesh, 1, height, width))
+
+
+def partitioned(function: Callable, mesh: Mesh, *args: Any) -> str:
+    """The program of one device as XLA splits it, before the compiler of a platform goes on with it.
+
+    That of CPUs, which is what compiles it here, turns bfloat16 into float32.
+    """
+    with tempfile.TemporaryDirectory() as folder, picked('any'):
+        options = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'}
+        options['xla_backend_optimization_level'] = 0
+        jitted = jax.jit(function, out_shardings=replicated(mesh), compiler_options=options)
+        Program(jitted, mesh).lower(*args).compile()
+        (path,) = Path(folder).glob('*.after_spmd-partitioning.*')
+        return path.read_text()
+
+
+def collectives(program: str) -> list[Collective]:
+    """What a program exchanges, read off its text, in order; what lies in a loop counts once.
+
+    Over a mesh of two axes XLA sums along one, and the result along the other. The second sum does not count:
+    XLA's compiler for GPUs makes one of both (its pass AllReduceFolder).
+    """
+    found, kinds, chains, computation = [], {}, {}, ''
+    longest = lambda names: max((chains.get(name, (0, 0)) for name in names), key=sum, default=(0, 0))
+    for line in program.splitlines():
+        if start := re.match(r'(?:ENTRY )?%([\w.-]+) \(', line):
+            computation = start[1]
+        if not (match := re.match(r' +(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)(.*)', line)):
+            continue
+        name, shapes, kinds[name], operands, rest = match.groups()
+        operands, kind = re.findall(r'%([\w.-]+)', operands), kinds[name]
+        called = longest(re.findall(r'(?:body|to_apply|calls)=%([\w.-]+)', rest))
+        chain = [a + b for a, b in zip(longest(operands), called, strict=True)]
+        if kind in COLLECTIVES and not kind == kinds.get(operands[0]) == 'all-reduce':
+            chain[kind != 'all-reduce'] += 1
+            operation = re.search(r'op_name="([^"]*)"', rest)
+            found.append(Collective(kind, size_of(shapes), tuple(chain), operation[1] if operation else ''))
+        chains[name] = tuple(chain)
+        chains[computation] = longest([name, computation])
+    return found
+
+
+def size_of(shapes: str) -> int:
+    """Bytes of arrays as a program writes them: f32[8,110,256]{2,1,0} and the like."""
+    arrays = re.findall(r'(\w+)\[([\d,]*)\]', shapes)
+    return sum(ITEMSIZE[dtype] * math.prod(map(int, re.findall(r'\d+', shape))) for dtype, shape in arrays)
+
+
+def exchanges(found: list[Collective]) -> Exchanges:
+    """The sum of what a program exchanges."""
+    sums = sum(each.bytes for each in found if each.kind == 'all-reduce')
+    chain = max((each.chain for each in found), key=sum, default=(0, 0))
+    return Exchanges(sums, sum(each.bytes for each in found) - sums, *chain)
+
+
+def predict(counts: Counts, exchanged: Exchanges, chip: Chip, chips: int) -> Times:
+    """Times of a step on several chips."""
     return Times(
         compute=counts.flops / chip.flops,
-        memory=counts.traffic / chip.memory,
-        gradients=all_reduce(counts.gradients, chip, chips),
-        # Mean, then variance; then the gradients of scale and bias: each waits for the one before.
-        statistics=all_reduce(counts.statistics, chip, chips, messages=3 * counts.norms),
-        halos=counts.halos / chip.link + counts.exchanges * LATENCY,
-        anchors=all_reduce(counts.anchors, chip, space, messages=8 if space > 1 else 0),
+        memory=counts.bytes / chip.memory,
+        sums=all_reduce(exchanged.sums, chip, chips, exchanged.sum_messages),
+        halos=exchanged.halos / chip.link + exchanged.halo_messages * LATENCY,
     )
 
 
@@ -192,43 +181,63 @@ def all_reduce(size: float, chip: Chip, chips: int, messages: int = 1) -> float:
     return time + (messages * LATENCY if chips > 1 else 0)
 
 
-def tables(model: ANN, height: int, width: int) -> str:
-    """Both tables of docs/scaling.md, in Markdown."""
-    counts = count(model, height, width, 1)
+def headline(counts: Counts, height: int, width: int) -> str:
+    """What a crop takes, in a line."""
+    return f'{counts.flops / 1e12:.2f} TFLOP and {counts.bytes / 1e9:.1f} GB per crop of {height} x {width}.'
+
+
+def tables(step: Step, height: int, width: int) -> str:
+    """The figures of docs/scaling.md, in Markdown."""
+    counts = {space: step.counts(height, width, space) for _, space in MESHES}
+    exchanged = {}
+    for data, space in MESHES:
+        mesh = make_mesh(data=data, space=space)
+        program = partitioned(step.function, mesh, *step.arguments(mesh, 8, height, width))
+        exchanged[data, space] = exchanges(collectives(program))
+    milliseconds = lambda *times: ' | '.join(f'{1e3 * time:.1f}' for time in times)
     lines = [
-        f'{counts.flops / 1e12:.2f} TFLOP and {counts.traffic / 1e9:.1f} GB of feature maps per image of '
-        f'{height} x {width}; {counts.gradients / 1e6:.0f} MB of gradients, '
-        f'{counts.statistics / 1e3:.0f} kB of statistics in {counts.norms} batch normalisations.',
+        headline(counts[1], height, width),
         '',
-        '| chip | chips | compute | memory | gradients | statistics | step | images/s |',
-        '|---|---|---|---|---|---|---|---|',
+        '| chip | chips | compute | memory | sums | step | images/s |',
+        '|---|---|---|---|---|---|---|',
     ]
     for chip in CHIPS:
         for chips in COUNTS:
-            times = predict(counts, chip, chips)
-            cells = [times.compute, times.memory, times.gradients, times.statistics, times.step]
-            cells = ' | '.join(f'{1e3 * cell:.1f}' for cell in cells)
+            times = predict(counts[1], exchanged[8, 1], chip, chips)
+            cells = milliseconds(times.compute, times.memory, times.sums, times.step)
             lines.append(f'| {chip.name} | {chips} | {cells} | {chips / times.step:.0f} |')
     lines += [
         '',
-        '| data x space | chip | compute | memory | halos | anchors | step | MB of halos | MB of anchors |',
-        '|---|---|---|---|---|---|---|---|---|',
+        '| data x space | MB of sums | messages | MB of halos | messages |',
+        '|---|---|---|---|---|',
     ]
     for data, space in MESHES:
-        counts = count(model, height, width, 8 // data, space)
+        each = exchanged[data, space]
+        cells = f'{each.sums / 1e6:.1f} | {each.sum_messages} | {each.halos / 1e6:.1f} | {each.halo_messages}'
+        lines.append(f'| {data} x {space} | {cells} |')
+    lines += [
+        '',
+        '| data x space | chip | compute | memory | sums | halos | step | images/s |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for data, space in MESHES:
         for chip in CHIPS:
-            times = predict(counts, chip, data, space)
-            cells = [times.compute, times.memory, times.halos, times.anchors, times.step]
-            cells = ' | '.join(f'{1e3 * cell:.1f}' for cell in cells)
-            sizes = f'{counts.halos / 1e6:.1f} | {counts.anchors / 1e6:.1f}'
-            lines.append(f'| {data} x {space} | {chip.name} | {cells} | {sizes} |')
+            times = predict(counts[space], exchanged[data, space], chip, 8)
+            cells = milliseconds(*times, times.step)
+            lines.append(f'| {data} x {space} | {chip.name} | {cells} | {8 / times.step:.0f} |')
     return '\n'.join(lines)
 
 
 def main(argv):
     """Prints the tables for the network and crop of a config."""
-    config = _CONFIG.value
-    print(tables(build.model(config, _CLASSES.value), *config.augment.crop))
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', 8)
+    jax.config.update('jax_enable_compilation_cache', False)  # what is found there is not split again
+    config, classes = _CONFIG.value, _CLASSES.value
+    model, tx = build.model(config, classes), build.optimizer(config)
+    loss, normalize = build.loss(config, classes), build.normalize(config)
+    function = make_train_step(model, tx, loss=loss, normalize=normalize, seed=config.seed)
+    print(tables(Step(function, model, tx), *config.augment.crop))
 
 
 if __name__ == '__main__':

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.models.convert import EXPORTS, to_torch
-from ann_jax.restore import open_network
+from ann_jax.weights.layouts import EXPORTS, to_torch
+from ann_jax.weights.opening import open_network
 
 
 def main(argv=None):

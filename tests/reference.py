@@ -80,7 +80,12 @@ def shapes(function, *args):
     return jax.tree.map(lambda x: x.shape, jax.eval_shape(function, *args))
 
 
-def random_variables(module, seed, *args):
+def array(x):
+    """The features of a `FeatureMap`."""
+    return x.array
+
+
+def random_variables(module, seed, *args, **options):
     """Variables of a module in which nothing is 0 or 1: norms and zero-initialised weights matter too."""
     rng = np.random.default_rng(seed)
 
@@ -91,5 +96,5 @@ def random_variables(module, seed, *args):
         std = np.sqrt(2 / np.prod(leaf.shape[:-1])) if name == 'kernel' else 0.3
         return (std * rng.standard_normal(leaf.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **options))
     return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -4,13 +4,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from reference import random_variables
 
-from ann_jax import build, weights
+from ann_jax import build
 from ann_jax.config import defaults
 from ann_jax.data.scene_objects import CLASSES, COLORS
-from ann_jax.inference import IMAGENET_RGB
+from ann_jax.weights import folder as weights
+from ann_jax.weights.inputs import IMAGENET_RGB
 
 
-def small_folder(folder, seed=0, dataset=None):
+def small_folder(path, seed=0, dataset=None):
     """A folder of weights of a network with other sizes than `runlocal` gives; returns the weights."""
     model = {**defaults().model.to_dict(), 'depth': 10, 'width': 4, 'stem_widths': (4,), 'sizes': (1, 2)}
     model |= {'key_channels': 4, 'head_channels': 8, 'aux_channels': 4, 'ceil_pool': False}
@@ -20,5 +21,5 @@ def small_folder(folder, seed=0, dataset=None):
     variables = random_variables(build.model(config, len(classes)), seed, image)
     model = {key: value for key, value in model.items() if key not in weights.FREE_SETTINGS}
     saved = weights.Weights(variables, model, IMAGENET_RGB, classes, colors)
-    weights.save(folder, saved)
+    weights.save(path, saved)
     return saved

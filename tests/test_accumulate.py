@@ -4,21 +4,22 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from reference import quick, random_variables
+from reference import random_variables
 
-from ann_jax.accumulate import make_accumulated_step
-from ann_jax.convolution import compiler_options
-from ann_jax.losses import segmentation_loss, whole_batch
 from ann_jax.models.ann import ANN, Logits
 from ann_jax.models.resnet import ResNet
-from ann_jax.optim import poly_schedule, sgd
-from ann_jax.sharding import make_mesh, put_batch, replicated
-from ann_jax.state import create_state
-from ann_jax.train_step import make_step_parts
+from ann_jax.parallel.arrays import put_batch, replicated
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import compiler_options, jit
+from ann_jax.training.accumulate import make_accumulated_step
+from ann_jax.training.losses import batch_totals, segmentation_loss
+from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.state import create_state
+from ann_jax.training.step import make_step_parts
 from ann_jax.typing import IGNORE
 
 CLASSES = 3
-OPTIONS = compiler_options() | {'xla_backend_optimization_level': 0}
+OPTIONS = compiler_options('cpu') | {'xla_backend_optimization_level': 0}
 WEIGHTS = (0.5, 1.0, 2.0)
 
 
@@ -26,7 +27,7 @@ class Pixelwise(nn.Module):
     """Two classifiers of pixels, normalised by running statistics alone."""
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x, train, full_size=True):
         x = nn.BatchNorm(use_running_average=True)(x)
         return Logits(nn.Dense(CLASSES, name='main')(x), nn.Dense(CLASSES, name='auxiliary')(x))
 
@@ -43,18 +44,18 @@ def random_batch(count, height=9, width=11, seed=0):
 def steps(model, variables, mesh, **loss_settings):
     """The step of a whole batch and that of its parts, and a state to begin with."""
 
-    def loss(main, auxiliary, labels, whole=None):
-        return segmentation_loss(main, auxiliary, labels, whole=whole, **loss_settings)
+    def loss(main, auxiliary, labels, totals=None):
+        return segmentation_loss(main, auxiliary, labels, totals=totals, **loss_settings)
 
     tx = sgd(poly_schedule(0.05, 10))
-    parts = make_step_parts(
-        model, tx, loss=loss, normalize=lambda x: x / 100.0 - 1, align_corners=True, seed=0, mesh=mesh
-    )
+    parts = make_step_parts(model, tx, loss=loss, normalize=lambda x: x / 100.0 - 1, seed=0)
     mining = {key: loss_settings.get(key) for key in ('threshold', 'min_kept', 'class_weights')}
-    mine = loss_settings['ohem'] and not loss_settings['per_image']
-    accumulated = make_accumulated_step(parts, lambda labels, p: whole_batch(labels, p, **mining), mine, mesh)
+    mine_over_batch = loss_settings['ohem'] and not loss_settings['per_image']
+    totals_of = lambda labels, p: batch_totals(labels, p, **mining)
+    accumulated = make_accumulated_step(parts, totals_of, mine_over_batch, mesh)
     state = jax.device_put(create_state(variables, tx), replicated(mesh))
-    return quick(lambda state, batch: parts.update(state, parts.gains(state, batch))), accumulated, state
+    whole = jit(lambda state, batch: parts.update(state, parts.forward_backward(state, batch)), mesh)
+    return whole, accumulated, state
 
 
 def in_parts(batch, count, mesh):
@@ -123,18 +124,18 @@ def test_parts_of_the_network_differ_in_batch_normalisation_alone():
     assert abs(float(one - accumulated(state, in_parts(other, 2, mesh))[1]['loss'])) > 1e-4
 
 
-def gains_program(model, images, size):
+def gradients_program(model, images, size):
     """The compiled forward and backward pass over some images."""
 
     def loss(main, auxiliary, labels):
         return segmentation_loss(main, auxiliary, labels, min_kept=100)
 
     tx = sgd(poly_schedule(0.05, 10))
-    parts = make_step_parts(model, tx, loss=loss, normalize=lambda x: x / 100.0, align_corners=True, seed=0)
+    parts = make_step_parts(model, tx, loss=loss, normalize=lambda x: x / 100.0, seed=0)
     state = create_state(random_variables(model, 0, np.zeros((1, 33, 33, 3), np.float32)), tx)
     batch = random_batch(4, *size)
     batch = {key: value[:images] for key, value in batch.items()}
-    program = jax.jit(parts.gains).lower(state, batch).compile(OPTIONS)
+    program = jax.jit(parts.forward_backward).lower(state, batch).compile(OPTIONS)
     return program, jax.device_get(program(state, batch))
 
 
@@ -143,18 +144,18 @@ def test_computing_stages_again_saves_memory_and_changes_nothing():
         backbone = ResNet(50, 4, (4,), remat=remat)
         return ANN(CLASSES, backbone, 'baseline', head_channels=8, aux_channels=8, dropout=0.0)
 
-    program, gains = gains_program(model(()), 1, (97, 97))
-    less, same = gains_program(model((2, 3, 4, 5)), 1, (97, 97))
-    assert jax.tree.structure(gains) == jax.tree.structure(same)
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(gains.gradients))
-    for a, b in zip(*map(jax.tree.leaves, (gains, same)), strict=True):
+    program, output = gradients_program(model(()), 1, (97, 97))
+    less, same = gradients_program(model((2, 3, 4, 5)), 1, (97, 97))
+    assert jax.tree.structure(output) == jax.tree.structure(same)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(output.gradients))
+    for a, b in zip(*map(jax.tree.leaves, (output, same)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * largest)
     assert scratch(less) < 0.6 * scratch(program)
 
 
 def test_a_part_takes_the_memory_of_a_part():
     model = ANN(CLASSES, ResNet(10, 4, (4,)), 'baseline', head_channels=8, aux_channels=8)
-    whole, part = (gains_program(model, images, (97, 97))[0] for images in (4, 1))
+    whole, part = (gradients_program(model, images, (97, 97))[0] for images in (4, 1))
     assert scratch(part) < 0.3 * scratch(whole)
 
 

@@ -1,56 +1,47 @@
-"""Imports run one way: a room knows only rooms on lower floors."""
+"""Imports run one way: from drivers down to the ground, and between neighbours as the table says."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
-FLOORS = [
-    [
-        '__init__',
-        'data/__init__',
-        'models/__init__',
-        'typing',
-        'errors',
-        'winograd',
-        'pooling',
-        'data/names',
-    ],
-    ['ops', 'losses', 'metrics', 'optim', 'sharding', 'visualize', 'weights', 'canvas', 'convolution'],
-    [
-        'processes',
-        'rows',
-        'workdir',
-        'stopping',
-        'data/classes',
-        'data/reading',
-        'data/survey',
-        'data/transforms',
-    ],
-    ['data/scene_objects', 'data/pipeline', 'models/layers', 'models/convert'],
-    ['data/archives', 'data/decode', 'data/own'],
-    ['data/scenes', 'data/files', 'inference', 'state', 'report', 'models/resnet', 'models/blocks'],
-    ['data/datasets', 'data/records', 'models/ann', 'train_step', 'checkpoint'],
-    ['models/recognize', 'models/deploy', 'config', 'accumulate'],
-    ['evaluate'],
-    ['build'],
-    ['restore', 'browse', 'check'],
-    ['resume'],
-    ['train', 'segmenter'],
-    ['predict', 'export', 'benchmark/contest', 'benchmark/mmseg_peer', 'benchmark/torch_peer'],
-    ['benchmark/attention', 'benchmark/reading', 'benchmark/heads', 'benchmark/dilation'],
-    ['benchmark/networks', 'benchmark/peer'],
-    ['benchmark/__init__'],
-    ['main'],
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-FILES = sorted(PACKAGE.rglob('*.py'))
+# From the ground up: the wings and files of each layer.
+LAYERS = {
+    'ground': ('errors', 'typing', 'parallel', 'kernels'),
+    'network and data': ('models', 'data'),
+    'keeping': ('runs', 'weights'),
+    'jobs': ('training', 'inference', 'evaluation'),
+    'drivers': ('config', 'build', 'modes', 'benchmark', 'main'),
+}
+# What may be imported of the own layer.
+NEIGHBOURS = {
+    'parallel': {'errors'},
+    'kernels': {'errors', 'parallel'},
+    'weights': {'runs'},
+    'evaluation': {'inference'},
+    'build': {'config'},
+    'modes': {'config', 'build'},
+    'benchmark': {'config', 'build'},
+    'main': {'config', 'modes', 'benchmark'},
+}
+LAYER = {wing: number for number, wings in enumerate(LAYERS.values()) for wing in wings}
+# The front door, `ann_jax.load`, opens the jobs when asked.
+FILES = [path for path in sorted(PACKAGE.rglob('*.py')) if path != PACKAGE / '__init__.py']
 
 
 def room(path):
+    """data/classes for ann_jax/data/classes.py."""
     return path.relative_to(PACKAGE).with_suffix('').as_posix()
+
+
+ROOMS = {room(path) for path in FILES}
+
+
+def wing(name):
+    return name.split('/')[0]
 
 
 def imported(path):
@@ -68,22 +59,30 @@ def rooms_imported(path):
         if name.split('.')[0] == 'ann_jax':
             parts = name.split('.')[1:]
             # The longest prefix that is a file: what follows is a name in it.
-            found = [p for p in ('/'.join(parts[:n]) for n in range(len(parts), 0, -1)) if p in FLOOR]
-            yield found[0] if found else '__init__'
+            prefixes = ['/'.join(parts[:n]) for n in range(len(parts), 0, -1)]
+            found = [each for p in prefixes for each in (p, f'{p}/__init__') if each in ROOMS]
+            if found:  # the version lies in ann_jax itself
+                yield found[0]
 
 
-def test_every_room_has_a_floor():
-    assert sorted(map(room, FILES)) == sorted(FLOOR)
+def test_every_room_lies_in_a_layer():
+    assert {wing(name) for name in ROOMS} == set(LAYER)
 
 
-# The front door, `ann_jax.load`, opens the top floor, when asked.
-@pytest.mark.parametrize('path', [p for p in FILES if room(p) != '__init__'], ids=room)
-def test_imports_only_from_lower_floors(path):
-    climbs = [other for other in rooms_imported(path) if FLOOR[other] >= FLOOR[room(path)]]
-    assert not climbs, f'{room(path)} imports {climbs}, which do not lie below it'
+@pytest.mark.parametrize('path', FILES, ids=room)
+def test_imports_come_from_below_or_from_a_neighbour(path):
+    own = wing(room(path))
+    allowed = {own, *NEIGHBOURS.get(own, ()), *(other for other in LAYER if LAYER[other] < LAYER[own])}
+    climbs = [name for name in rooms_imported(path) if wing(name) not in allowed]
+    assert not climbs, f'{room(path)} imports {climbs}'
 
 
-@pytest.mark.parametrize('path', [p for p in FILES if room(p).startswith('data/')], ids=room)
+def test_no_circles():
+    graph = {room(path): set(rooms_imported(path)) - {room(path)} for path in FILES}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize('path', [p for p in FILES if wing(room(p)) == 'data'], ids=room)
 def test_data_knows_no_device(path):
     roots = {name.split('.')[0] for name in imported(path)}
     assert not roots & {'jax', 'flax', 'optax', 'absl', 'ml_collections', 'torch'}
@@ -92,7 +91,23 @@ def test_data_knows_no_device(path):
 @pytest.mark.parametrize('path', FILES, ids=room)
 def test_torch_and_configs_stay_where_they_belong(path):
     roots = {name.split('.')[0] for name in imported(path)}
-    peers = ('benchmark/peer', 'benchmark/torch_peer', 'benchmark/mmseg_peer')
-    assert 'torch' not in roots or room(path) in peers
-    if 'ml_collections' in roots:
-        assert FLOOR[room(path)] >= FLOOR['config']
+    references = ('benchmark/reference', 'benchmark/torch_ann', 'benchmark/mmseg_ann')
+    assert 'torch' not in roots or room(path) in references
+    assert 'ml_collections' not in roots or wing(room(path)) in LAYERS['drivers']
+
+
+@pytest.mark.parametrize('path', [p for p in FILES if wing(room(p)) not in ('kernels', 'parallel')], ids=room)
+def test_only_kernels_and_parallel_ask_for_mesh_and_platform(path):
+    text = path.read_text()
+    for question in ('get_abstract_mesh', 'row_shards', 'platform_dependent', 'default_backend', 'on_cpu'):
+        assert question not in text or wing(room(path)) == 'benchmark', question
+
+
+def test_no_layer_takes_a_mesh_or_rows():
+    for path in FILES:
+        if wing(room(path)) != 'models':
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = {arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)}
+                assert not names & {'mesh', 'rows', 'low_rows', 'split'}, f'{room(path)}: {node.name}'

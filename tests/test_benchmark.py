@@ -81,13 +81,13 @@ def test_dilation(tmp_path):
     assert len(rows) == 24 and [row['ratio'] for row in rows[::4]] == [1] * 6
 
 
-def test_peer_computes_the_same(tmp_path):
+def test_the_reference_computes_the_same(tmp_path):
     pytest.importorskip('torch')
-    config = small(sections='peer', rounds=1, peer_sizes='33x41', peer_step_sizes='33x33')
+    config = small(sections='reference', rounds=1, reference_sizes='33x41', reference_step_sizes='33x33')
     # In full width: with more channels than anchors, and Winograd's convolutions.
     config.model.update({**defaults().model, 'depth': 50})
     benchmark(config, tmp_path)
-    rows = json.loads((tmp_path / 'benchmark.json').read_text())['peer']
+    rows = json.loads((tmp_path / 'benchmark.json').read_text())['reference']
     assert len(rows) == 4
     assert all(row['difference'] < 1e-5 and row['memory (MB)'] > 100 for row in rows)
 
@@ -144,4 +144,4 @@ def test_bad_settings_are_named(settings, tmp_path):
 
 
 def test_sections_are_described():
-    assert set(SECTIONS) == {'peak', 'blocks', 'network', 'step', 'input', 'loss', 'dilation', 'peer'}
+    assert set(SECTIONS) == {'peak', 'blocks', 'network', 'step', 'input', 'loss', 'dilation', 'reference'}

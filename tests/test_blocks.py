@@ -7,11 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from reference import assert_close, below, error, golden, hwio, nhwc, normal, quick, random_variables
+from reference import (
+    assert_close,
+    below,
+    error,
+    golden,
+    hwio,
+    nhwc,
+    normal,
+    quick,
+    random_variables,
+    shapes,
+)
 
+from ann_jax.kernels.anchors import sample_anchors
+from ann_jax.kernels.resizing import resize_bilinear
 from ann_jax.models.blocks import SHARES, Attention, CommonFusion, NonLocalBlock
-from ann_jax.models.convert import Layout, from_torch
-from ann_jax.ops import resize_bilinear, sample_anchors
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.weights.layouts import Layout, from_torch
 
 RELEASED = {
     'apnb': NonLocalBlock(40, relu=True, channels=16, share='query_key', dropout=0.0),
@@ -42,7 +55,8 @@ def run(module, variables, inputs, cotangent, train):
 
     def apply(params, inputs):
         variables_ = {**variables, 'params': params}
-        return module.apply(variables_, [inputs[0]], inputs[-1], train, mutable=['batch_stats'])
+        output, stats = module.apply(variables_, [inputs[0]], inputs[-1], train, mutable=['batch_stats'])
+        return output.array, stats
 
     output, pull, updates = jax.vjp(apply, variables['params'], inputs, has_aux=True)
     return output, updates, *pull(cotangent)
@@ -110,7 +124,24 @@ def test_training_equals_the_authors(name):
 
 def evaluate(module, variables, *inputs):
     # The inputs stay outside the jit: `low is high` must hold inside.
-    return quick(lambda variables: module.apply(variables, *inputs, False))(variables)
+    return quick(lambda variables: module.apply(variables, *inputs, False).array)(variables)
+
+
+def respond(module, variables, low, high, train=False, **options):
+    """W_o(O) of an `Attention`."""
+    low_map = FeatureMap(low)
+    high_map = low_map if low is high else FeatureMap(high)
+    return module.apply(variables, low_map, high_map, train, method='response', **options)
+
+
+def response(module, variables, low, high):
+    return quick(lambda variables: respond(module, variables, low, high).array)(variables)
+
+
+def attention_variables(module, seed, low, high):
+    low_map = FeatureMap(low)
+    high_map = low_map if low is high else FeatureMap(high)
+    return random_variables(module, seed, low_map, high_map, False, method='response')
 
 
 def conv1x1(params, x):
@@ -176,25 +207,28 @@ def test_attention_by_definition(share, sampling, sizes):
     """With more anchors than channels, and with fewer."""
     high = normal(2, 5, 6, 7)
     low = high if share == 'query_key' else normal(2, 7, 4, 6, seed=1)
-    module = Attention(8, sampling, sizes, share)
-    variables = random_variables(module, 2, low, high, False)
+    module = Attention(7, 8, sampling, sizes, share)
+    variables = attention_variables(module, 2, low, high)
     expected = attention_by_definition(variables, low, high, share=share, sampling=sampling, sizes=sizes)
-    assert_close(evaluate(module, variables, low, high), expected)
+    assert_close(response(module, variables, low, high), expected)
 
 
 @pytest.mark.parametrize('out_norm', [False, True])
-def test_attention_and_the_convolution_of_its_response(out_norm):
-    x, kernel = normal(2, 5, 6, 7), normal(1, 1, 7, 3, seed=1)
-    module = Attention(8, sizes=(1, 2), out_norm=out_norm)
-    variables = random_variables(module, 2, x, x, False)
-    response = evaluate(module, variables, x, x)
-    merged = quick(lambda v: module.apply(v, x, x, False, then=kernel))(variables)
-    assert_close(merged, response @ kernel[0, 0])
+@pytest.mark.parametrize('channels', [3, 8])
+def test_what_the_block_merges_is_the_convolution_of_the_concatenation(channels, out_norm):
+    """With more anchors than channels, and with fewer."""
+    x = normal(2, 5, 6, 7)
+    module = NonLocalBlock(3, relu=False, channels=channels, sizes=(1, 2), out_norm=out_norm)
+    variables = random_variables(module, 2, [x], x, False)
+    attention = Attention(7, channels, sizes=(1, 2), out_norm=out_norm)
+    inner = {kind: tree['attention_0'] for kind, tree in variables.items()}
+    whole = np.concatenate([response(attention, inner, x, x), x], -1)
+    assert_close(evaluate(module, variables, [x], x), conv_bn(variables, 'project', whole))
 
 
 def test_shared_projections_have_no_second_copy():
     x = normal(1, 5, 5, 6)
-    names = lambda share: set(random_variables(Attention(4, share=share), 0, x, x, False)['params'])
+    names = lambda share: set(attention_variables(Attention(6, 4, share=share), 0, x, x)['params'])
     assert names('none') == {'query', 'key', 'value', 'out'}
     assert names('query_key') == {'key', 'value', 'out'}
     assert names('key_value') == {'query', 'key', 'out'}
@@ -202,25 +236,27 @@ def test_shared_projections_have_no_second_copy():
 
 def test_pooling_to_the_size_of_the_map_is_the_standard_block():
     x = normal(2, 6, 6, 5)
-    modules = [Attention(4, sampling, (6,), 'query_key') for sampling in ('average', 'max', 'random', 'all')]
-    variables = random_variables(modules[0], 0, x, x, False)
-    *pooled, standard = (evaluate(module, variables, x, x) for module in modules)
+    samplings = 'average', 'max', 'random', 'all'
+    modules = [Attention(5, 4, sampling, (6,), 'query_key') for sampling in samplings]
+    variables = attention_variables(modules[0], 0, x, x)
+    *pooled, standard = (response(module, variables, x, x) for module in modules)
     for output in pooled:
         assert_close(output, standard)
 
 
 def test_random_anchors_are_drawn_anew_in_training_only():
     x = jnp.asarray(normal(1, 6, 6, 5))
-    module = Attention(4, 'random', (2,), 'none')
-    variables = random_variables(module, 0, x, x, False)
+    module = Attention(5, 4, 'random', (2,), 'none')
+    variables = attention_variables(module, 0, x, x)
 
     @quick
     def train(key):
-        return module.apply(variables, x, x, True, rngs={'sampling': key}, mutable=['batch_stats'])[0]
+        options = {'rngs': {'sampling': key}, 'mutable': ['batch_stats']}
+        return respond(module, variables, x, x, True, **options)[0].array
 
     assert_close(train(jax.random.key(1)), train(jax.random.key(1)), 0)
     assert error(train(jax.random.key(1)), train(jax.random.key(2))) > 1e-3
-    assert_close(evaluate(module, variables, x, x), evaluate(module, variables, x, x), 0)
+    assert_close(response(module, variables, x, x), response(module, variables, x, x), 0)
 
 
 @pytest.mark.parametrize('relu_after', [True, False])
@@ -251,7 +287,8 @@ def test_block_drops_channels_at_its_end():
 
     @quick
     def train(key):
-        return module.apply(variables, [x], x, True, rngs={'dropout': key}, mutable=['batch_stats'])[0]
+        output, _ = module.apply(variables, [x], x, True, rngs={'dropout': key}, mutable=['batch_stats'])
+        return output.array
 
     output = np.asarray(train(jax.random.key(0)))
     dropped = (output == 0).all((1, 2))
@@ -289,21 +326,22 @@ def test_common_fusion_by_definition():
 def test_unknown_options(options, message):
     low, high = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 5))
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda: Attention(4, **options).init(jax.random.key(0), low, high, False))
+        shapes(lambda: attention_variables(Attention(5, 4, **options), 0, low, high))
 
 
 def test_out_norm_normalises_the_response():
     """Appendix C: batch normalisation between W_o and the concatenation."""
     x = jnp.asarray(normal(2, 5, 6, 8))
-    block = Attention(4, sizes=(1, 3), out_norm=True)
-    variables = random_variables(block, 0, x, x, False)
+    block = Attention(8, 4, sizes=(1, 3), out_norm=True)
+    variables = attention_variables(block, 0, x, x)
     plain = {
         kind: {name: leaf for name, leaf in tree.items() if name != 'out_bn'}
         for kind, tree in variables.items()
     }
-    response, _ = Attention(4, sizes=(1, 3)).apply(plain, x, x, True, mutable=['batch_stats'])
-    centred = response - response.mean((0, 1, 2))
+    bare = Attention(8, 4, sizes=(1, 3))
+    unscaled = respond(bare, plain, x, x, True, mutable=['batch_stats'])[0].array
+    centred = unscaled - unscaled.mean((0, 1, 2))
     expected = centred / np.sqrt(np.square(centred).mean((0, 1, 2)) + 1e-5)
     norm = variables['params']['out_bn']
-    ours, _ = block.apply(variables, x, x, True, mutable=['batch_stats'])
-    assert_close(ours, expected * norm['scale'] + norm['bias'])
+    ours, _ = respond(block, variables, x, x, True, mutable=['batch_stats'])
+    assert_close(ours.array, expected * norm['scale'] + norm['bias'])

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import os
 import resource
 import shutil
@@ -15,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ann_jax.checkpoint import Checkpoints
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.models.ann import ANN
+from ann_jax.models.initializers import initial_variables
 from ann_jax.models.resnet import ResNet
-from ann_jax.optim import poly_schedule, sgd
-from ann_jax.sharding import make_mesh, replicated
-from ann_jax.state import TrainState, abstract_state, create_state, initial_variables
+from ann_jax.parallel.arrays import replicated
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.state import TrainState, abstract_state, create_state
 
 # orbax leaves coroutines unawaited where reading or writing fails.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -51,7 +54,7 @@ def tiny_state(step):
 def test_best_and_newest_are_kept(scores, kept, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, score in enumerate(scores, 1):
-        checkpoints.save(tiny_state(step), {})
+        checkpoints.save(step, tiny_state(step), {})
         checkpoints.score(step, score)
     assert (checkpoints.latest, checkpoints.best) == (4, 1 + int(np.argmax(scores)))
     checkpoints.close()
@@ -60,10 +63,10 @@ def test_best_and_newest_are_kept(scores, kept, tmp_path):
 
 def test_the_newest_without_a_score_does_not_hide_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(tiny_state(1), {})
+    checkpoints.save(1, tiny_state(1), {})
     checkpoints.score(1, 0.7)
     for step in (2, 3, 4):
-        checkpoints.save(tiny_state(step), {})
+        checkpoints.save(step, tiny_state(step), {})
     assert (checkpoints.latest, checkpoints.best) == (4, 1)
     checkpoints.close()
     assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == {1, 3, 4}
@@ -82,7 +85,7 @@ def test_a_state_comes_back_on_another_number_of_devices(tmp_path):
         create_state(initial_variables(model, 5), tx), replicated(make_mesh(jax.devices()[:1]))
     )
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, {'seed': 5})
+    checkpoints.save(0, state, {'seed': 5})
     mesh = make_mesh()
     restored = checkpoints.restore(0, abstract_state(model, tx, replicated(mesh)))
     checkpoints.close()
@@ -101,12 +104,17 @@ def like(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
+def first_whole(checkpoints, state):
+    """Step, facts and state of the newest checkpoint that is whole."""
+    return checkpoints.first_whole(checkpoints.steps, lambda step, _: checkpoints.restore(step, like(state)))
+
+
 @pytest.fixture(scope='module')
 def two_saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(wide_state(step), {'sizes': (1, 3)})
+            checkpoints.save(step, wide_state(step), {'sizes': (1, 3)})
     return folder
 
 
@@ -127,7 +135,7 @@ def test_whatever_file_is_damaged_what_is_restored_is_what_was_saved(damage, two
             content[len(content) // 2] ^= 0x10
             (folder / name).write_bytes(content)
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
-            step, _, state = checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+            step, _, state = first_whole(checkpoints, wide_state(0))
         assert int(state.step) == step
         np.testing.assert_array_equal(state.params['w'], np.full(3000, step, np.float32))
         passed_over += step == 1
@@ -148,7 +156,7 @@ def test_values_other_than_those_saved_are_damage(two_saved, tmp_path, monkeypat
             return items
 
         monkeypatch.setattr(checkpoints._manager, 'restore', flip)
-        step, _, _ = checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+        step, _, _ = first_whole(checkpoints, wide_state(0))
     assert step == 1 and 'params/w has other values than were saved' in caplog.text
 
 
@@ -157,14 +165,14 @@ def test_an_empty_step_is_passed_over_and_set_aside(two_saved, tmp_path, caplog)
     shutil.copytree(two_saved, folder)
     (folder / '3').mkdir()
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        step, facts, _ = checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+        step, facts, _ = first_whole(checkpoints, wide_state(0))
         assert step == 2 and facts['sizes'] == [1, 3]
         assert str(folder / '3') in caplog.text
         checkpoints.set_aside([3])
         assert checkpoints.latest == 2 and (folder / 'damaged.3').is_dir()
-        checkpoints.save(wide_state(3), {})
+        checkpoints.save(3, wide_state(3), {})
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        assert checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))[0] == 3
+        assert first_whole(checkpoints, wide_state(0))[0] == 3
 
 
 def test_without_a_whole_checkpoint_the_error_names_the_folder(tmp_path):
@@ -173,13 +181,13 @@ def test_without_a_whole_checkpoint_the_error_names_the_folder(tmp_path):
         contextlib.closing(Checkpoints(tmp_path)) as checkpoints,
         pytest.raises(DataError, match=f'{tmp_path} holds no whole checkpoint'),
     ):
-        checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))
+        first_whole(checkpoints, wide_state(0))
 
 
 def test_another_network_is_refused_with_tensors_and_both_shapes(two_saved):
     with contextlib.closing(Checkpoints(two_saved)) as checkpoints:
         with pytest.raises(ConfigError) as error:
-            checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0, 4000)))
+            first_whole(checkpoints, wide_state(0, 4000))
     for text in ('params/w', '(3000,)', '(4000,)', 'init.from', 'init.parts=but_classifier'):
         assert text in str(error.value)
 
@@ -187,13 +195,14 @@ def test_another_network_is_refused_with_tensors_and_both_shapes(two_saved):
 KILLED = """
 import sys
 import jax.numpy as jnp
-from ann_jax.checkpoint import Checkpoints
-from ann_jax.state import TrainState
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.training.state import TrainState
 
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 1000):
     params = {'w': jnp.full(1 << 21, step, jnp.float32)}
-    checkpoints.save(TrainState(step=jnp.asarray(step), params=params, batch_stats={}, opt_state=()), {})
+    state = TrainState(step=jnp.asarray(step), params=params, batch_stats={}, opt_state=())
+    checkpoints.save(step, state, {})
 """
 
 
@@ -211,9 +220,9 @@ def test_kill_while_saving_leaves_the_newest_whole_checkpoint(tmp_path):
     newest = max(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
     sample = TrainState(step=jnp.asarray(0), params={'w': jnp.zeros(1 << 21)}, batch_stats={}, opt_state=())
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-        step, _, state = checkpoints.restore_first(checkpoints.steps, lambda _: like(sample))
+        step, _, state = first_whole(checkpoints, sample)
         assert step == newest == int(state.params['w'][-1])
-        checkpoints.save(state.replace(step=state.step + 1), {})
+        checkpoints.save(step + 1, state.replace(step=state.step + 1), {})
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.latest == newest + 1
 
@@ -222,7 +231,7 @@ def test_kill_while_saving_leaves_the_newest_whole_checkpoint(tmp_path):
 def test_a_full_disk_is_a_clear_error_and_spares_earlier_checkpoints(tmp_path):
     folder = tmp_path / 'checkpoints'
     checkpoints = Checkpoints(folder)
-    checkpoints.save(wide_state(1), {})
+    checkpoints.save(1, wide_state(1), {})
     checkpoints.close()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     checkpoints = Checkpoints(folder)
@@ -231,12 +240,23 @@ def test_a_full_disk_is_a_clear_error_and_spares_earlier_checkpoints(tmp_path):
         # A file cannot grow any more: what a full disk does to its writer.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
         with pytest.raises(SaveError, match='Free space'):
-            checkpoints.save(big, {})
+            checkpoints.save(2, big, {})
             checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        assert checkpoints.restore_first(checkpoints.steps, lambda _: like(wide_state(0)))[0] == 1
+        assert first_whole(checkpoints, wide_state(0))[0] == 1
+
+
+def test_some_branches_are_read_without_the_rest(two_saved, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two_saved, folder)
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        content = checkpoints.read(2, ('params', 'batch_stats'))
+        assert set(content) == {'params', 'batch_stats'}
+        np.testing.assert_array_equal(content['params']['w'], np.full(3000, 2, np.float32))
+        facts = json.loads((folder / '2' / 'facts' / 'metadata').read_text())
+        assert 'opt_state/0' in facts['arrays']
 
 
 def test_damaged_scores_are_reported_and_forgotten(two_saved, tmp_path, caplog):

@@ -11,9 +11,9 @@ from reference import assert_close, below, golden, normal, oihw, quick, random_v
 
 from ann_jax.errors import DataError
 from ann_jax.models.ann import ANN
-from ann_jax.models.convert import from_torch, to_torch
-from ann_jax.models.recognize import read_meta, recognize, strip
 from ann_jax.models.resnet import ResNet
+from ann_jax.weights.layouts import from_torch, to_torch
+from ann_jax.weights.recognize import read_meta, recognize, strip
 
 
 def abstract(module, *args):
@@ -262,7 +262,7 @@ def test_a_round_trip_evaluates_equal(layout, conv_bias, out_norm):
     for ours, theirs in zip(
         quick(model.apply)(variables, image), quick(other.apply)(back, image), strict=True
     ):
-        assert_close(theirs, ours)
+        assert_close(theirs.array, ours.array)
     if not out_norm and conv_bias == (layout == 'authors'):
         assert_same(back, variables)
     assert_same(variables, traverse_util.unflatten_dict(before))  # folding works on a copy

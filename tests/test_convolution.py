@@ -5,19 +5,26 @@ import numpy as np
 import pytest
 from reference import assert_close, nchw, nhwc, normal, oihw, quick
 
-from ann_jax import convolution
-from ann_jax.convolution import (
-    batch_to_space,
-    compiler_options,
-    convolve,
-    direct,
-    global_norm,
-    product,
-    space_to_batch,
-    sum_of_squares,
-    sum_pixels,
-)
-from ann_jax.winograd import tiles, winograd_kernel
+from ann_jax.kernels import convolution, forms
+from ann_jax.kernels.convolution import batch_to_space, convolve, direct, space_to_batch
+from ann_jax.kernels.products import product
+from ann_jax.kernels.reductions import global_norm, sum_of_squares, sum_pixels
+from ann_jax.kernels.winograd import tiles, winograd
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import compiler_options, jit
+
+
+@pytest.fixture
+def bounds(monkeypatch):
+    """Sets the channels from which forms are used; what was traced with others is forgotten."""
+
+    def change(**values):
+        for name, value in values.items():
+            monkeypatch.setattr(convolution, name, value)
+        forms.with_static.cache_clear()
+
+    yield change
+    forms.with_static.cache_clear()
 
 
 def assert_equals_torch(size, dilation, channels):
@@ -30,7 +37,7 @@ def assert_equals_torch(size, dilation, channels):
     expected.backward(torch.from_numpy(nchw(gradient)))
 
     def ours(x, kernel, gradient):
-        y, pull = jax.vjp(lambda x, k: convolve(x, k, dilation=dilation, split=False), x, kernel)
+        y, pull = jax.vjp(lambda x, k: convolve(x, k, dilation=dilation), x, kernel)
         return y, *pull(gradient)
 
     y, of_input, of_kernel = quick(ours)(x, kernel, gradient)
@@ -45,9 +52,8 @@ SIZES = [(1, 1), (3, 2), (8, 16), (9, 13), (17, 5), (40, 31)]
 @pytest.mark.parametrize('dilation', [1, 2, 4, 5])
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('widest', [6, 7])
-def test_wide_convolution_and_its_gradients_equal_torch(monkeypatch, widest, size, dilation):
-    monkeypatch.setattr(convolution, 'WIDE', 6)
-    monkeypatch.setattr(convolution, 'WIDEST', widest)
+def test_wide_convolution_and_its_gradients_equal_torch(bounds, widest, size, dilation):
+    bounds(WIDE=6, WIDEST=widest)
     assert_equals_torch(size, dilation, 300)
 
 
@@ -74,9 +80,9 @@ def test_product_and_its_gradients_equal_their_definition(sizes):
 
 
 @pytest.fixture
-def as_on_gpus(monkeypatch):
-    monkeypatch.setattr(convolution, 'on_cpu', lambda: False)
-    monkeypatch.setattr(convolution, 'on_gpu', lambda: True)
+def as_on_gpus():
+    with forms.picked('cuda'):
+        yield
 
 
 @pytest.mark.parametrize('dilation', [2, 4, 5])
@@ -85,16 +91,16 @@ def test_dilated_convolution_on_gpus_and_its_gradients_equal_torch(as_on_gpus, s
     assert_equals_torch(size, dilation, 5)
 
 
-def test_no_kernel_on_gpus_is_as_large_as_the_map(as_on_gpus):
+def test_no_kernel_on_gpus_is_as_large_as_the_map():
     """Which cuDNN would get as a convolution of few channels by a huge kernel."""
 
-    def gradient(split):
-        loss = lambda k: (convolve(x, k, dilation=2, split=split) ** 2).sum()
-        return str(jax.make_jaxpr(jax.grad(loss))(kernel))
+    def gradient(convolution):
+        loss = lambda k: (convolution(x, k) ** 2).sum()
+        return jax.jit(jax.grad(loss)).trace(kernel).lower(lowering_platforms=('cuda',)).as_text()
 
     x, kernel = np.ones((2, 16, 24, 4), np.float32), np.ones((3, 3, 4, 4), np.float32)
-    assert 'window_strides=(2, 2)' in gradient(split=True)  # XLA's own
-    assert 'window_strides=(2, 2)' not in gradient(split=False)
+    assert 'stride = [2, 2]' in gradient(lambda x, k: direct(x, k, 1, 2))
+    assert 'stride = [2, 2]' not in gradient(lambda x, k: convolve(x, k, dilation=2))
 
 
 @pytest.mark.parametrize('rate', [2, 4])
@@ -108,14 +114,14 @@ def test_space_to_batch_equals_a_dilated_convolution(rate):
 
 
 def test_a_step_takes_fewer_products_for_wide_kernels():
-    def flops(split):
-        loss = lambda x, k: (convolve(x, k, split=split) ** 2).sum()
+    def flops(convolution):
+        loss = lambda x, k: (convolution(x, k) ** 2).sum()
         program = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
         return program.cost_analysis()['flops']
 
     for n, share in (convolution.WIDE, 0.85), (convolution.WIDEST, 0.55):
         x, kernel = np.ones((1, 32, 32, n), np.float32), np.ones((3, 3, n, n), np.float32)
-        assert flops(split=False) < share * flops(split=True)
+        assert flops(convolve) < share * flops(lambda x, k: direct(x, k, 1, 1))
 
 
 @pytest.mark.parametrize('dilation', [1, 2, 4])
@@ -127,18 +133,28 @@ def test_winograd_takes_no_tile_beyond_the_map(dilation):
 def test_winograd_takes_fewer_products():
     x, kernel = np.ones((1, 32, 32, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
     flops = [
-        jax.jit(convolve).lower(x, k).compile().cost_analysis()['flops']
-        for k in (kernel, winograd_kernel(kernel))
+        jax.jit(function).lower(x, kernel).compile().cost_analysis()['flops']
+        for function in (lambda x, k: direct(x, k, 1, 1), winograd)
     ]
     assert flops[1] < 0.6 * flops[0]
 
 
+def test_inference_takes_winograds_products_earlier_than_training(bounds):
+    """Without gradients they take less time to compile."""
+    bounds(WIDER=64, WIDEST=128)
+    x, kernel = np.ones((1, 32, 32, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+    forward = jax.jit(convolve).lower(x, kernel).compile().cost_analysis()['flops']
+    plain = jax.jit(lambda x, k: direct(x, k, 1, 1)).lower(x, kernel).compile().cost_analysis()['flops']
+    kept = jax.jit(lambda x, k: jax.vjp(convolve, x, k)[0]).lower(x, kernel).compile()
+    assert forward < 0.6 * plain
+    assert kept.cost_analysis()['flops'] > 0.9 * plain
+
+
 def test_the_compiler_knows_its_options():
-    options = compiler_options()
-    if jax.default_backend() == 'cpu':
-        assert options
+    options = compiler_options('cpu')
+    assert options and compiler_options('gpu') is None
     x = np.ones((256, 256), np.float32)
-    program = jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile()
+    program = jit(lambda x: x @ x, make_mesh(jax.devices()[:1])).lower(x).compile()
     assert 'ynn' not in program.as_text()
 
 
@@ -163,5 +179,5 @@ def test_global_norm_is_the_norm_in_float64():
 def test_sums_do_not_put_their_terms_into_memory():
     x = normal(2, 64, 97, 64)
     for function in sum_of_squares, lambda x: sum_pixels(x * x):
-        program = jax.jit(function, compiler_options=compiler_options()).lower(x).compile()
+        program = jit(function, make_mesh(jax.devices()[:1])).lower(x).compile()
         assert program.memory_analysis().temp_size_in_bytes < x.nbytes / 16

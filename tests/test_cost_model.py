@@ -1,25 +1,37 @@
-"""The bytes that the cost model counts are those that the compiled step exchanges."""
+"""FLOPs, bytes and exchanges of programs by definition, and what the page on scaling says of them."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
-from reference import quick
-from test_space import NORMALIZE, mesh_of, network, random_batch, weights
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
+from reference import normal
+from test_space import NORMALIZE, mesh_of, network
 
-from ann_jax.losses import segmentation_loss
-from ann_jax.optim import poly_schedule, sgd
-from ann_jax.sharding import put_batch, replicated, split_batch
-from ann_jax.state import create_state
-from ann_jax.train_step import make_train_step
+from ann_jax import build
+from ann_jax.benchmark.counting import count
+from ann_jax.config import defaults
+from ann_jax.kernels.convolution import direct
+from ann_jax.kernels.forms import picked
+from ann_jax.kernels.resizing import HALO
+from ann_jax.models.ann import ANN
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.initializers import shape_variables
+from ann_jax.models.layers import Conv
+from ann_jax.models.resnet import ResNet, Stem
+from ann_jax.training.losses import segmentation_loss
+from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parent.parent
-BYTES = {'f32': 4, 's32': 4, 'pred': 1}
 
 
+@functools.cache
 def script():
     spec = importlib.util.spec_from_file_location('cost_model', ROOT / 'scripts' / 'cost_model.py')
     module = importlib.util.module_from_spec(spec)
@@ -27,54 +39,203 @@ def script():
     return module
 
 
-def exchanged(data, space, images, height):
-    """(kind, bytes, shapes, operation) of every collective of a compiled step."""
-    mesh, model = mesh_of(data, space), network()
+def with_gradients(function):
+    """The function, and the gradients of all its arguments."""
+
+    def run(*args):
+        y, pull = jax.vjp(function, *args)
+        return y, pull(y)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('size', 'stride', 'dilation'), [(3, 1, 1), (3, 1, 2), (3, 2, 1), (7, 2, 1), (3, 1, 4), (1, 1, 1)]
+)
+def test_convolutions_count_their_taps_and_each_gradient_as_many(size, stride, dilation):
+    x, kernel = jnp.ones((2, 9, 12, 3)), jnp.ones((size, size, 3, 5))
+    convolve = functools.partial(direct, stride=stride, dilation=dilation)
+    # Of ones, each term is one.
+    terms = int(convolve(x, kernel).sum())
+    assert count(convolve, x, kernel).flops == 2 * terms
+    assert count(with_gradients(convolve), x, kernel).flops == 3 * 2 * terms
+
+
+def test_products_count_and_so_do_loops_branches_and_what_is_computed_again():
+    x, kernel = jnp.ones((2, 4, 8)), jnp.ones((8, 8))
+    product = lambda x, kernel: x @ kernel
+    once = 2 * 2 * 4 * 8 * 8
+    assert count(product, x, kernel).flops == once
+    assert count(with_gradients(product), x, kernel).flops == 3 * once
+    assert count(lambda x, k: jax.lax.fori_loop(0, 5, lambda _, x: x @ k, x), x, kernel).flops == 5 * once
+    # What is left of two arrays at the end takes both on the way.
+    turn = lambda _, pair: (pair[1] @ pair[1], pair[0] @ pair[0])
+    assert count(lambda k: jax.lax.fori_loop(0, 5, turn, (k, k))[0], kernel).flops == 10 * 2 * 8**3
+    branch = lambda x, k: jax.lax.cond(x[0, 0, 0] > 0, product, lambda x, k: x @ k @ k, x, k)
+    assert count(branch, x, kernel).flops == 2 * once
+    assert count(jax.jit(lambda x, k: (x @ k, (x @ k @ k) * 0)[0]), x, kernel).flops == once
+    # Sines keep what they are of, which is computed again: twice forward, and two gradients.
+    again = with_gradients(jax.checkpoint(lambda x, k: jnp.sin(x @ k)))
+    assert count(again, x, kernel).flops == 4 * once
+    with jax.set_mesh(mesh_of(1, 4)):
+        shares = jax.shard_map(product, in_specs=(P(None, 'space'), P()), out_specs=P(None, 'space'))
+        assert count(shares, x, kernel).flops == once
+
+
+def test_a_network_counts_as_the_compiler_says():
+    """XLA counts additions, maxima and the like as well: of a network of this width they are few."""
+    model = ANN(5, ResNet(10), key_channels=64, head_channels=128, aux_channels=128)
+    forward = lambda variables, image: [x.array for x in model.apply(variables, image)]
+    args = shape_variables(model), jax.ShapeDtypeStruct((1, 129, 97, 3), jnp.float32)
+    with picked('any'):
+        theirs = jax.jit(forward).lower(*args).cost_analysis()['flops']
+    assert 0.97 * theirs < count(forward, *args).flops < theirs
+
+
+def test_bytes_of_a_chain():
+    x, a, b = normal(4, 8), normal(8, 16), normal(16, 2)
+
+    def chain(x, a, b):
+        return jnp.maximum(jnp.tanh(x @ a + 1).T.T @ b, 0)
+
+    first = x.size + a.size + 64  # read, read, written
+    fused = 64 + 64  # read, written
+    second = 64 + b.size + 8
+    last = 8 + 8
+    assert count(chain, x, a, b).bytes == 4 * (first + fused + second + last)
+
+
+def test_bytes_of_what_is_fused():
+    x = normal(64, 128)
+    bytes_of = lambda function: count(function, x).bytes
+    assert bytes_of(lambda x: jnp.exp(x) * x + 1) == 2 * x.nbytes
+    assert bytes_of(lambda x: (x.sum(0), jnp.square(x).sum(0))) == x.nbytes + 2 * 4 * 128
+    # The mean is written and read before x can be read again.
+    assert bytes_of(lambda x: x - x.sum(0) / 64) == 3 * x.nbytes + 2 * 4 * 128
+    assert bytes_of(lambda x: x.astype(jnp.bfloat16)) == 1.5 * x.nbytes
+    assert bytes_of(lambda x: x.T @ x) == 2 * x.nbytes + 4 * 128 * 128
+    kernel = normal(128, 128)
+    five_times = lambda x, kernel: jax.lax.scan(lambda x, _: (x @ kernel, None), x, length=5)[0]
+    assert count(five_times, x, kernel).bytes == 5 * (2 * x.nbytes + kernel.nbytes)
+
+
+def test_a_sum_of_many_terms_is_kept():
+    x = [normal(64, 128, seed=i) for i in range(4)]
+
+    def uses(total, *x):
+        """Twice, one after the other."""
+        y = total(x)
+        return y - y.sum(0)
+
+    of_two, of_four = (count(functools.partial(uses, sum), *x[:n]).bytes for n in (2, 4))
+    size, row = x[0].nbytes, 4 * 128
+    assert of_two == 2 * 2 * size + size + 2 * row  # both terms read twice, the result written
+    assert of_four == 4 * size + 4 * size + 2 * row  # read once; the sum written, read twice; the result
+
+
+def test_chains_of_exchanges():
+    mesh = mesh_of(2, 4)
+
+    def function(x):
+        first, other = jax.lax.psum(x, 'space'), jax.lax.psum(jnp.sin(x), 'space')
+        shifted = jax.lax.ppermute(jnp.cos(first), 'space', [(0, 1), (1, 2)])
+        # Sums along both axes are one sum.
+        return jax.lax.psum(jax.lax.psum(shifted * x, 'space'), 'data') + other.sum()
+
+    shares = jax.shard_map(function, in_specs=P('data', 'space'), out_specs=P(), check_vma=False)
+    found = script().collectives(script().partitioned(shares, mesh, jnp.ones((4, 8))))
+    share = 4 * 2 * 2
+    assert script().exchanges(found) == script().Exchanges(3 * share, share, 2, 1)
+
+
+def step_of(model):
     tx = sgd(poly_schedule(0.05, 10))
-
-    def loss(main, auxiliary, labels):
-        return segmentation_loss(main, auxiliary, labels, min_kept=500)
-
-    step = make_train_step(model, tx, loss=loss, normalize=NORMALIZE, align_corners=True, seed=3, mesh=mesh)
-    state = jax.device_put(create_state(weights(model), tx), replicated(mesh))
-    batch = put_batch(random_batch(images, height, 33), mesh)
-    program = quick(step, in_shardings=(replicated(mesh), split_batch(mesh)), out_shardings=replicated(mesh))
-    rows = []
-    kinds = 'all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter'
-    for line in program.lower(state, batch).compile().as_text().splitlines():
-        if found := re.search(rf'= (.*?) ({kinds})(?:-start)?\(', line):
-            shapes = re.findall(r'(\w+)\[([\d,]*)\]', found[1])
-            size = sum(
-                BYTES[kind] * int(np.prod([int(n) for n in filter(None, shape.split(','))]))
-                for kind, shape in shapes
-            )
-            rows.append(
-                (found[2], size, [shape for _, shape in shapes], re.search(r'op_name="([^"]*)"', line)[1])
-            )
-    return rows
+    loss = functools.partial(segmentation_loss, min_kept=500)
+    return script().Step(make_train_step(model, tx, loss=loss, normalize=NORMALIZE, seed=3), model, tx)
 
 
-def test_halos_and_anchors_of_a_step():
-    counts = script().count(network(), 193, 33, images=2, space=8)
-    rows = exchanged(1, 8, images=2, height=193)
-    assert {kind for kind, *_ in rows} == {'all-reduce', 'collective-permute'}
-    permutes = [(size, name) for kind, size, _, name in rows if kind == 'collective-permute']
+def of_dtype(dtype):
+    model = network(dtype=jnp.dtype(dtype))
+    return model.clone(backbone=model.backbone.clone(dtype=jnp.dtype(dtype)))
+
+
+def exchanged(model, data, space, images, height):
+    """The collectives of a step over images 33 wide."""
+    step, mesh = step_of(model), mesh_of(data, space)
+    args = step.arguments(mesh, images, height, 33)
+    return script().collectives(script().partitioned(step.function, mesh, *args))
+
+
+def gradients(model):
+    """Numbers that the devices of a step sum: gradients in the dtype of the network, and those in float32."""
+    params = shape_variables(model)['params']
+    of_network = of_float32 = 0
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        in_float32 = 'classifier' in names[0] or names[-2].startswith(('bn', 'downsample_1'))
+        of_float32 += x.size * in_float32
+        of_network += x.size * (not in_float32)
+    for name in ('fusion', 'context'):
+        # W_o and its half of the kernel behind it are multiplied first: the gradient is that of the product.
+        *_, width, channels = params[name]['attention_0']['out']['kernel'].shape
+        features = params[name]['project']['conv']['kernel'].shape[-1]
+        of_network += (width + 1) * features - (width + 1) * channels - channels * features
+    return of_network, of_float32
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_and_statistics_of_a_step(dtype):
+    model = of_dtype(dtype)
+    found = exchanged(model, 8, 1, images=8, height=65)
+    assert {each.kind for each in found} == {'all-reduce'}
+    of_network, of_float32 = gradients(model)
+    statistics = sum(x.size for x in jax.tree.leaves(shape_variables(model)['batch_stats']))
+    counted = jnp.dtype(dtype).itemsize * of_network + 4 * (of_float32 + statistics)
+    scalars = script().exchanges(found).sums - counted  # the loss, and the counts of its pixels
+    assert 0 <= scalars <= 64
+    # The longest way leads through 14 of the 19 norms: mean, variance and, on the way back, the gradients of
+    # scale and bias. At its end lies the gradient of the first kernel.
+    assert script().exchanges(found).sum_messages == 3 * 14 + 1
+
+
+def halos(model, width):
+    """Numbers that a device exchanges for an image: rows of feature maps, and rows of logits."""
+    total = 0
+
+    def record(call, args, kwargs, context):
+        nonlocal total
+        y, module = call(*args, **kwargs), context.module
+        if isinstance(module, Conv) and context.method_name == '__call__' and module.kernel_size > 1:
+            x, out = FeatureMap.of(args[0]).array, y.array
+            above = module.dilation * (module.kernel_size - 1) // 2
+            rows = above + max(above - module.stride + 1, 0)
+            # Forward, and again for the gradient of the kernel; that of the input takes rows of the gradient.
+            total += 2 * rows * x.shape[2] * x.shape[3]
+            if x.shape[3] > 3:
+                total += (1 if module.stride > 1 else rows) * out.shape[2] * out.shape[3]
+        if isinstance(module, Stem):
+            total += y.array.shape[2] * y.array.shape[3]  # the max pooling behind it, forward
+        return y
+
+    variables, image = shape_variables(model), jax.ShapeDtypeStruct((1, 33, width, 3), jnp.float32)
+    with nn.intercept_methods(record):
+        logits = jax.eval_shape(model.apply, variables, image)
+    return total, sum(4 * HALO * x.array.shape[2] * x.array.shape[3] for x in logits)  # to and fro
+
+
+def test_halos_of_a_step():
+    model = of_dtype('bfloat16')
+    found = exchanged(model, 1, 8, images=2, height=193)
+    assert {each.kind for each in found} == {'all-reduce', 'collective-permute'}
+    permutes = [each for each in found if each.kind == 'collective-permute']
     # The gradient of the max pooling is cut and put together by XLA, which exchanges some rows more for it.
-    halos = [size for size, name in permutes if not re.search('select_and_scatter|slice|pad$', name)]
-    assert sum(halos) == counts.halos and len(halos) == counts.exchanges
-    assert sum(size for size, _ in permutes) < 1.25 * counts.halos
-    pooled = [
-        shape for kind, _, shapes, _ in rows for shape in shapes if kind == 'all-reduce' and '110' in shape
-    ]
-    assert sum(4 * int(np.prod([int(n) for n in shape.split(',')])) for shape in pooled) == counts.anchors
-
-
-def test_gradients_and_statistics_of_a_step():
-    counts = script().count(network(), 65, 33, images=1)
-    rows = exchanged(8, 1, images=8, height=65)
-    assert {kind for kind, *_ in rows} == {'all-reduce'}
-    rest = sum(size for _, size, *_ in rows) - counts.gradients - counts.statistics
-    assert 0 <= rest <= 64  # scalars: the loss and the counts of its pixels
+    rows = [each.bytes for each in permutes if not re.search('select_and_scatter|slice|pad$', each.operation)]
+    of_features, of_logits = halos(model, 33)
+    assert sum(rows) == 2 * (2 * of_features + 4 * of_logits)
+    assert sum(rows) < script().exchanges(found).halos < 1.25 * sum(rows)
+    # Keys and values of two blocks are summed in float32.
+    anchors = [each.bytes for each in found if each.operation.startswith('psum')]
+    assert anchors == 4 * [4 * 2 * 110 * 8]
 
 
 def test_all_reduce_over_rings_and_domains():
@@ -85,11 +246,9 @@ def test_all_reduce_over_rings_and_domains():
     assert model.all_reduce(800, chip, 16) == pytest.approx(2 * 7 / 8 * 8 + 2 * 1 / 2 * 100 / 10, rel=1e-4)
 
 
-def test_the_page_shows_what_the_script_prints():
-    from ann_jax import build
-    from ann_jax.config import defaults
-
+def test_the_page_says_what_the_script_counts():
     config = defaults()
     config.model.dtype = 'bfloat16'
-    printed = script().tables(build.model(config, 19), 769, 769)
-    assert printed in (ROOT / 'docs' / 'scaling.md').read_text()
+    step = step_of(build.model(config, 19))
+    line = script().headline(step.counts(769, 769), 769, 769)
+    assert line in (ROOT / 'docs' / 'scaling.md').read_text()

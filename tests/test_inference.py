@@ -9,13 +9,20 @@ import pytest
 from reference import assert_close, nhwc, quick, random_variables
 from test_ann import peer
 
-from ann_jax.canvas import Canvases, pad
+from ann_jax.data.canvases import Canvases, pad
 from ann_jax.errors import ConfigError
-from ann_jax.inference import Canvas, multi_scale, normalizer, sliding_window, whole_image, window_starts
-from ann_jax.models.ann import ANN
-from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.inference.protocols import (
+    Canvas,
+    multi_scale,
+    normalizer,
+    sliding_window,
+    whole_image,
+    window_starts,
+)
+from ann_jax.models.ann import ANN, Logits
+from ann_jax.models.fold import fold
 from ann_jax.models.resnet import ResNet
-from ann_jax.sharding import make_mesh
+from ann_jax.parallel.mesh import make_mesh
 
 MESH = make_mesh(jax.devices()[:1])
 IDENTITY = lambda image: image
@@ -42,22 +49,24 @@ class Sum:
 
     takes_canvas = True
 
-    def __call__(self, params, image, size=None):
-        rows, columns = (jnp.arange(n) < size[:, i, None] for i, n in enumerate(image.shape[1:3]))
-        image = jnp.where((rows[:, :, None] & columns[:, None])[..., None], image, 0)
+    def apply(self, params, image, full_size):
+        return Logits(image.with_array(self.logits(params, image.clean())), None)
+
+    def logits(self, params, image):
         padded = jnp.pad(image, ((0, 0), (0, 1), (0, 2), (0, 0)))
         right, lower = padded[:, :-1, 2:], padded[:, 1:, :-2]
-        return jnp.concatenate([image, right, lower], -1) @ params['kernel'], size
+        return jnp.concatenate([image, right, lower], -1) @ params['kernel']
 
 
 KERNEL = {'kernel': np.random.default_rng(1).normal(0, 0.01, (9, 4)).astype(np.float32)}
-whole_sum = functools.partial(whole_image, Sum(), IDENTITY, True)
+whole_sum = functools.partial(whole_image, Sum(), IDENTITY)
 
 
 @pytest.mark.parametrize('name', ['mmseg_ann_thin_v1c_r50', 'mmseg_ann_thin_r101'])
 def test_sliding_window_equals_mmseg(name):
     model, variables, arrays, align_corners = peer(name)
-    whole = whole_image(InferenceNetwork(model), IDENTITY, align_corners, MESH)
+    assert model.align_corners == align_corners
+    whole = whole_image(model.clone(folded=True), IDENTITY, MESH)
     crop, stride = int(arrays['slide_crop']), int(arrays['slide_stride'])
     protocol = sliding_window(whole, (crop, crop), (stride, stride), MESH)
     (logits,) = run(protocol, fold(model, variables), nhwc(arrays['slide_input'])[0])
@@ -92,8 +101,8 @@ def test_a_whole_image_equals_the_trained_network_and_torchs_resizing(size, alig
     torch = pytest.importorskip('torch', reason='the reference is torch, which is not installed')
     model, variables, params = small_network()
     image = random_image(*size)
-    protocol = whole_image(InferenceNetwork(model), NORMALIZE, align_corners, MESH)
-    main = np.asarray(quick(model.apply)(variables, NORMALIZE(image[None])).main)
+    protocol = whole_image(model.clone(folded=True, align_corners=align_corners), NORMALIZE, MESH)
+    main = np.asarray(quick(model.apply)(variables, NORMALIZE(image[None])).main.array)
     tensor = torch.tensor(main.transpose(0, 3, 1, 2))
     expected = torch.nn.functional.interpolate(tensor, size, mode='bilinear', align_corners=align_corners)
     assert_close(run(protocol, params, image)[0], nhwc(expected)[0])
@@ -157,10 +166,10 @@ def test_constant_logits_stay_constant():
     image = np.full((61, 85, 3), 100, np.float32)
 
     class Constant(Sum):
-        def __call__(self, params, image, size=None):
-            return jnp.ones((*image.shape[:3], 2)) * jnp.array([3.0, -5.0]), size
+        def logits(self, params, image):
+            return jnp.ones((*image.shape[:3], 2)) * jnp.array([3.0, -5.0])
 
-    windows = sliding_window(whole_image(Constant(), IDENTITY, True, MESH), (32, 48), (21, 30), MESH)
+    windows = sliding_window(whole_image(Constant(), IDENTITY, MESH), (32, 48), (21, 30), MESH)
     protocol = multi_scale(windows, (0.5, 1.0, 1.3), True, 'logits', MESH)
     (logits,) = run(protocol, KERNEL, image, canvas=(64, 96))
     assert_close(logits, np.broadcast_to([3.0, -5.0], logits.shape), 1e-6)
@@ -187,13 +196,13 @@ def test_programs_are_shared_between_sizes():
     traced = []
 
     class Counted(Sum):
-        def __call__(self, params, image, size=None):
+        def logits(self, params, image):
             traced.append(image.shape)
-            return super().__call__(params, image, size)
+            return super().logits(params, image)
 
     canvases, rng = Canvases(), np.random.default_rng(0)
     protocol = multi_scale(
-        whole_image(Counted(), IDENTITY, True, MESH), (0.5, 1.0), False, 'logits', MESH, canvases
+        whole_image(Counted(), IDENTITY, MESH), (0.5, 1.0), False, 'logits', MESH, canvases
     )
     for height, width in rng.integers(100, 500, (20, 2)):
         image = random_image(height, min(width, 2 * height))
@@ -227,9 +236,9 @@ def test_window_starts():
 
 def test_padding_is_refused_where_it_would_change_the_result():
     model, _, params = small_network(sampling='max')
-    protocol = whole_image(InferenceNetwork(model), NORMALIZE, True, MESH)
+    protocol = whole_image(model.clone(folded=True), NORMALIZE, MESH)
     run(protocol, params, random_image(40, 50))
-    with pytest.raises(ConfigError, match='model.sampling=max and random need images of one size'):
+    with pytest.raises(ConfigError, match='model.sampling=max and random, .* need images of one size'):
         run(protocol, params, random_image(40, 50), canvas=(64, 64))
     with pytest.raises(ConfigError, match="unknown average 'votes'"):
         multi_scale(protocol, (1.0,), True, 'votes', MESH)

@@ -43,7 +43,7 @@ def test_conv_equals_conv2d(kernel_size, stride, dilation, height, width, bias):
 
     @quick
     def run(params, x):
-        y, pull = jax.vjp(lambda params, x: module.apply({'params': params}, x), params, x)
+        y, pull = jax.vjp(lambda params, x: module.apply({'params': params}, x).array, params, x)
         return y, *pull(cotangent)
 
     ours, grad_params, grad_x = run(params, x)
@@ -59,7 +59,7 @@ def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():
     x = jnp.ones((1, 5, 5, 3))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-    assert jax.eval_shape(module.apply, variables, x).dtype == jnp.bfloat16
+    assert jax.eval_shape(module.apply, variables, x).array.dtype == jnp.bfloat16
 
 
 def norm_variables(channels):
@@ -88,7 +88,8 @@ def test_batch_norm_equals_torch(shape, offset, train):
     @quick
     def run(params, x):
         def apply(params, x):
-            return BatchNorm().apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
+            y, stats = BatchNorm().apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
+            return y.array, stats
 
         y, pull, updates = jax.vjp(apply, params, x, has_aux=True)
         return y, updates['batch_stats'], *pull(cotangent)
@@ -108,7 +109,7 @@ def test_batch_norm_equals_torch(shape, offset, train):
 def test_batch_norm_of_one_pixel():
     variables = norm_variables(3)
     y, updates = BatchNorm().apply(variables, normal(1, 1, 1, 3), True, mutable=['batch_stats'])
-    assert_close(y[0, 0, 0], variables['params']['bias'])
+    assert_close(y.array[0, 0, 0], variables['params']['bias'])
     assert_close(updates['batch_stats']['var'], 0.9 * variables['batch_stats']['var'])
 
 
@@ -116,7 +117,7 @@ def test_batch_norm_takes_bfloat16_statistics_in_float32():
     x = jnp.asarray(normal(4, 16, 16, 2) + 8, jnp.bfloat16)
     y, updates = BatchNorm().apply(norm_variables(2), x, True, mutable=['batch_stats'])
     exact = np.asarray(x, np.float64).mean((0, 1, 2))
-    assert y.dtype == jnp.bfloat16
+    assert y.array.dtype == jnp.bfloat16
     assert_close(updates['batch_stats']['mean'], 0.9 * norm_variables(2)['batch_stats']['mean'] + 0.1 * exact)
 
 
@@ -127,9 +128,9 @@ def test_conv_bn_is_convolution_norm_and_relu():
     variables['params']['conv'] = {'kernel': normal(3, 3, 3, 4, seed=6)}
     y = Conv(4, 3, 2).apply({'params': variables['params']['conv']}, x)
     y = BatchNorm().apply({name: tree['bn'] for name, tree in variables.items()}, y, False)
-    assert (y < 0).any()
-    assert_close(ConvBN(4, 3, 2, relu=False).apply(variables, x, False), y)
-    assert_close(ConvBN(4, 3, 2).apply(variables, x, False), jnp.maximum(y, 0))
+    assert (y.array < 0).any()
+    assert_close(ConvBN(4, 3, 2, relu=False).apply(variables, x, False).array, y.array)
+    assert_close(ConvBN(4, 3, 2).apply(variables, x, False).array, jnp.maximum(y.array, 0))
 
 
 @pytest.mark.parametrize('ceil', [False, True])
@@ -138,7 +139,7 @@ def test_max_pool_equals_max_pool2d(height, ceil):
     torch = pytest.importorskip('torch')
     # Every size from 1 to 20, one side odd and one even; all below 0, where padding with 0 would show.
     x = normal(1, height, 21 - height, 2) - 5
-    ours, pull = jax.vjp(lambda x: max_pool(x, ceil), x)
+    ours, pull = jax.vjp(lambda x: max_pool(x, ceil).array, x)
     cotangent = normal(*ours.shape, seed=1)
     pool = lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=ceil)
     output, (gradient,) = torch_gradients(pool, nchw(cotangent), nchw(x))
@@ -150,7 +151,7 @@ def test_max_pool_sends_the_gradient_to_the_first_of_equals():
     torch = pytest.importorskip('torch')
     x = np.maximum(normal(2, 11, 12, 3).round(), 0)  # as behind a ReLU: mostly zeros and other equals
     pool = lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True)
-    y, pull = jax.vjp(lambda x: max_pool(x, True), x)
+    y, pull = jax.vjp(lambda x: max_pool(x, True).array, x)
     cotangent = normal(*y.shape, seed=1)
     _, (gradient,) = torch_gradients(pool, nchw(cotangent), nchw(x))
     assert_close(pull(cotangent)[0], nhwc(gradient))
@@ -158,10 +159,10 @@ def test_max_pool_sends_the_gradient_to_the_first_of_equals():
 
 def test_dropout_drops_whole_channels_and_keeps_the_expectation():
     x = np.ones((4, 3, 5, 1000), np.float32)
-    y = np.asarray(Dropout2d(0.3).apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
+    y = np.asarray(Dropout2d(0.3).apply({}, x, True, rngs={'dropout': jax.random.key(0)}).array)
     channels = y[:, :1, :1]
     np.testing.assert_array_equal(y, np.broadcast_to(channels, y.shape))
     np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
     assert abs(y.mean() - 1) < 0.04  # 4000 draws: four standard deviations
     assert (channels[0] != channels[1]).any()  # each image its own
-    np.testing.assert_array_equal(Dropout2d(0.3).apply({}, x, False), x)
+    np.testing.assert_array_equal(Dropout2d(0.3).apply({}, x, False).array, x)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import assert_close, golden, nchw, nhwc, normal, quick, torch_gradients
 
-from ann_jax.losses import cross_entropy, kth_smallest, ohem_cross_entropy, segmentation_loss
+from ann_jax.training.losses import cross_entropy, kth_smallest, ohem_cross_entropy, segmentation_loss
 from ann_jax.typing import IGNORE
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from trees import write_tree
 
-from ann_jax.workdir import lock
+from ann_jax.runs.lock import lock
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = [
@@ -248,7 +248,7 @@ def test_evaluate_uses_the_network_as_trained_and_resume_refuses_another(finishe
 def test_training_starts_from_every_config_given_data(name, run, tmp_path):
     write_tree(name, tmp_path / 'data', num_train=3, num_val=2, size=(70, 90))
     result = run(
-        f'{name}.py:runlocal',
+        f'{name}.py:runlocal,variant=baseline',
         f'--config.dataset.root={tmp_path / "data"}',
         f'--workdir={tmp_path / "run"}',
         '--config.train.steps=2',

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ann_jax.metrics import confusion_matrix, scores, table
+from ann_jax.evaluation.metrics import confusion_matrix, scores, table
 from ann_jax.typing import IGNORE
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 from trees import write_tree
 
 from ann_jax.data.datasets import open_source
-from ann_jax.metrics import confusion_matrix, scores, table
+from ann_jax.evaluation.metrics import confusion_matrix, scores, table
 
 official = pytest.importorskip(
     'cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling', reason='pip install cityscapesScripts'

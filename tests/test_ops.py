@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from reference import assert_close, nchw, nhwc, normal, quick, torch_gradients
 
-from ann_jax.ops import resize_bilinear, sample_anchors
+from ann_jax.kernels.anchors import sample_anchors
+from ann_jax.kernels.resizing import resize_bilinear
 
 
 def with_gradient(function, x, cotangent):

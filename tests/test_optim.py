@@ -6,7 +6,7 @@ import optax
 import pytest
 from reference import assert_close, error, normal, quick
 
-from ann_jax.optim import poly_schedule, sgd
+from ann_jax.training.optimizers import poly_schedule, sgd
 
 STEPS = 10
 

@@ -1,5 +1,6 @@
 """Predictions from Python and from the command, and exported programs, on a small network."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,15 +15,16 @@ from reference import assert_close, quick
 from small import small_folder
 
 import ann_jax
-from ann_jax import predict, visualize, weights
 from ann_jax.config import defaults
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.scenes import render
 from ann_jax.errors import ConfigError, DataError, SaveError
-from ann_jax.export import export
+from ann_jax.inference import pictures as class_pictures
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
-from ann_jax.ops import resize_bilinear
+from ann_jax.modes import predict
+from ann_jax.modes.export import export
+from ann_jax.weights import folder as weights
 
 
 def read(path):
@@ -62,13 +64,10 @@ def expected_logits(folder, image):
     """By the trained network, without folding, canvas or device loop."""
     opened = weights.load(folder)
     c = dict(opened.model)
-    align_corners = c.pop('align_corners')
     names = ('depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool')
     model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in names}), **c)
     image = (np.float32(image)[None] - np.float32(opened.input['mean'])) / np.float32(opened.input['std'])
-    return resize_bilinear(quick(model.apply)(opened.variables, image).main, image.shape[1:3], align_corners)[
-        0
-    ]
+    return quick(functools.partial(model.apply, full_size=True))(opened.variables, image).main.array[0]
 
 
 def test_three_lines(folder, seg, pictures, tmp_path):
@@ -221,7 +220,7 @@ def test_panels_know_own_folders_and_go_on_without_a_truth(folder, pictures, tmp
     assert sorted(path.name for path in (tmp_path / 'predictions/panels').iterdir()) == ['1.png']
     assert len(list((tmp_path / 'predictions/ids').iterdir())) == 3
     panel = read(tmp_path / 'predictions/panels/1.png')
-    expected = visualize.overlay(
+    expected = class_pictures.overlay(
         read(pictures / '1.png'), np.ones((70, 150), np.uint8), ann_jax.load(folder).colors
     )
     np.testing.assert_array_equal(panel[:, 154:304], expected)

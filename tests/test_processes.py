@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from trees import write_tree
 
-from ann_jax import processes
 from ann_jax.errors import ConfigError
+from ann_jax.parallel import processes
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = [

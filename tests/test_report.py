@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ann_jax import visualize
 from ann_jax.errors import SaveError
-from ann_jax.report import Report
+from ann_jax.evaluation.report import Report
+from ann_jax.inference import pictures
+from ann_jax.runs.record import Record
 from ann_jax.typing import IGNORE
 
 COLORS = ((255, 0, 0), (0, 200, 0), (9, 9, 9))
@@ -19,10 +20,10 @@ COLORS = ((255, 0, 0), (0, 200, 0), (9, 9, 9))
 def test_colorize_and_overlay_by_definition():
     label = np.array([[0, 1], [2, IGNORE]], np.uint8)
     image = np.full((2, 2, 3), 100, np.uint8)
-    colored = visualize.colorize(label, COLORS)
+    colored = pictures.colorize(label, COLORS)
     assert colored.dtype == np.uint8
     assert colored.tolist() == [[[255, 0, 0], [0, 200, 0]], [[9, 9, 9], [0, 0, 0]]]
-    blended = visualize.overlay(image, label, COLORS, opacity=0.5)
+    blended = pictures.overlay(image, label, COLORS, opacity=0.5)
     assert blended[0, 0].tolist() == [178, 50, 50]
     assert blended[1, 1].tolist() == [100, 100, 100]  # an ignored pixel shows the image
 
@@ -30,19 +31,20 @@ def test_colorize_and_overlay_by_definition():
 def test_panel_is_image_truth_prediction():
     image = np.full((4, 6, 3), 50, np.uint8)
     truth, prediction = np.zeros((4, 6), np.uint8), np.ones((4, 6), np.uint8)
-    panel = visualize.panel(image, truth, prediction, COLORS, gap=2)
+    panel = pictures.panel(image, truth, prediction, COLORS, gap=2)
     assert panel.shape == (4, 3 * 6 + 2 * 2, 3)
     np.testing.assert_array_equal(panel[:, :6], image)
-    np.testing.assert_array_equal(panel[:, 8:14], visualize.overlay(image, truth, COLORS))
-    np.testing.assert_array_equal(panel[:, 16:], visualize.overlay(image, prediction, COLORS))
+    np.testing.assert_array_equal(panel[:, 8:14], pictures.overlay(image, truth, COLORS))
+    np.testing.assert_array_equal(panel[:, 16:], pictures.overlay(image, prediction, COLORS))
     assert (panel[:, 6:8] == 255).all()
 
 
 def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
-    report = Report(tmp_path, ('sky', 'road', 'car'), COLORS)
+    record = Record(tmp_path)
+    report = Report(record, ('sky', 'road', 'car'), COLORS)
     scores = report.scores(7, 'val', np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
     report.picture(7, 'city/one', *(np.zeros((4, 4, 3), np.uint8), *np.zeros((2, 4, 4), np.uint8)))
-    report.close()
+    record.close()
     record = json.loads((tmp_path / 'metrics.json').read_text())
     assert record['step'] == 7 and record['split'] == 'val'
     assert record['iou'] == {'sky': 3 / 4, 'road': 4 / 5, 'car': None}
@@ -55,25 +57,25 @@ def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
 
 
 def test_a_full_disk_is_an_error_at_once(tmp_path):
-    report = Report(tmp_path, ('sky',), COLORS)
+    record = Record(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
         with pytest.raises(SaveError, match='cannot write .*Free space'):
             for step in range(1000):
-                report.scalars(step, {'loss': 1.0})
+                record.scalars(step, {'loss': 1.0})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    report.close()
+    record.close()
 
 
 def test_curves_of_a_resumed_run_replace_those_after_its_first_step(tmp_path):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     for first, last, value in ((1, 4, 1.0), (3, 5, 2.0)):
-        report = Report(tmp_path, ('sky',), COLORS, first_step=first)
+        record = Record(tmp_path, first_step=first)
         for step in range(first, last + 1):
-            report.scalars(step, {'train/loss': value})
-        report.close()
+            record.scalars(step, {'train/loss': value})
+        record.close()
         time.sleep(1.1)  # the name of an event file holds its second
     events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()

@@ -6,7 +6,7 @@ import pytest
 from reference import assert_close, nchw, nhwc, normal, oihw, quick, random_variables, shapes
 
 from ann_jax.models.resnet import DEPTHS, ResNet
-from ann_jax.state import count_parameters
+from ann_jax.training.state import count_parameters
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
@@ -96,7 +96,7 @@ def test_stages_equal_torch(depth, options, plan):
     reference = TorchResNet(depth, variables, ceil_pool=options.get('ceil_pool', True), **plan)
     stages = quick(lambda variables: model.apply(variables, image, False))(variables)
     for ours, torchs in zip(stages, reference(image), strict=True):
-        assert_close(ours, torchs)
+        assert_close(ours.array, torchs)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_shapes(depth, output_stride):
     model = ResNet(depth, 4, (2, 2, 4), output_stride)
     channels = 16 if depth >= 50 else 4
     stages = shapes(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 65, 97, 3)), False)[0])
-    assert stages == tuple(
+    assert tuple(stage.array for stage in stages) == tuple(
         (2, 64 // stride + 1, 96 // stride + 1, channels * 2**i)
         for i, stride in enumerate((4, 8, min(16, output_stride), output_stride))
     )
@@ -121,7 +121,7 @@ def test_sizes_of_the_papers_crops(size, ceil_pool, expected):
     stages = shapes(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, size, size, 3)), False)[0]
     )
-    assert stages.stage5 == (1, expected, expected, 32)
+    assert stages.stage5.array == (1, expected, expected, 32)
 
 
 # torchvision's networks without their last layer.

@@ -9,12 +9,12 @@ import pytest
 from ann_jax.data.scene_objects import CRANE, LOWERED, MOVING, PEDESTRIAN, RAISED, STOPPED, WORKER
 from ann_jax.data.scenes import CLASSES, COLORS, SPLITS, SceneSource, render
 from ann_jax.errors import DataError
-from ann_jax.inference import Canvas, normalizer, whole_image
+from ann_jax.inference.protocols import Canvas, normalizer, whole_image
 from ann_jax.models.ann import ANN
-from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.models.fold import fold
+from ann_jax.models.initializers import initial_variables
 from ann_jax.models.resnet import ResNet
-from ann_jax.sharding import make_mesh
-from ann_jax.state import initial_variables
+from ann_jax.parallel.mesh import make_mesh
 from ann_jax.typing import IGNORE
 
 CARS, PEOPLE = (STOPPED, MOVING), (PEDESTRIAN, WORKER)
@@ -165,7 +165,7 @@ def test_only_attention_carries_the_cue_to_the_objects(variant, depends):
     out = lambda path, x: x + 0.1 if 'out' in jax.tree_util.keystr(path) else x
     variables = jax.tree_util.tree_map_with_path(out, variables)
     normalize, mesh = normalizer(mean=(120,) * 3, std=(60,) * 3, bgr=False), make_mesh(jax.devices()[:1])
-    protocol, params = whole_image(InferenceNetwork(model), normalize, True, mesh), fold(model, variables)
+    protocol, params = whole_image(model.clone(folded=True), normalize, mesh), fold(model, variables)
     logits = lambda image: np.asarray(
         protocol(params, Canvas(image[None], np.array([image.shape[:2]]))).array
     )[0]

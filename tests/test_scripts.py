@@ -1,5 +1,6 @@
 """The scripts as a user runs them: convert, train from, evaluate, export; and files that are refused."""
 
+import functools
 import json
 import os
 import pickle
@@ -13,20 +14,19 @@ from reference import assert_close, error, nchw, nhwc, normal, oihw, quick
 from small import small_folder
 from test_main import TINY, environment, run  # noqa: F401
 
-from ann_jax import weights
 from ann_jax.data.scene_objects import CLASSES
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.inference import normalizer
+from ann_jax.inference.protocols import normalizer
 from ann_jax.models.ann import ANN
-from ann_jax.models.convert import Layout
 from ann_jax.models.resnet import ResNet
-from ann_jax.ops import resize_bilinear
-from ann_jax.restore import open_weights
+from ann_jax.weights import folder as weights
+from ann_jax.weights.layouts import Layout
+from ann_jax.weights.opening import open_weights
 
 torch = pytest.importorskip('torch', reason='the scripts read and write files of torch')
 safetensors = pytest.importorskip('safetensors.torch', reason='the scripts read and write safetensors')
 
-from ann_jax.benchmark.torch_peer import TorchANN  # noqa: E402
+from ann_jax.benchmark.torch_ann import TorchANN  # noqa: E402
 from scripts.convert_checkpoint import main as convert  # noqa: E402
 from scripts.export_checkpoint import main as export  # noqa: E402
 
@@ -53,10 +53,9 @@ def network_of(folder):
     """Our network as a folder of weights describes it."""
     opened = open_weights(folder)
     c = dict(opened.model)
-    align_corners = c.pop('align_corners')
     names = ('depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool')
     model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in names}), **c)
-    return model, opened, align_corners
+    return model, opened
 
 
 @pytest.mark.parametrize('size', [(65, 97), (64, 98), (1, 33)])
@@ -76,13 +75,13 @@ def test_a_converted_network_equals_torch(options, size, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'decode_head.conv_seg.weight -> params/classifier/kernel' in printed
     assert 'backbone.layer1.0.bn1.num_batches_tracked left out: step counter' in printed
-    model, opened, align_corners = network_of(tmp_path / 'ann')
+    model, opened = network_of(tmp_path / 'ann')
     if options.get('ceil_pool', True):  # mmsegmentation's keys, but the authors' pooling
         model = model.clone(backbone=model.backbone.clone(ceil_pool=True))
     image = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     normalize = normalizer(**opened.input)
-    main = quick(model.apply)(opened.variables, normalize(image)).main
-    logits = resize_bilinear(main, size, align_corners)
+    apply = functools.partial(model.apply, full_size=True)
+    logits = quick(apply)(opened.variables, normalize(image)).main.array
     with torch.no_grad():
         expected = network(torch.tensor(nchw(normalize(image))))
     assert_close(logits, nhwc(expected))

@@ -5,16 +5,19 @@ import numpy as np
 import pytest
 
 from ann_jax.errors import ConfigError
-from ann_jax.evaluate import evaluate
-from ann_jax.inference import normalizer, whole_image
-from ann_jax.losses import segmentation_loss
+from ann_jax.evaluation.evaluate import evaluate
+from ann_jax.inference.protocols import normalizer, whole_image
 from ann_jax.models.ann import ANN
-from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.models.fold import fold
+from ann_jax.models.initializers import initial_variables
 from ann_jax.models.resnet import ResNet
-from ann_jax.optim import poly_schedule, sgd
-from ann_jax.sharding import check_batch_size, make_mesh, put_batch, replicated, split_batch
-from ann_jax.state import create_state, initial_variables
-from ann_jax.train_step import make_train_step
+from ann_jax.parallel.arrays import put_batch, replicated, split_batch
+from ann_jax.parallel.mesh import check_batch_size, make_mesh
+from ann_jax.parallel.programs import jit
+from ann_jax.training.losses import segmentation_loss
+from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.state import create_state
+from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
 
 CLASSES = 5
@@ -39,8 +42,9 @@ def train(mesh, steps=2):
     def loss(main, auxiliary, labels):
         return segmentation_loss(main, auxiliary, labels, min_kept=500)
 
-    step = jax.jit(
-        make_train_step(MODEL, tx, loss=loss, normalize=NORMALIZE, align_corners=True, seed=3),
+    step = jit(
+        make_train_step(MODEL, tx, loss=loss, normalize=NORMALIZE, seed=3),
+        mesh,
         in_shardings=(replicated(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
@@ -88,7 +92,7 @@ def test_evaluation_on_eight_devices_equals_one():
     matrices = []
     for devices in (1, 8):
         mesh = make_mesh(jax.devices()[:devices])
-        protocol = whole_image(InferenceNetwork(MODEL), NORMALIZE, True, mesh)
+        protocol = whole_image(MODEL.clone(folded=True), NORMALIZE, mesh)
         batches = []
         for start in range(0, count, 8):
             batch = {key: value[start : start + 8] for key, value in data.items()}

@@ -11,18 +11,20 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from reference import assert_close, quick, random_variables
 
-from ann_jax import ops
 from ann_jax.errors import ConfigError
-from ann_jax.inference import Canvas, multi_scale, normalizer, sliding_window, whole_image
-from ann_jax.losses import segmentation_loss
+from ann_jax.inference.protocols import Canvas, multi_scale, normalizer, sliding_window, whole_image
+from ann_jax.kernels.resizing import resize, resize_bilinear
 from ann_jax.models.ann import ANN
-from ann_jax.models.deploy import InferenceNetwork, fold
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.fold import fold
 from ann_jax.models.resnet import ResNet
-from ann_jax.optim import poly_schedule, sgd
-from ann_jax.rows import resize
-from ann_jax.sharding import make_mesh, put_batch, replicated, split_batch
-from ann_jax.state import create_state
-from ann_jax.train_step import make_train_step
+from ann_jax.parallel.arrays import put_batch, replicated, split_batch
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import Program, jit
+from ann_jax.training.losses import segmentation_loss
+from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.state import create_state
+from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
 
 CLASSES = 5
@@ -53,6 +55,11 @@ def random_batch(count, height, width, seed=0):
     return {'image': image.astype(np.uint8), 'label': label}
 
 
+def quick_on(mesh, function, **options):
+    """`quick`, on a mesh."""
+    return Program(quick(function, **options), mesh)
+
+
 def collectives(program):
     """Kind -> shapes of what a compiled program exchanges."""
     found = {}
@@ -69,9 +76,10 @@ def step_on(mesh, model, batch, per_image):
     def loss(main, auxiliary, labels):
         return segmentation_loss(main, auxiliary, labels, min_kept=500, per_image=per_image)
 
-    step = make_train_step(model, tx, loss=loss, normalize=NORMALIZE, align_corners=True, seed=3, mesh=mesh)
+    step = make_train_step(model, tx, loss=loss, normalize=NORMALIZE, seed=3)
     state = jax.device_put(create_state(weights(model), tx), replicated(mesh))
-    step = quick(step, in_shardings=(replicated(mesh), split_batch(mesh)), out_shardings=replicated(mesh))
+    shardings = (replicated(mesh), split_batch(mesh))
+    step = quick_on(mesh, step, in_shardings=shardings, out_shardings=replicated(mesh))
     return jax.device_get(step(state, put_batch(batch, mesh)))
 
 
@@ -117,14 +125,13 @@ def test_every_variant_gives_the_logits_of_one_device(settings):
 
     def run(mesh):
         def apply(variables, image):
-            out, _ = model.apply(variables, image, True, mesh, rngs=rngs, mutable=['batch_stats'])
-            return out
+            return model.apply(variables, image, True, rngs=rngs, mutable=['batch_stats'])[0]
 
-        return quick(apply)(weights(model), image)
+        return quick_on(mesh, apply)(weights(model), image)
 
-    one, split = run(None), run(mesh_of(1, 4))
+    one, split = run(mesh_of(1, 1)), run(mesh_of(1, 4))
     for a, b in zip(one, split, strict=True):
-        assert_close(b[:, : a.shape[1]], a)
+        assert_close(b.array[:, : a.array.shape[1]], a.array)
 
 
 @pytest.mark.parametrize(('height', 'data', 'space'), [(769, 1, 8), (520, 1, 8), (480, 4, 2), (864, 2, 4)])
@@ -134,13 +141,11 @@ def test_the_forward_network_gathers_no_feature_map(height, data, space):
     image = jax.ShapeDtypeStruct((data, height, 33, 3), jnp.float32, sharding=split_batch(mesh))
 
     def forward(variables, image):
-        logits = model.apply(variables, image, True, mesh, mutable=['batch_stats'], rngs={'dropout': key})[0]
-        low = model.backbone.heights(height)[-1], logits.main.shape[2]
-        canvas = 8 * logits.main.shape[1], image.shape[2]
-        return [resize(x, low, canvas, image.shape[1:3], True, mesh) for x in logits]
+        options = {'full_size': True, 'mutable': ['batch_stats'], 'rngs': {'dropout': key}}
+        return model.apply(variables, image, True, **options)[0]
 
     key = jax.random.key(0)
-    program = quick(forward).lower(weights(model), image).compile()
+    program = quick_on(mesh, forward).lower(weights(model), image).compile()
     found = collectives(program)
     assert set(found) == {'all-reduce', 'collective-permute'}
     # What the shards of an image sum is no larger than the anchors: 110 of 8 channels.
@@ -149,8 +154,8 @@ def test_the_forward_network_gathers_no_feature_map(height, data, space):
         for shape in re.findall(r'\[([\d,]+)\]', str(found['all-reduce']))
     ]
     assert max(sizes) <= 110 * 8
-    for result in jax.eval_shape(forward, weights(model), image):
-        assert result.shape[1] >= height
+    for result in program.out_info:
+        assert result.array.shape[1] >= height
 
 
 @pytest.mark.parametrize('align_corners', [True, False])
@@ -163,16 +168,18 @@ def test_resizing_by_shards_equals_the_whole(low, full, space, align_corners):
     cotangent = rng.normal(size=(2, full, 49, 3)).astype(np.float32)
 
     def whole(x):
-        return ops.resize_bilinear(x[:, :low], (full, 49), align_corners)
+        return resize_bilinear(x[:, :low], (full, 49), align_corners)
 
     def shards(x):
-        return resize(x, (low, 7), (8 * rows, 49), (full, 49), align_corners, mesh)[:, :full]
+        return resize(x, (low, 7), (8 * rows, 49), (full, 49), align_corners)[:, :full]
 
     placed = jax.device_put(x, NamedSharding(mesh, P('data', 'space')))
     expected, pull = jax.vjp(whole, x)
-    ours, our_pull = jax.vjp(jax.jit(shards), placed)
+    ours, our_pull = jit(lambda x: jax.vjp(shards, x), mesh)(placed)
     assert_close(ours, expected)
-    assert_close(our_pull(cotangent)[0], pull(cotangent)[0], 2e-5)  # positions are rounded differently
+    assert_close(
+        jit(our_pull, mesh)(cotangent)[0], pull(cotangent)[0], 2e-5
+    )  # positions are rounded differently
 
 
 @pytest.mark.parametrize('per_image', [True, False])
@@ -196,7 +203,7 @@ def test_the_loss_of_split_rows_gathers_nothing(per_image):
 
 
 def predictions(mesh, model, images, protocol):
-    whole = whole_image(InferenceNetwork(model), NORMALIZE, True, mesh)
+    whole = whole_image(model.clone(folded=True), NORMALIZE, mesh)
     match protocol:
         case 'windows':
             whole = sliding_window(whole, (49, 41), (30, 30), mesh)
@@ -232,11 +239,13 @@ def test_evaluation_of_split_rows_gathers_no_feature_map():
     image = jax.ShapeDtypeStruct((1, 769, 33, 3), jnp.float32, sharding=split_batch(mesh))
     size = jax.ShapeDtypeStruct((1, 2), jnp.int32, sharding=split_batch(mesh))
 
-    def forward(params, image, size):
-        low, low_size = InferenceNetwork(model)(params, image, size, mesh)
-        return resize(low, low_size, (8 * low.shape[1], 33), size, True, mesh)
+    folded = model.clone(folded=True)
 
-    found = collectives(quick(forward).lower(fold(model, weights(model)), image, size).compile())
+    def forward(variables, image, size):
+        return folded.apply(variables, FeatureMap.of(image, size), full_size=True).main
+
+    program = quick_on(mesh, forward).lower(fold(model, weights(model)), image, size).compile()
+    found = collectives(program)
     assert set(found) == {'all-reduce', 'collective-permute'}
     assert re.findall(r'\[[\d,]+\]', str(found['all-reduce'])) == ['[1,110,8]'] * 4  # of two blocks
 

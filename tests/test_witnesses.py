@@ -18,9 +18,9 @@ from witnesses.make import NETWORKS, SMALL, magnitude
 
 from ann_jax import build
 from ann_jax.config import defaults
-from ann_jax.restore import open_weights
-from ann_jax.state import TrainState
-from ann_jax.train_step import make_train_step
+from ann_jax.training.state import TrainState
+from ann_jax.training.step import make_train_step
+from ann_jax.weights.opening import open_weights
 
 WITNESSES = Path(__file__).parent / 'witnesses'
 COMMITS = ('29e8a0d', 'f5baaa6')
@@ -53,7 +53,7 @@ def filled(saved, default):
 
 
 def run(commit):
-    """The settings and the state of a run, read without `ann_jax.checkpoint`, and its number of classes."""
+    """The settings and the state of a run, read without `ann_jax.runs`, and its number of classes."""
     folder = WITNESSES / f'commit_{commit}'
     config = ConfigDict(filled(json.loads((folder / 'config.json').read_text()), defaults().to_dict()))
     num_classes = len(json.loads((folder / 'metrics.json').read_text())['iou'])
@@ -84,8 +84,8 @@ def logits(config, num_classes, variables, image):
 
 
 def assert_logits(computed, expected):
-    assert_close(computed.main, expected['logits'])
-    assert_close(computed.auxiliary, expected['auxiliary'])
+    assert_close(computed.main.array, expected['logits'])
+    assert_close(computed.auxiliary.array, expected['auxiliary'])
 
 
 def test_a_run_and_the_folder_exported_from_it_open_and_give_its_logits(tmp_path):
@@ -119,7 +119,6 @@ def test_a_step_from_the_arrays_of_a_run_gives_its_numbers(commit):
         build.optimizer(config),
         loss=build.loss(config, num_classes),
         normalize=build.normalize(config),
-        align_corners=config.model.align_corners,
         seed=config.seed,
     )
     after, metrics = quick(step)(state, {'image': expected['image'], 'label': expected['label']})

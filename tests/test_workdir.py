@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from ann_jax.errors import ConfigError, SaveError
-from ann_jax.workdir import lock, log_file, note, writing
+from ann_jax.runs.files import writing
+from ann_jax.runs.lock import lock
+from ann_jax.runs.log import log_file, note
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ann_jax.workdir import lock
+from ann_jax.runs.lock import lock
 
 with lock(Path(sys.argv[1])):
     print('held', flush=True)

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from ann_jax import __version__
 from ann_jax.benchmark.contest import peak, table
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.report import write_json
+from ann_jax.runs.files import write_json
 
 # Section -> the module of this package that has a function of that name; imported when it is asked for, since
-# `peer` takes torch.
+# `reference` takes torch.
 SECTIONS = {
     'peak': 'contest',
     'blocks': 'attention',
@@ -21,7 +21,7 @@ SECTIONS = {
     'input': 'reading',
     'loss': 'heads',
     'dilation': 'dilation',
-    'peer': 'peer',
+    'reference': 'reference',
 }
 
 

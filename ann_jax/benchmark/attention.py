@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ann_jax.benchmark.contest import Row, compiled, contest, random
-from ann_jax.convolution import on_gpu
 from ann_jax.errors import ConfigError
 from ann_jax.models.blocks import Attention
+from ann_jax.models.feature_map import FeatureMap
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +72,15 @@ def _gmacs(name, size):
 def _block(name, size, backward, dtype):
     share, sampling, channels = BLOCKS[name.split()[0]]
     same, dtype = channels == HIGH, jnp.dtype(dtype)
-    module = Attention(CHANNELS, sampling, share=share, dtype=dtype)
+    module = Attention(HIGH, CHANNELS, sampling, share=share, dtype=dtype)
     low, high = (random((1, *size, c), dtype) for c in (channels, HIGH))
-    # `query_key` needs one and the same input twice.
-    apply = lambda method, *first: functools.partial(
-        lambda low, high: method(*first, low, low if same else high, False)
-    )
-    variables = jax.eval_shape(apply(module.init, jax.random.key(0)), low, high)
+
+    def apply(call, first, low, high):
+        low, high = FeatureMap(low), FeatureMap(high)
+        # `query_key` needs one and the same input twice.
+        return call(first, low, low if same else high, False, method='response')
+
+    variables = jax.eval_shape(functools.partial(apply, module.init, jax.random.key(0)), low, high)
     variables = jax.tree.map(lambda x: 0.01 * (1 + abs(random(x.shape, x.dtype))), variables)
 
     def contestant(forward):
@@ -88,9 +90,9 @@ def _block(name, size, backward, dtype):
         return compiled(jax.grad(loss, (0, 1, 2)), variables, low, high)
 
     if name != 'NB library':
-        return contestant(lambda variables, low, high: apply(module.apply, variables)(low, high))
+        return contestant(lambda *inputs: apply(module.apply, *inputs).array)
     library = lambda form: contestant(lambda variables, low, high: _library(variables['params'], high, form))
-    if on_gpu():
+    if jax.local_devices()[0].platform == 'gpu':
         try:
             return library('cudnn')
         except (RuntimeError, ValueError) as error:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ann_jax.convolution import compiler_options, on_cpu
+from ann_jax.benchmark.counting import count
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import Program, jit
 
 Row = dict[str, Any]
 
@@ -42,24 +43,29 @@ class Contestant(NamedTuple):
 
 def compiled(function: Callable, *args: Any, **options: Any) -> Contestant:
     """A function of arrays, compiled; `options` are those of `jax.jit`."""
-    program = jax.jit(function, compiler_options=compiler_options(), **options).lower(*args).compile()
+    program = on_one_device(function, **options).lower(*args).compile()
     return Contestant(lambda: program(*args), program, count_flops(function, program, *args))
+
+
+def on_cpu() -> bool:
+    """Whether contestants run on CPUs."""
+    return jax.local_devices()[0].platform == 'cpu'
+
+
+def on_one_device(function: Callable, **options: Any) -> Program:
+    """A program for the first device; `options` are those of `jax.jit`."""
+    return jit(function, make_mesh(jax.local_devices()[:1]), **options)
 
 
 def count_flops(function: Callable, program: Any, *args: Any) -> float | None:
     """Of a compiled function of `args`.
 
     On accelerators the compiler does not count what it hands to libraries (jax-ml/jax#22249); there it is the
-    function that is counted, as lowered for a CPU.
+    convolutions and products of the function that count, in the forms that no platform has for its own.
     """
     if on_cpu():
         return (program.cost_analysis() or {}).get('flops')
-    try:
-        cpu = SingleDeviceSharding(jax.devices('cpu')[0])
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return None
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), args)
-    return jax.jit(function).lower(*shapes).cost_analysis()['flops']
+    return count(function, *args).flops
 
 
 def random(shape: Sequence[int], dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:

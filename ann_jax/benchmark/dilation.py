@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ann_jax.benchmark.contest import Row, compiled, contest, random
-from ann_jax.convolution import batch_to_space, convolve, direct, space_to_batch
+from ann_jax.kernels.convolution import batch_to_space, convolve, direct, space_to_batch
 
 PASSES = {
     'forward': lambda run, x, kernel, gradient: run(x, kernel),
@@ -37,7 +37,7 @@ def dilation(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
             'plain': functools.partial(direct, stride=1, dilation=1),
             'dilated': functools.partial(direct, stride=1, dilation=rate),
             'space-to-batch': functools.partial(_space_to_batch, rate=rate),
-            'ann_jax': functools.partial(convolve, dilation=rate, split=False),
+            'ann_jax': functools.partial(convolve, dilation=rate),
         }
         for name, function in PASSES.items():
             contestants = {

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ann_jax import build
 from ann_jax.benchmark.contest import Row, compiled, contest
-from ann_jax.ops import linear_matrix, resize_bilinear
+from ann_jax.kernels.resizing import linear_matrix, resize_bilinear
 
 
 def loss(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:

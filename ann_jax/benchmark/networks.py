@@ -12,15 +12,25 @@ from tqdm import tqdm
 
 from ann_jax import build
 from ann_jax.benchmark.attention import parse_sizes
-from ann_jax.benchmark.contest import Row, compiled, contest, count_flops, device_memory, random
-from ann_jax.convolution import compiler_options, on_cpu
+from ann_jax.benchmark.contest import (
+    Row,
+    compiled,
+    contest,
+    count_flops,
+    device_memory,
+    on_cpu,
+    on_one_device,
+    random,
+)
 from ann_jax.data.pipeline import train_batches
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.ann import VARIANTS
-from ann_jax.models.deploy import InferenceNetwork, fold
-from ann_jax.sharding import make_mesh, put_batch
-from ann_jax.state import count_parameters, create_state, initial_variables
-from ann_jax.train_step import make_train_step
+from ann_jax.models.fold import fold
+from ann_jax.models.initializers import initial_variables
+from ann_jax.parallel.arrays import put_batch
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.training.state import count_parameters, create_state
+from ann_jax.training.step import make_train_step
 
 
 def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
@@ -41,12 +51,13 @@ def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
                 settings.model.update(variant=variant, dtype=dtype.strip())
                 model = build.model(settings, 19)
                 variables = initial_variables(model, 0)
-                params = jax.device_put(fold(model, variables, winograd=on_cpu()))
+                folded = jax.device_put(fold(model, variables))
                 image = random((1, height, width, 3))
                 start = time.perf_counter()
                 name = f'{variant} {height}x{width} {dtype}'
-                forward = lambda params, image, model=model: InferenceNetwork(model)(params, image)[0]
-                contestants[name] = compiled(forward, params, image)
+                model = model.clone(folded=True)
+                forward = lambda variables, image, model=model: model.apply(variables, image).main.array
+                contestants[name] = compiled(forward, folded, image)
                 inference = {k: v for k, v in variables['params'].items() if not k.startswith('aux_')}
                 more.append(
                     {
@@ -78,7 +89,6 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         tx,
         loss=build.loss(config, classes),
         normalize=build.normalize(config),
-        align_corners=config.model.align_corners,
         seed=config.seed,
     )
     start = time.perf_counter()
@@ -91,8 +101,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
             'label': jax.ShapeDtypeStruct((count, *crop), jnp.uint8),
         }
         start = time.perf_counter()
-        jitted = jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
-        program = jitted.lower(state, batch).compile()
+        program = on_one_device(train_step, donate_argnums=0).lower(state, batch).compile()
         compiling = time.perf_counter() - start
         if _fits(program) or (count == 1 and min(crop) < 64):
             break

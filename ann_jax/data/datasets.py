@@ -97,7 +97,7 @@ class FolderSource:
         return Sample(name=name, image=match(data, classes, image, label), label=classes), data
 
 
-class Head:
+class Take:
     """The first `count` samples of a source."""
 
     def __init__(self, source: Source, count: int):

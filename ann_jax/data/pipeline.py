@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import grain
 import numpy as np
 
-from ann_jax.canvas import Canvases, pad
+from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Batch, Sample, Source

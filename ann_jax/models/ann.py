@@ -1,18 +1,18 @@
 """ANN: backbone, fusion, context and classifier (paper: Fig. 3), and every variant of Table 6."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import Mesh
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.blocks import CommonFusion, NonLocalBlock
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.initializers import normal
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
-from ann_jax.models.resnet import ResNet
-from ann_jax.rows import Rows, is_split, split_rows
+from ann_jax.models.resnet import Stages
 
 # Rows of Table 6 -> the `fusion` and `context` of the network.
 VARIANTS = {
@@ -29,13 +29,10 @@ VARIANTS = {
 
 
 class Logits(NamedTuple):
-    """Unnormalised class scores at the resolution of Stage5, float32 (B, h, w, classes).
+    """Unnormalised class scores, float32 (B, h, w, classes), on canvases of the images' own layout."""
 
-    Where rows are split over devices, they lie on a canvas of more rows.
-    """
-
-    main: jax.Array
-    auxiliary: jax.Array
+    main: FeatureMap
+    auxiliary: FeatureMap | None  # None where the network is folded
 
 
 class ANN(nn.Module):
@@ -43,10 +40,10 @@ class ANN(nn.Module):
 
     Attributes:
         num_classes: output channels.
-        backbone: an unbound `ResNet`.
+        backbone: an unbound `ResNet`, or any other `ann_jax.typing.Backbone`.
         variant: a row of Table 6, a key of `VARIANTS`.
         fuse_stages: stages that the fusion reads (Table 9): (4,), (3, 4) or (2, 3, 4).
-        sampling, sizes: of APNB and AFNB (Table 7), see `ops.sample_anchors`.
+        sampling, sizes: of APNB and AFNB (Table 7), see `sample_anchors`.
         share: projections that APNB and NB share, see `blocks.Attention`.
         out_norm: batch normalisation after W_o, see `blocks.Attention`.
         key_channels: C^ of the attention.
@@ -54,11 +51,13 @@ class ANN(nn.Module):
         aux_channels: channels of the auxiliary head on Stage4.
         dropout: rate of every Dropout2d.
         conv_bias: whether the head's convolutions before batch normalisation have a bias.
+        align_corners: how logits are resized to the image.
         dtype: what the head computes in; the classifiers always compute in float32.
+        folded: takes the variables that `fold` made, without the auxiliary head.
     """
 
     num_classes: int
-    backbone: ResNet
+    backbone: Any
     variant: str = 'full'
     fuse_stages: Sequence[int] = (4,)
     sampling: str = 'average'
@@ -70,13 +69,30 @@ class ANN(nn.Module):
     aux_channels: int = 512
     dropout: float = 0.05
     conv_bias: bool = True
+    align_corners: bool = True
     dtype: jnp.dtype = jnp.float32
+    folded: bool = False
+
+    def __post_init__(self):
+        if hasattr(self.backbone, 'folded') and self.backbone.folded != self.folded:
+            self.backbone = self.backbone.clone(folded=self.folded)
+        super().__post_init__()
+
+    @property
+    def takes_canvas(self) -> bool:
+        """Whether images may be smaller than their array; max pooled and random anchors need exact sizes."""
+        attends = VARIANTS[self.variant] != ('none', 'none')
+        samples = not attends or self.sampling in ('average', 'all')
+        return samples and getattr(self.backbone, 'takes_canvas', False)
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False, mesh: Mesh | None = None) -> Logits:
-        """(B, H, W, 3) normalised image -> logits of the classifier and of the auxiliary head.
+    def __call__(self, image: FeatureMap | jax.Array, train: bool = False, full_size: bool = False) -> Logits:
+        """Normalised images (B, H, W, 3) -> logits of the classifier and of the auxiliary head.
 
-        The `space` axis of `mesh` splits the rows of each image over devices.
+        Args:
+            image: an array that the images fill, or a `FeatureMap`.
+            train: whether to drop channels and to take statistics of the batch.
+            full_size: resize the logits to the image; they are at the resolution of Stage5 and Stage4 else.
 
         Raises:
             ConfigError: unknown variant, sampling, share or fused stage.
@@ -86,34 +102,55 @@ class ANN(nn.Module):
         if not set(self.fuse_stages) <= {2, 3, 4}:
             raise ConfigError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
         fusion, context = VARIANTS[self.variant]
-        rows, stage_rows = None, [None] * 4
-        if is_split(mesh):
-            rows, heights = Rows(mesh, image.shape[1]), self.backbone.heights(image.shape[1])
-            stage_rows = [Rows(mesh, height) for height in heights]
-            image = split_rows(image, self.backbone.canvas_height(rows.height, mesh.shape['space']), mesh)
-        stages = self.backbone(image, train, rows)
-        x, rows = stages.stage5, stage_rows[-1]
+        image = FeatureMap.of(image).split_over_devices(self._canvas_height)
+        stages = self._features(image, train)
+        x = stages.stage5
 
-        lows, low_rows = ([each[stage - 2] for stage in self.fuse_stages] for each in (stages, stage_rows))
+        lows = [stages[stage - 2] for stage in self.fuse_stages]
         if fusion == 'common':
-            x = CommonFusion(self.conv_bias, self.dtype, name='fusion')(lows, x, train, low_rows, rows)
+            x = CommonFusion(self.conv_bias, self.dtype, self.folded, name='fusion')(lows, x, train)
         elif fusion != 'none':
-            block = self._block(x.shape[-1], fusion == 'fnb', relu=False, share='none', name='fusion')
-            x = block(lows, x, train, low_rows, rows)
-
-        x = self._conv_bn(self.head_channels, 'bottleneck')(x, train, rows)
+            block = self._block(x.channels, fusion == 'fnb', relu=False, share='none', name='fusion')
+            x = block(lows, x, train)
+        x = self._conv_bn(self.head_channels, 'bottleneck')(x, train)
         if context != 'none':
             block = self._block(
                 self.head_channels, context == 'nb', relu=True, share=self.share, name='context'
             )
-            x = block([x], x, train, [rows], rows)
+            x = block([x], x, train)
+        logits = Logits(self._classifier('classifier')(x), self._auxiliary(stages.stage4, train))
+        if full_size:
+            logits = Logits(*(x and x.resized(image, self.align_corners) for x in logits))
+        return logits
 
-        aux = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stages.stage4, train, stage_rows[2])
-        aux = Dropout2d(self.dropout)(aux, train)
-        return Logits(
-            main=self._classifier('classifier')(x, rows),
-            auxiliary=self._classifier('aux_classifier')(aux, stage_rows[2]),
-        )
+    def _features(self, image, train):
+        """The stages of the backbone; those of one that knows no canvas are arrays."""
+        stages = self.backbone(image, train)
+        if len(stages) != 4:
+            raise ConfigError(
+                f'the backbone gives {len(stages)} feature maps: ANN takes those of four stages'
+            )
+        if image.size is not None and not all(isinstance(x, FeatureMap) for x in stages):
+            raise ConfigError(
+                f'{type(self.backbone).__name__} gives arrays, which do not tell what part of a canvas is '
+                'real: build it of the layers of ann_jax.models, or use images of one size '
+                '(eval.batch_size=1) and mesh.space=1'
+            )
+        return Stages(*map(FeatureMap.of, stages))
+
+    def _canvas_height(self, height, shards):
+        if not hasattr(self.backbone, 'canvas_height'):
+            raise ConfigError(
+                f'mesh.space={shards}: {type(self.backbone).__name__} has no method canvas_height, without '
+                'which the rows of an image cannot be split'
+            )
+        return self.backbone.canvas_height(height, shards)
+
+    def _auxiliary(self, stage4, train):
+        if self.folded:
+            return None
+        x = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stage4, train)
+        return self._classifier('aux_classifier')(Dropout2d(self.dropout)(x, train))
 
     def _block(self, features, dense, *, relu, share, name):
         return NonLocalBlock(
@@ -127,13 +164,15 @@ class ANN(nn.Module):
             dropout=self.dropout,
             conv_bias=self.conv_bias,
             dtype=self.dtype,
+            folded=self.folded,
             name=name,
         )
 
     def _conv_bn(self, features, name):
-        return ConvBN(features, kernel_size=3, bias=self.conv_bias, dtype=self.dtype, name=name)
+        return ConvBN(
+            features, kernel_size=3, bias=self.conv_bias, dtype=self.dtype, folded=self.folded, name=name
+        )
 
     def _classifier(self, name):
         # float32 whatever `dtype` is: the loss and the argmax compare logits that differ by little.
-        init = nn.initializers.normal(0.01)
-        return Conv(self.num_classes, bias=True, kernel_init=init, name=name)
+        return Conv(self.num_classes, bias=True, kernel_init=normal(0.01), name=name)

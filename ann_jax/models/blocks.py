@@ -10,36 +10,50 @@
 The names `query`, `key` and `value` stand for the paper's phi, theta and gamma.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ann_jax.convolution import convolve, product
 from ann_jax.errors import ConfigError, unknown
+from ann_jax.kernels.anchors import sample_anchors, sample_projected, seen_anchors
+from ann_jax.kernels.convolution import convolve
+from ann_jax.kernels.forms import computed_once
+from ann_jax.kernels.products import product
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.initializers import zeros
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
-from ann_jax.ops import resize_bilinear, sample_anchors
-from ann_jax.rows import Rows, anchors, resize
 
 SHARES = ('query_key', 'key_value', 'none')
 
 
+class Attended(NamedTuple):
+    """The attention's output O of Eq. 10, as the product of its two factors: O = weights values."""
+
+    weights: jax.Array  # (B, N, S): softmax over the anchors, one row for each pixel
+    values: jax.Array  # (B, S, C^)
+
+
 class Attention(nn.Module):
-    """Attention of every pixel of `high` to the anchors of `low`: W_o(softmax(phi theta_P) gamma_P).
+    """Attention of every pixel of `high` to the anchors of `low`: O = softmax(phi theta_P) gamma_P.
 
     Equations 8 to 10 of the paper, 14 to 16 for two inputs, with the scale 1 / sqrt(C^) of the
-    released code. W_o starts at zero, so a new block passes `high` on unchanged.
+    released code. It also holds W_o, which the block applies (Eq. 11 and 17).
 
     Attributes:
+        features: C, the channels of `high`, that W_o maps to.
         channels: C^, the width of query, key and value.
-        sampling, sizes: how anchors are sampled, see `ops.sample_anchors`.
+        sampling, sizes: how anchors are sampled, see `sample_anchors`.
         share: 'query_key' uses one projection for both (the released code, where low is high),
             'key_value' one for key and value (the paper's text, Sec. 3.4), 'none' three.
-        conv_bias: whether convolutions before batch normalisation have a bias, as in the released code.
         out_norm: batch normalisation after W_o, which the paper finds to help AFNB alone (Appendix C).
+        conv_bias: whether convolutions before batch normalisation have a bias, as in the released code.
+        folded: see `fold`.
     """
 
+    features: int
     channels: int = 256
     sampling: str = 'average'
     sizes: Sequence[int] = (1, 3, 6, 8)
@@ -47,96 +61,102 @@ class Attention(nn.Module):
     out_norm: bool = False
     conv_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    folded: bool = False
 
-    @nn.compact
-    def __call__(
-        self,
-        low: jax.Array,
-        high: jax.Array,
-        train: bool,
-        low_rows: Rows | None = None,
-        rows: Rows | None = None,
-        then: jax.Array | None = None,
-    ) -> jax.Array:
-        """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, C).
+    def setup(self):
+        """Makes the projections.
 
-        Or (B, H, W, D) with `then`, the kernel (1, 1, C, D) of a convolution of the response.
+        Raises:
+            ConfigError: unknown `share`.
         """
         if self.share not in SHARES:
             raise ConfigError(unknown('share', self.share, SHARES))
-        if self.share == 'query_key' and low is not high:
-            raise ConfigError("share='query_key' needs one input; a fusion block has two: use 'none'")
 
-        def project(x, name, rows, momentum=0.9):
-            layer = ConvBN(self.channels, bias=self.conv_bias, momentum=momentum, dtype=self.dtype, name=name)
-            return layer(x, train, rows)
-
-        def sample(x):
-            if low_rows is None:
-                return sample_anchors(x, self.sampling, self.sizes, rng)
-            return anchors(x, self.sampling, self.sizes, rng, low_rows)
+        def projection(momentum=0.9):
+            return ConvBN(
+                self.channels,
+                bias=self.conv_bias,
+                momentum=momentum,
+                dtype=self.dtype,
+                folded=self.folded,
+            )
 
         if self.share == 'query_key':
             # torch runs the shared projection twice a step and so moves its statistics twice.
-            query = key = project(low, 'key', low_rows, momentum=0.9**2)
+            self.key = projection(momentum=0.9**2)
         else:
-            query, key = project(high, 'query', rows), project(low, 'key', low_rows)
+            self.query, self.key = projection(), projection()
+        if self.share != 'key_value':
+            self.value = Conv(self.channels, bias=True, dtype=self.dtype)
+        # W_o starts at zero, so a new block passes `high` on unchanged.
+        self.out = Conv(self.features, bias=not self.folded, kernel_init=zeros, dtype=self.dtype)
+        if self.out_norm and not self.folded:
+            self.out_bn = BatchNorm()
 
+    def __call__(self, low: FeatureMap, high: FeatureMap, train: bool) -> Attended:
+        """(B, H_l, W_l, C_l), (B, H, W, C) -> O for the N = H * W pixels of `high`.
+
+        Raises:
+            ConfigError: unknown `sampling`, or one projection for query and key of two inputs.
+        """
+        if self.share == 'query_key' and low is not high:
+            raise ConfigError("share='query_key' needs one input; a fusion block has two: use 'none'")
         rng = None
         if self.sampling == 'random':
             # Evaluation always draws the same anchors, so that its result does not change between runs.
             rng = self.make_rng('sampling') if train else jax.random.key(0)
-        values = Conv(self.channels, bias=True, dtype=self.dtype, name='value')
+        sampled = {'sampling': self.sampling, 'sizes': self.sizes, 'rng': rng, 'size': low.size}
+
+        key = self.key(low, train)
+        query = key if self.share == 'query_key' else self.query(high, train)
+        keys = sample_anchors(key.array, **sampled)  # Eq. 8
         if self.share == 'key_value':
-            value = sample(key)
-        elif self.sampling == 'average' and low_rows is None:
-            # The projection of a mean is the mean of projections, and there are fewer means.
-            value = values(sample(low)[:, None])[:, 0]
+            values = keys
         else:
-            value = sample(values(low, low_rows))
+            kernel, bias = self.value.weights(low.channels)
+            values = sample_projected(low.array.astype(self.dtype), kernel[0, 0], bias, **sampled)
+        seen = seen_anchors(key.array, self.sampling, low.size)
+        return Attended(attention_weights(query.array, keys, seen).astype(values.dtype), values)
 
-        zeros = nn.initializers.zeros
-        out = Conv(high.shape[-1], bias=True, kernel_init=zeros, dtype=self.dtype, name='out')
-        kernel, bias = out.weights(self.channels)
-        kernel = kernel[0, 0]
-        if then is not None and not self.out_norm:
-            # Nothing lies between the two products, and C^ is less than C: their kernels are multiplied.
-            kernel, bias, then = product(kernel, then[0, 0]), bias @ then[0, 0], None
-        query = query.reshape(*query.shape[:1], -1, self.channels)
-        response = attend(query, sample(key), value, kernel, bias).reshape(*high.shape[:3], -1)
-        if self.out_norm:
-            response = BatchNorm(name='out_bn')(response, train, rows)
-        return response if then is None else convolve(response, then, split=rows is not None)
+    def response(self, low: FeatureMap, high: FeatureMap, train: bool) -> FeatureMap:
+        """W_o(O), (B, H, W, features), as Eq. 11 concatenates it; normalised with `out_norm`."""
+        attended = self(low, high, train)
+        kernel, bias = self.out.weights(self.channels)
+        response = high.with_array(apply_kernel(attended, kernel[0, 0], bias, high))
+        return self.out_bn(response, train) if self.out_norm and not self.folded else response
 
 
-def attend(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | float = 0.0,
-    seen: jax.Array | None = None,
-) -> jax.Array:
-    """Weighted sums of values, and W_o: softmax(query keys^T / sqrt(C^)) values W_o + b_o.
+def attention_weights(query: jax.Array, keys: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+    """softmax(query keys^T / sqrt(C^)) over the anchors (Eq. 9).
 
     Args:
-        query: (B, N, C^).
-        keys, values: (B, S, C^).
-        kernel, bias: W_o (C^, D) and b_o (D,).
+        query: (B, H, W, C^).
+        keys: (B, S, C^).
         seen: (B, S), where false for a key that no query attends to.
 
     Returns:
-        (B, N, D) in the dtype of values; the softmax is computed in float32.
+        (B, H * W, S) float32.
     """
+    query = query.reshape(query.shape[0], -1, query.shape[-1])
     similarity = jnp.einsum('bnc,bsc->bns', query, keys, preferred_element_type=jnp.float32)
     similarity = similarity * query.shape[-1] ** -0.5
     if seen is not None:
         similarity = jnp.where(seen[:, None], similarity, -jnp.inf)
-    weights = nn.softmax(similarity).astype(values.dtype)
-    if keys.shape[1] < keys.shape[2]:
-        # W_o is applied to a few anchors in place of all pixels. Weights sum to one: b_o passes unchanged.
-        return jnp.einsum('bns,bsd->bnd', weights, product(values, kernel) + bias)
-    return jnp.einsum('bns,bsc->bnc', weights, values) @ kernel + bias
+    return nn.softmax(similarity)
+
+
+def apply_kernel(
+    attended: Attended, kernel: jax.Array, bias: jax.Array | float, high: FeatureMap
+) -> jax.Array:
+    """O kernel + bias, for a kernel (C^, D) and a bias (D,): (B, H, W, D) for the pixels of `high`."""
+    weights, values = attended
+    if values.shape[1] < values.shape[2]:
+        # The kernel is applied to a few anchors in place of all pixels. Weights sum to one: the bias passes
+        # unchanged.
+        y = jnp.einsum('bns,bsd->bnd', weights, product(values, kernel) + bias)
+    else:
+        y = product(jnp.einsum('bns,bsc->bnc', weights, values), kernel) + bias
+    return y.reshape(*high.array.shape[:3], -1)
 
 
 class NonLocalBlock(nn.Module):
@@ -159,16 +179,10 @@ class NonLocalBlock(nn.Module):
     dropout: float = 0.05
     conv_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    folded: bool = False
 
     @nn.compact
-    def __call__(
-        self,
-        lows: Sequence[jax.Array],
-        high: jax.Array,
-        train: bool,
-        low_rows: Sequence[Rows | None] | None = None,
-        rows: Rows | None = None,
-    ) -> jax.Array:
+    def __call__(self, lows: Sequence[FeatureMap], high: FeatureMap, train: bool) -> FeatureMap:
         """Maps to (B, H, W, features).
 
         Args:
@@ -176,10 +190,13 @@ class NonLocalBlock(nn.Module):
                 responses are summed (Table 9). `[high]` makes the block a self-attention.
             high: (B, H, W, C) map that queries come from.
             train: whether to drop channels and take batch statistics.
-            low_rows, rows: of each low map and of `high`, where rows are split over devices.
         """
+        given, high = high, FeatureMap.of(high)
+        lows = [high if low is given else FeatureMap.of(low) for low in lows]
+        channels = high.channels
         attentions = [
             Attention(
+                self.features if self.folded else channels,
                 self.channels,
                 self.sampling,
                 self.sizes,
@@ -187,50 +204,42 @@ class NonLocalBlock(nn.Module):
                 self.out_norm,
                 self.conv_bias,
                 self.dtype,
+                self.folded,
                 name=f'attention_{i}',
             )
             for i in range(len(lows))
         ]
+        projection = ConvBN(
+            self.features,
+            bias=self.conv_bias,
+            relu=self.relu,
+            dtype=self.dtype,
+            folded=self.folded,
+            name='project',
+        )
 
-        def responses(kernel):
-            return sum(
-                attention(low, high, train, low_row, rows, kernel)
-                for attention, low, low_row in zip(
-                    attentions, lows, low_rows or [None] * len(lows), strict=True
-                )
-            )
-
-        project = Projection(self.features, self.relu, self.conv_bias, self.dtype, name='project')
-        return Dropout2d(self.dropout)(project(responses, high, train, rows), train)
-
-
-class Projection(nn.Module):
-    """Convolution 1x1 of the concatenation of responses and input, batch normalisation and perhaps ReLU.
-
-    The two halves of the kernel are applied apart: no map of 2 C channels is made, and the half for the
-    responses is merged with W_o.
-    """
-
-    features: int
-    relu: bool
-    conv_bias: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self,
-        responses: Callable[[jax.Array], jax.Array],
-        high: jax.Array,
-        train: bool,
-        rows: Rows | None = None,
-    ) -> jax.Array:
-        """(B, H, W, C) -> (B, H, W, features); `responses` applies a kernel (1, 1, C, features) to them."""
-        conv = Conv(self.features, bias=self.conv_bias, dtype=self.dtype, name='conv')
-        kernel, bias = conv.weights(2 * high.shape[-1])
-        response, passed = jnp.split(kernel, 2, axis=2)
-        x = convolve(high.astype(self.dtype), passed, split=rows is not None) + responses(response) + bias
-        x = BatchNorm(name='bn')(x, train, rows)
-        return nn.relu(x) if self.relu else x
+        # Eq. 11 and 17: cat[W_o(O), X] W = W_o(O) W_response + X W_input, without a map of 2 C channels.
+        if self.folded:
+            w_input, bias = projection.conv.weights(channels)  # `fold` has merged W_response into W_o
+        else:
+            kernel, bias = projection.conv.weights(2 * channels)
+            w_response, w_input = jnp.split(kernel, 2, axis=2)
+        x = convolve(high.array.astype(self.dtype), w_input) + bias
+        for attention, low in zip(attentions, lows, strict=True):
+            if self.folded:
+                x += attention.response(low, high, train).array
+            elif self.out_norm:
+                x += convolve(attention.response(low, high, train).array, w_response)
+            else:
+                # Nothing lies between W_o and W_response, and C^ is less than C: their product is applied.
+                w_o, b_o = attention.out.weights(self.channels)
+                half = w_response[0, 0]
+                attended = attention(low, high, train)
+                x += apply_kernel(attended, product(w_o[0, 0], half), b_o @ half, high)
+        x = projection.normalize(high.with_array(x), train)
+        # Fused with the padding for the next convolution, it would need memory for a map more.
+        x = x.with_array(computed_once(x.array))
+        return Dropout2d(self.dropout)(x, train)
 
 
 class CommonFusion(nn.Module):
@@ -238,26 +247,22 @@ class CommonFusion(nn.Module):
 
     conv_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    folded: bool = False
 
     @nn.compact
-    def __call__(
-        self,
-        lows: Sequence[jax.Array],
-        high: jax.Array,
-        train: bool,
-        low_rows: Sequence[Rows | None] | None = None,
-        rows: Rows | None = None,
-    ) -> jax.Array:
+    def __call__(self, lows: Sequence[FeatureMap], high: FeatureMap, train: bool) -> FeatureMap:
         """(B, H_l, W_l, C_l) each, (B, H, W, C) -> (B, H, W, C); larger low maps are resized."""
-        for i, (low, low_row) in enumerate(zip(lows, low_rows or [None] * len(lows), strict=True)):
-            layer = ConvBN(high.shape[-1], bias=self.conv_bias, dtype=self.dtype, name=f'fuse_{i}')
-            response = layer(low, train, low_row)
-            if response.shape != high.shape:
-                if rows is None:
-                    response = resize_bilinear(response, high.shape[1:3], True)
-                else:
-                    sizes = [(r.height, x.shape[2]) for r, x in ((low_row, low), (rows, high))]
-                    response = resize(response, sizes[0], high.shape[1:3], sizes[1], True, rows.mesh)
-                    response = rows.clean(response).astype(high.dtype)
-            high = high + response
+        high = FeatureMap.of(high)
+        for i, low in enumerate(map(FeatureMap.of, lows)):
+            layer = ConvBN(
+                high.channels,
+                bias=self.conv_bias,
+                dtype=self.dtype,
+                folded=self.folded,
+                name=f'fuse_{i}',
+            )
+            response = layer(low, train)
+            if response.array.shape != high.array.shape:
+                response = response.resized(high, align_corners=True)
+            high = high.with_array(high.array + response.array)
         return high

@@ -1,19 +1,23 @@
 """Convolution, batch normalisation, max pooling and dropout with torch's semantics in NHWC.
 
-Parameters are float32; `dtype` is what convolutions compute in. Kernels are (height, width, in, out).
+Layers take and return a `FeatureMap`, or take an array as one that is filled. Parameters are float32; `dtype`
+is what convolutions compute in. Kernels are (height, width, in, out). With `folded`, batch normalisation is
+merged into the kernel before it (see `fold`) and only its bias is left.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ann_jax import pooling
-from ann_jax.convolution import convolve, sum_pixels
-from ann_jax.rows import Rows
+from ann_jax.errors import ConfigError
+from ann_jax.kernels import pooling
+from ann_jax.kernels.convolution import convolve
+from ann_jax.kernels.masking import count
+from ann_jax.kernels.normalization import normalize
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.initializers import he_normal, ones, zeros
 
-he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+EPSILON = 1e-5  # of every batch normalisation, as in torch
 
 
 class Conv(nn.Module):
@@ -27,14 +31,14 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = he_normal
     dtype: jnp.dtype = jnp.float32
 
-    def __call__(self, x: jax.Array, rows: Rows | None = None) -> jax.Array:
-        """(B, H, W, C) -> (B, H', W', features) in `dtype`; `rows` are given where they are split."""
-        kernel, bias = self.weights(x.shape[-1])
-        split = rows is not None
-        return (
-            convolve(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, split=split)
-            + bias
-        )
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+        x = FeatureMap.of(x)
+        kernel, bias = self.weights(x.channels)
+        # A 1x1 convolution sees nothing beside its pixel.
+        array = (x.array if self.kernel_size == 1 else x.clean()).astype(self.dtype)
+        y = convolve(array, kernel, stride=self.stride, dilation=self.dilation) + bias
+        return x.strided(y, self.stride)
 
     @nn.compact
     def weights(self, inputs: int) -> tuple[jax.Array, jax.Array | float]:
@@ -43,86 +47,48 @@ class Conv(nn.Module):
         kernel = self.param('kernel', self.kernel_init, (k, k, inputs, self.features)).astype(self.dtype)
         if not self.bias:
             return kernel, 0.0
-        return kernel, self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return kernel, self.param('bias', zeros, (self.features,)).astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation with torch's running statistics (unbiased variance), all in float32.
 
-    Under a jit whose batch is sharded over devices, the means below run over the global batch: that
-    is the synchronised batch normalisation of the paper (Sec. 4.2).
+    Under a jit whose batch is sharded over devices, statistics are those of the global batch: that is the
+    synchronised batch normalisation of the paper (Sec. 4.2).
     """
 
     momentum: float = 0.9  # share of the old statistics that is kept: 1 - torch's momentum
-    epsilon: float = 1e-5
+    folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
         """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`.
 
-        With `rows`, statistics are those of the rows of the image, and the result is zero below it.
+        Raises:
+            ConfigError: the variables of a `folded` network are not folded.
         """
-        features = (x.shape[-1],)
-        scale = self.param('scale', nn.initializers.ones, features)
-        bias = self.param('bias', nn.initializers.zeros, features)
-        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
-        running_var = self.variable('batch_stats', 'var', jnp.ones, features)
-
+        x = FeatureMap.of(x)
+        features = (x.channels,)
+        if self.folded:
+            if self.has_variable('params', 'scale'):
+                raise ConfigError(f'{"/".join(self.path)} is not folded: fold(model, variables) does it')
+            return x.with_array(x.array + self.param('bias', zeros, features).astype(x.array.dtype))
+        scale = self.param('scale', ones, features)
+        bias = self.param('bias', zeros, features)
+        running_mean = self.variable('batch_stats', 'mean', zeros, None, features)
+        running_var = self.variable('batch_stats', 'var', ones, None, features)
         if train:
-            y, mean, var = _normalize(x, scale, bias, self.epsilon, rows)
+            y, mean, var = normalize(x.array, scale, bias, EPSILON, x.size)
             if not self.is_initializing():
-                count = _count(x, rows)
-                unbiased = var * (count / max(count - 1, 1))
+                pixels = jnp.asarray(count(x.array.shape, x.size), jnp.float32)
+                unbiased = var * (pixels / jnp.maximum(pixels - 1, 1))
                 m = self.momentum
                 running_mean.value = m * running_mean.value + (1 - m) * mean
                 running_var.value = m * running_var.value + (1 - m) * unbiased
-            return y
-        y = x.astype(jnp.float32) - running_mean.value
-        y = y * (scale * jax.lax.rsqrt(running_var.value + self.epsilon)) + bias
-        return (y if rows is None else rows.clean(y)).astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalize(x, scale, bias, epsilon, rows):
-    """Normalises by mean and (biased) variance of the batch, and returns these too, without gradients."""
-    return _normalize_forward(x, scale, bias, epsilon, rows)[0]
-
-
-def _normalize_forward(x, scale, bias, epsilon, rows):
-    count, y = _count(x, rows), x.astype(jnp.float32)
-    mean = _sum(y, rows) / count
-    # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
-    var = _sum(jnp.square(y - mean), rows) / count
-    inverse = jax.lax.rsqrt(var + epsilon)
-    y = (y - mean) * (scale * inverse) + bias
-    y = (y if rows is None else rows.clean(y)).astype(x.dtype)
-    return (y, mean, var), (x, scale, mean, inverse)
-
-
-def _normalize_backward(epsilon, rows, residual, gradients):
-    x, scale, mean, inverse = residual
-    gradient = gradients[0].astype(jnp.float32)
-    gradient = gradient if rows is None else rows.clean(gradient)
-    normal = (x.astype(jnp.float32) - mean) * inverse
-    bias, weight = _sum(gradient, rows), _sum(gradient * normal, rows)
-    gradient = (gradient - (bias + normal * weight) / _count(x, rows)) * (scale * inverse)
-    gradient = gradient if rows is None else rows.clean(gradient)
-    return gradient.astype(x.dtype), weight, bias
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-def _count(x, rows):
-    """Pixels of the images of a batch."""
-    return x.shape[0] * (x.shape[1] if rows is None else rows.height) * x.shape[2]
-
-
-def _sum(x, rows):
-    """(B, H, W, C) -> (C,) sums over the images."""
-    if rows is not None:
-        return rows.clean(x).sum((0, 1, 2))
-    return sum_pixels(x)
+            return x.with_array(y)
+        y = x.array.astype(jnp.float32) - running_mean.value
+        y = y * (scale * jax.lax.rsqrt(running_var.value + EPSILON)) + bias
+        return x.with_array(y.astype(x.array.dtype))
 
 
 class ConvBN(nn.Module):
@@ -136,21 +102,33 @@ class ConvBN(nn.Module):
     relu: bool = True
     momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
+    folded: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
-        """(B, H, W, C) -> (B, H', W', features) in `dtype`; `rows` are those of the result."""
-        x = Conv(
+    def setup(self):
+        """Names the children as torch's modules do."""
+        self.conv = Conv(
             self.features,
             self.kernel_size,
             self.stride,
             self.dilation,
-            self.bias,
+            self.bias and not self.folded,
             dtype=self.dtype,
-            name='conv',
-        )(x, rows)
-        x = BatchNorm(self.momentum, name='bn')(x, train, rows)
-        return nn.relu(x) if self.relu else x
+        )
+        self.bn = BatchNorm(self.momentum, folded=self.folded)
+
+    def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+        return self.normalize(self.conv(x), train)
+
+    def normalize(self, x: FeatureMap, train: bool) -> FeatureMap:
+        """What follows the convolution."""
+        x = self.bn(x, train)
+        return relu(x) if self.relu else x
+
+
+def relu(x: FeatureMap) -> FeatureMap:
+    """max(x, 0)."""
+    return x.with_array(nn.relu(x.array))
 
 
 class Dropout2d(nn.Module):
@@ -159,18 +137,17 @@ class Dropout2d(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
         """(B, H, W, C) -> the same shape and dtype."""
-        return nn.Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
+        x = FeatureMap.of(x)
+        return x.with_array(nn.Dropout(self.rate, broadcast_dims=(1, 2))(x.array, deterministic=not train))
 
 
-def max_pool(x: jax.Array, ceil: bool, rows: Rows | None = None) -> jax.Array:
-    """3x3 max pooling of stride 2 and padding 1; output sizes round down, or up with `ceil`.
+def max_pool(x: FeatureMap, ceil: bool) -> FeatureMap:
+    """3x3 max pooling of stride 2 and padding 1, behind a ReLU; sizes round down, or up with `ceil`.
 
-    (B, H, W, C) -> (B, H', W', C). With `rows`, the canvas has half as many rows; zeros below the image do no
-    harm behind a ReLU.
+    (B, H, W, C) -> (B, H', W', C). Zeros outside of an image do no harm: no maximum is below them.
     """
-    if rows is None:
-        return pooling.max_pool(x, ceil)
-    # One more column of padding adds a window when the size is even, and none when it is odd.
-    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1 + int(ceil))])
+    x = FeatureMap.of(x)
+    size = x.size and tuple((length - 1 + int(ceil)) // 2 + 1 for length in x.size)
+    return FeatureMap.of(pooling.max_pool(x.clean(), ceil), size)

@@ -5,17 +5,15 @@ The stride of a bottleneck sits in its 3x3 convolution, as in every released tor
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ann_jax.convolution import computed_once
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.models.layers import BatchNorm, Conv, max_pool
-from ann_jax.rows import Rows
+from ann_jax.kernels.forms import computed_once
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.layers import BatchNorm, Conv, max_pool, relu
 
 # Depth -> (bottleneck blocks, blocks per stage). Depth 10 is for laptops and for receptive-field studies.
 DEPTHS = {
@@ -38,10 +36,10 @@ PLANS = {
 class Stages(NamedTuple):
     """Feature maps, named as in the paper: Stage4 and Stage5 are those that ANN fuses."""
 
-    stage2: jax.Array
-    stage3: jax.Array
-    stage4: jax.Array
-    stage5: jax.Array
+    stage2: FeatureMap
+    stage3: FeatureMap
+    stage4: FeatureMap
+    stage5: FeatureMap
 
 
 class Block(nn.Module):
@@ -53,6 +51,7 @@ class Block(nn.Module):
     dilation: int = 1  # of the 3x3 convolutions, but for the first of them
     first_dilation: int = 1  # of the first 3x3 convolution, the one that has the stride
     dtype: jnp.dtype = jnp.float32
+    folded: bool = False
 
     def convolutions(self) -> list[tuple[int, int, int, int]]:
         """Features, kernel size, stride and dilation of each convolution of the residual."""
@@ -65,18 +64,17 @@ class Block(nn.Module):
         return [(self.width, 3, self.stride, self.first_dilation), (self.width, 3, 1, self.dilation)]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
         """(B, H, W, C) -> (B, H / stride, W / stride, width or 4 * width)."""
         y, convolutions = x, self.convolutions()
         for i, (features, kernel, stride, dilation) in enumerate(convolutions, 1):
-            y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y, rows)
-            rows = rows and rows.strided(stride)
-            y = BatchNorm(name=f'bn{i}')(y, train, rows)
-            y = nn.relu(y) if i < len(convolutions) else y
-        if x.shape != y.shape:
-            x = Conv(y.shape[-1], stride=self.stride, dtype=self.dtype, name='downsample_0')(x, rows)
-            x = BatchNorm(name='downsample_1')(x, train, rows)
-        return computed_once(nn.relu(x + y))
+            y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y)
+            y = BatchNorm(folded=self.folded, name=f'bn{i}')(y, train)
+            y = relu(y) if i < len(convolutions) else y
+        if x.array.shape != y.array.shape:
+            x = Conv(y.channels, stride=self.stride, dtype=self.dtype, name='downsample_0')(x)
+            x = BatchNorm(folded=self.folded, name='downsample_1')(x, train)
+        return y.with_array(computed_once(nn.relu(x.array + y.array)))
 
 
 class Stem(nn.Module):
@@ -84,15 +82,15 @@ class Stem(nn.Module):
 
     widths: Sequence[int]
     dtype: jnp.dtype = jnp.float32
+    folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, rows: Rows | None = None) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
         """(B, H, W, 3) -> (B, H / 2, W / 2, widths[-1])."""
         kernel = 7 if len(self.widths) == 1 else 3
-        rows = rows and rows.strided(2)
         for i, features in enumerate(self.widths, 1):
-            x = Conv(features, kernel, stride=2 if i == 1 else 1, dtype=self.dtype, name=f'conv{i}')(x, rows)
-            x = nn.relu(BatchNorm(name=f'bn{i}')(x, train, rows))
+            x = Conv(features, kernel, stride=2 if i == 1 else 1, dtype=self.dtype, name=f'conv{i}')(x)
+            x = relu(BatchNorm(folded=self.folded, name=f'bn{i}')(x, train))
         return x
 
 
@@ -111,6 +109,7 @@ class ResNet(nn.Module):
         dtype: what convolutions compute in.
         remat: stages, of 2 to 5 as the paper counts, whose blocks keep their inputs alone and compute the
             rest again for the gradient.
+        folded: takes variables whose normalisation is merged into the convolutions, see `fold`.
     """
 
     depth: int = 101
@@ -122,6 +121,9 @@ class ResNet(nn.Module):
     ceil_pool: bool = True
     dtype: jnp.dtype = jnp.float32
     remat: Sequence[int] = ()
+    folded: bool = False
+
+    takes_canvas = True  # images may be smaller than their array
 
     def heights(self, height: int) -> list[int]:
         """Heights of the four stages of an image; widths follow the same rule."""
@@ -133,13 +135,13 @@ class ResNet(nn.Module):
             heights.append(height)
         return heights
 
-    def canvas_height(self, height: int, parts: int) -> int:
-        """Rows of the smallest canvas for an image that divides into `parts` at every stage."""
-        return -(-self.heights(height)[-1] // parts) * parts * self.output_stride
+    def canvas_height(self, height: int, shards: int) -> int:
+        """Rows of the smallest canvas for an image that divides over `shards` devices at every stage."""
+        return -(-self.heights(height)[-1] // shards) * shards * self.output_stride
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool, rows: Rows | None = None) -> Stages:
-        """(B, H, W, 3) normalised image, or canvas with `rows` -> features of the four stages.
+    def __call__(self, image: FeatureMap, train: bool) -> Stages:
+        """(B, H, W, 3) normalised image -> features of the four stages.
 
         Raises:
             ConfigError: unknown depth or output stride, or a stem of neither one nor three widths.
@@ -150,40 +152,36 @@ class ResNet(nn.Module):
             raise ConfigError(unknown('output stride', self.output_stride, PLANS))
         if len(self.stem_widths) not in (1, 3):
             raise ConfigError(f'stem_widths must hold one or three numbers, not {tuple(self.stem_widths)}')
-        x = Stem(self.stem_widths, self.dtype, name='stem')(image, train, rows)
-        x = max_pool(x, self.ceil_pool, rows)
-        rows = rows and replace(rows, height=self.heights(rows.height)[0])
+        image = FeatureMap.of(image)
+        x = Stem(self.stem_widths, self.dtype, self.folded, name='stem')(image, train)
+        x = max_pool(x, self.ceil_pool)
         stages = []
         for layer in (1, 2, 3, 4):
-            run = (
-                nn.remat(Block.__call__, static_argnums=(2, 3)) if layer + 1 in self.remat else Block.__call__
-            )
-            for i, block in enumerate(blocks_of(self, layer)):
-                x = run(block.clone(parent=self, name=f'layer{layer}_{i}'), x, train, rows)
-                rows = rows and rows.strided(block.stride)
+            again = layer + 1 in self.remat and not self.is_initializing()
+            run = nn.remat(Block.__call__, static_argnums=(2,)) if again else Block.__call__
+            for i, block in enumerate(_blocks(self, layer)):
+                x = run(block.clone(parent=self, name=f'layer{layer}_{i}'), x, train)
             stages.append(x)
         return Stages(*stages)
 
 
-def blocks_of(backbone: ResNet, layer: int) -> list[Block]:
+def _blocks(backbone, layer):
     """The blocks of torch's layer 1 to 4, unbound; layer 4 is Stage5."""
     bottleneck, sizes = DEPTHS[backbone.depth]
     stride, rate = PLANS[backbone.output_stride][layer - 1]
-    blocks = []
     for i in range(sizes[layer - 1]):
         # A grid shorter than the stage repeats its last factor.
         grid = backbone.multi_grid[min(i, len(backbone.multi_grid) - 1)] if layer == 4 else 1
         dilation = rate * grid
         # The convolution that lost its stride sees pixels half as far apart as the ones after it.
         contract = i == 0 and backbone.contract_dilation and rate > 1
-        block = Block(
+        yield Block(
             width=backbone.width * 2 ** (layer - 1),
             bottleneck=bottleneck,
             stride=stride if i == 0 else 1,
             dilation=dilation,
             first_dilation=dilation // 2 if contract else dilation,
             dtype=backbone.dtype,
+            folded=backbone.folded,
             parent=None,
         )
-        blocks.append(block)
-    return blocks

@@ -78,11 +78,12 @@ def batch(num_classes: int) -> dict[str, np.ndarray]:
 
 def numbers(workdir: Path) -> dict[str, np.ndarray]:
     """The batch, logits of it in evaluation, and one step of training on it from the run's checkpoint."""
-    from ann_jax import build
     from ann_jax.checkpoint import Checkpoints
     from ann_jax.sharding import make_mesh, replicated
     from ann_jax.state import abstract_state
     from ann_jax.train_step import make_train_step
+
+    from ann_jax import build
 
     config = ConfigDict(json.loads((workdir / 'config.json').read_text()))
     num_classes = build.source(config, config.dataset.train_split).dataset.num_classes

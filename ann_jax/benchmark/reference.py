@@ -1,0 +1,197 @@
+"""Inference and training step beside PyTorch: same weights, same input. Takes `pip install -e '.[convert]'`.
+
+The reference is mmsegmentation's ANN where that is installed, else `torch_ann.TorchANN`; channels_last, eager
+and, with `benchmark.reference_compile`, compiled.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from ann_jax import build
+from ann_jax.benchmark.attention import parse_sizes
+from ann_jax.benchmark.contest import (
+    Contestant,
+    Row,
+    compiled,
+    contest,
+    count_flops,
+    on_cpu,
+    on_one_device,
+)
+from ann_jax.benchmark.torch_ann import PLANS, TorchANN
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.models.fold import fold
+from ann_jax.models.initializers import shape_variables
+from ann_jax.training.losses import segmentation_loss
+from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.state import create_state
+from ann_jax.training.step import make_train_step
+from ann_jax.weights.layouts import from_torch
+from ann_jax.weights.recognize import recognize
+
+try:
+    from ann_jax.benchmark.mmseg_ann import MMSegANN as Network
+
+    REFERENCE = 'mmsegmentation'
+except (ImportError, AssertionError):  # it asserts the versions of what it needs
+    Network = functools.partial(TorchANN, ceil_pool=False, align_corners=False, conv_bias=False)
+    REFERENCE = 'torch'
+
+
+def reference(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
+    """Inference at `benchmark.reference_sizes`, and training steps at `benchmark.reference_step_sizes`.
+
+    'memory (MB)' is that of the weights and what the process, or what the device has in use, grows by while
+    it computes.
+
+    Raises:
+        ConfigError: the reference has no such depth, or a size is none.
+    """
+    c = config.benchmark
+    if config.model.depth not in PLANS:
+        raise ConfigError(unknown('model.depth of the reference', config.model.depth, PLANS))
+    device = 'cuda' if torch.cuda.is_available() and not on_cpu() else 'cpu'
+    rows = []
+    for kind, key, contestants in (
+        ('inference', 'reference_sizes', _inference),
+        ('training step', 'reference_step_sizes', _step),
+    ):
+        for size in parse_sizes(c[key], f'benchmark.{key}') if c[key] else ():
+            found, agreement, weights = contestants(config, size, device)
+            for row, megabytes in zip(contest(found, c.rounds, rates), weights, strict=True):
+                row['contestant'] += f', {kind} {size[0]}x{size[1]}'
+                if row['growth (MB)'] is not None:
+                    row['memory (MB)'] = megabytes + row['growth (MB)']
+                rows.append(row | {'difference': agreement})
+    return rows
+
+
+def _networks(config, train, device):
+    """The torch network of the config with random weights, ours, and its variables from those weights."""
+    torch.manual_seed(0)
+    same = 'depth', 'width', 'stem_widths', 'key_channels', 'head_channels', 'aux_channels'
+    network = Network(**{key: config.model[key] for key in same})
+    network = (network.train() if train else network.eval()).to(device, memory_format=torch.channels_last)
+    state = {key: value.cpu().numpy() for key, value in network.state_dict().items()}
+    found = recognize(state)
+    ours = config.copy_and_resolve_references()
+    with ours.unlocked():
+        ours.model.update({**found.model, 'dropout': 0.0})
+    model = build.model(ours, found.num_classes)
+    return network, model, from_torch(state, shape_variables(model), found.layout).variables
+
+
+def _images(batch, size, device):
+    """The same random images for both: (B, H, W, 3) and channels_last (B, 3, H, W)."""
+    image = np.random.default_rng(0).standard_normal((batch, *size, 3), np.float32)
+    return jnp.asarray(image), torch.tensor(image).permute(0, 3, 1, 2).to(device)
+
+
+def _compiled(network):
+    torch._inductor.config.freezing = not network.training
+    return torch.compile(network)
+
+
+def _megabytes(arrays):
+    return sum(x.nbytes for x in arrays) / 1e6
+
+
+def _contestant(run, device):
+    """One of PyTorch's, which counts its memory on GPUs itself."""
+
+    def growth():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+    return Contestant(run, growth=growth if device == 'cuda' else None)
+
+
+def _wait(device):
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def _inference(config, size, device):
+    """Contestants that compute logits of the input's size, their largest difference, and MB of weights."""
+    network, model, variables = _networks(config, False, device)
+    image, tensor = _images(1, size, device)
+    folded, model = jax.device_put(fold(model, variables)), model.clone(folded=True)
+
+    def forward(variables, image):
+        return model.apply(variables, image, full_size=True).main.array
+
+    def run(network):
+        half = torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16')
+        with torch.inference_mode(), half:
+            result = network(tensor)
+        _wait(device)
+        return result
+
+    contestants = {f'{REFERENCE} eager': _contestant(lambda: run(network), device)}
+    if config.benchmark.reference_compile:
+        faster = _compiled(network)
+        contestants[f'{REFERENCE} compiled'] = _contestant(lambda: run(faster), device)
+    contestants['ann_jax'] = compiled(forward, folded, image)
+    expected = run(network).float().permute(0, 2, 3, 1).cpu().numpy()
+    difference = np.abs(np.asarray(contestants['ann_jax'].run()) - expected).max() / np.abs(expected).max()
+    theirs = _megabytes(network.backbone.parameters()) + _megabytes(network.decode_head.parameters())
+    return (
+        contestants,
+        float(difference),
+        [theirs] * (len(contestants) - 1) + [_megabytes(jax.tree.leaves(folded))],
+    )
+
+
+def _step(config, size, device):
+    """Contestants that make one SGD step without OHEM, the difference of their losses, and MB of weights."""
+    network, model, variables = _networks(config, True, device)
+    batch = config.benchmark.reference_batch
+    image, tensor = _images(batch, size, device)
+    label = np.random.default_rng(1).integers(0, 19, image.shape[:3])
+    tx = sgd(poly_schedule(0.0, 10**6))
+    step = make_train_step(
+        model,
+        tx,
+        loss=functools.partial(segmentation_loss, ohem=False, per_image=False),
+        normalize=lambda image: image,
+        seed=0,
+    )
+    state = [jax.device_put(create_state(variables, tx))]
+    arrays = {'image': image, 'label': jnp.asarray(label, jnp.uint8)}
+    program = on_one_device(step, donate_argnums=0).lower(state[0], arrays).compile()
+    flops = count_flops(step, program, state[0], arrays)
+
+    def ours():
+        state[0], metrics = program(state[0], arrays)
+        return metrics['loss']
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
+    target = torch.tensor(label).to(device)
+
+    def run(network):
+        entropy = torch.nn.functional.cross_entropy
+        with torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16'):
+            main, auxiliary = network(tensor)
+        loss = entropy(main.float(), target) + 0.4 * entropy(auxiliary.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    contestants = {f'{REFERENCE} eager': _contestant(lambda: run(network), device)}
+    if config.benchmark.reference_compile:
+        faster = _compiled(network)
+        contestants[f'{REFERENCE} compiled'] = _contestant(lambda: run(faster), device)
+    contestants['ann_jax'] = Contestant(ours, program, flops)
+    theirs = run(network)
+    difference = abs(float(ours()) - theirs) / abs(theirs)
+    megabytes = 2 * _megabytes(network.parameters())  # with the momentum
+    return contestants, difference, [megabytes] * len(contestants)

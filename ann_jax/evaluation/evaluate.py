@@ -1,0 +1,182 @@
+"""Evaluation: streams a confusion matrix over a split, and keeps a few pictures."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from ann_jax.data.pipeline import Replacing, eval_batches
+from ann_jax.evaluation.metrics import Scores, confusion_matrix
+from ann_jax.evaluation.report import Report
+from ann_jax.inference.protocols import Canvas, TestProtocol
+from ann_jax.models.ann import ANN
+from ann_jax.models.fold import fold
+from ann_jax.parallel.arrays import local_rows, put_batch, replicated, split_batch
+from ann_jax.parallel.processes import is_main
+from ann_jax.parallel.programs import jit
+from ann_jax.runs.signals import Stopped
+from ann_jax.typing import IGNORE, Source
+
+
+def evaluate(
+    protocol: TestProtocol,
+    variables: Mapping[str, Any],
+    batches: Iterable,
+    *,
+    num_classes: int,
+    mesh: Mesh,
+    progress: Callable[[int], Any] = lambda count: None,
+    on_sample: Callable[[str, np.ndarray, np.ndarray, np.ndarray], None] = lambda *sample: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Confusion matrix of a split.
+
+    Args:
+        protocol: of `inference.protocols`, on the same mesh.
+        variables: of its network, on every device.
+        batches: (batch, names) pairs, as `data.pipeline.eval_batches` yields them; pixels outside of the
+            images, and images that fill up a batch, are labelled IGNORE and do not count.
+        num_classes: K.
+        mesh: the batch is split over its `data` axis.
+        progress: called with the number of images done.
+        on_sample: called with name, image, label and prediction of each image, those of this process.
+        stop: asked before each batch, in every process; it answers alike in all.
+
+    Returns:
+        (K, K) int64, rows are true classes; of the images of all processes.
+
+    Raises:
+        Stopped: `stop` said so.
+    """
+    total = np.zeros((num_classes, num_classes), np.int64)
+    score = _scorer(num_classes, mesh)
+
+    def collect(names, batch, result):
+        confusion, predictions = jax.device_get(result[0]), local_rows(result[1])
+        total[...] += confusion
+        for name, *arrays, (height, width) in zip(
+            names, batch['image'], batch['label'], predictions, batch['size'], strict=False
+        ):
+            on_sample(name, *(array[:height, :width] for array in arrays))
+        progress(len(names))
+
+    pending = None
+    for batch, names in batches:
+        if stop():
+            raise Stopped
+        arrays = put_batch(batch, mesh)
+        logits = protocol(variables, Canvas(arrays['image'], batch['size']))
+        result = score(logits.array, arrays['label'])
+        # Collected one batch late: the device works on this batch while the host waits for the last.
+        if pending is not None:
+            collect(*pending)
+        pending = names, batch, result
+    if pending is not None:
+        collect(*pending)
+    return total
+
+
+@functools.cache
+def _scorer(num_classes, mesh):
+    """(logits, label) -> confusion matrix of all images, and their predictions."""
+
+    def score(logits, label):
+        below = logits.shape[1] - label.shape[1]  # rows of the canvas, where rows are split over devices
+        label = jnp.pad(label, ((0, 0), (0, below), (0, 0)), constant_values=IGNORE)
+        prediction = logits.argmax(-1)
+        return confusion_matrix(label, prediction, num_classes), prediction.astype(np.uint8)
+
+    return jit(score, mesh, out_shardings=(replicated(mesh), split_batch(mesh)))
+
+
+class Evaluation:
+    """A split with all that scoring a network on it takes.
+
+    Attributes:
+        source: the samples.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: ANN,
+        make_protocol: Callable[[ANN], TestProtocol],
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        pictures: int,
+        num_workers: int,
+        num_threads: int,
+        skip_bad: bool = False,
+    ):
+        """Prepares; nothing is compiled or read yet.
+
+        Args:
+            source: the samples.
+            model: the network.
+            make_protocol: how the logits of a network become those of an image.
+            mesh: devices that share a batch.
+            batch_size: over all devices.
+            pictures: samples, spread over the split, of which a picture is written.
+            num_workers, num_threads: see `data.pipeline`.
+            skip_bad: leave out samples that cannot be used, and log them, instead of stopping.
+        """
+        self.source, self._mesh, self._batch_size = source, mesh, batch_size
+        self._model = model
+        self._protocol = make_protocol(model.clone(folded=True))
+        self._samples = Replacing(source, unlabelled=True) if skip_bad else source
+        own = max(len(source) // jax.process_count(), 1)  # process 0, which writes them, sees at least these
+        self._pictured = set(np.linspace(0, own - 1, min(pictures, own)).round().astype(int))
+        self._reading = {
+            'num_workers': num_workers,
+            'num_threads': num_threads,
+            'shard_index': jax.process_index(),
+            'shard_count': jax.process_count(),
+            'exact_sizes': not model.takes_canvas,
+        }
+
+    def run(
+        self,
+        variables: Mapping[str, Any],
+        step: int,
+        split: str,
+        report: Report,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Scores:
+        """Scores variables of the network, and writes scores and pictures under a step.
+
+        Raises:
+            DataError: a sample cannot be used, or none has a label.
+            Stopped: `stop` said so, see `evaluate`.
+        """
+        folded = jax.device_put(fold(self._model, jax.device_get(variables)), replicated(self._mesh))
+        numbers = iter(range(len(self.source)))
+
+        def on_sample(name, *arrays):
+            if next(numbers) in self._pictured:
+                report.picture(step, name, *arrays)
+
+        batches = eval_batches(self._samples, batch_size=self._batch_size, **self._reading)
+        hidden = not is_main()
+        with (
+            contextlib.closing(batches),
+            tqdm(total=len(self.source), desc='evaluate', unit='image', leave=False, disable=hidden) as bar,
+        ):
+            confusion = evaluate(
+                self._protocol,
+                folded,
+                batches,
+                num_classes=self.source.dataset.num_classes,
+                mesh=self._mesh,
+                progress=bar.update,
+                on_sample=on_sample,
+                stop=stop,
+            )
+        categories = getattr(self.source.dataset, 'categories', ())
+        return report.scores(step, split, confusion, categories)

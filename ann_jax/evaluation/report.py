@@ -1,0 +1,64 @@
+"""Scores and pictures of an evaluation, as a run keeps them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ann_jax.errors import DataError
+from ann_jax.evaluation import metrics
+from ann_jax.inference.pictures import Color, panel
+from ann_jax.runs.record import Record
+
+
+class Report:
+    """Writes evaluations into the record of a run."""
+
+    def __init__(self, record: Record, classes: Sequence[str], colors: Sequence[Color]):
+        """Takes the record, and the classes of the dataset with their colours."""
+        self._record, self._classes, self._colors = record, classes, colors
+
+    def picture(
+        self, step: int, name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
+    ) -> None:
+        """Writes one panel, over the one of an earlier evaluation."""
+        self._record.picture(step, name, panel(image, truth, prediction, self._colors))
+
+    def scores(
+        self, step: int, split: str, confusion: np.ndarray, categories: Sequence[str] = ()
+    ) -> metrics.Scores:
+        """Writes metrics.json and the curves, and returns the scores of a confusion matrix.
+
+        `categories` holds the group of each class, where the benchmark scores groups too.
+
+        Raises:
+            DataError: no pixel was labelled.
+        """
+        if not confusion.any():
+            raise DataError(f'no pixel of the split {split!r} has a label to score: evaluate one that has')
+        scores = metrics.scores(confusion, categories)
+        means = {
+            'miou': scores.miou,
+            'pixel_accuracy': scores.pixel_accuracy,
+            'mean_accuracy': scores.mean_accuracy,
+        }
+        if categories:
+            means['category_miou'] = scores.category_miou
+        # JSON has no NaN: a class that is absent from truth and prediction is null.
+        by_name = lambda items: {name: None if np.isnan(x) else float(x) for name, x in items}
+        by_class = lambda values: by_name(zip(self._classes, values, strict=True))
+        record = {
+            'step': step,
+            'split': split,
+            **means,
+            'iou': by_class(scores.iou),
+            'accuracy': by_class(scores.accuracy),
+        }
+        if categories:
+            record['categories'] = by_name(scores.categories.items())
+        self._record.metrics(record)
+        self._record.scalars(step, {f'{split}/{name}': value for name, value in means.items()})
+        return scores
+
+    def table(self, scores: metrics.Scores) -> str:
+        """The scores as a table with the names of the classes."""
+        return metrics.table(self._classes, scores)

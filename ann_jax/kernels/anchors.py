@@ -1,0 +1,183 @@
+"""The anchors that attention looks at: pooled, random or all pixels (Eq. 8, Fig. 4, Table 7).
+
+Average pooling is a pair of small matrix products: bins of torch's adaptive pooling overlap when the input
+does not divide, which rules out a reshape, and matrix products are what accelerators do best. Where images
+fill their arrays, every index and weight is a constant of the program.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.kernels.masking import Size, mask, per_image, size_of
+from ann_jax.kernels.products import product
+from ann_jax.parallel.mesh import row_shards
+
+SAMPLINGS = ('average', 'max', 'random', 'all')
+
+
+def sample_anchors(
+    x: jax.Array,
+    sampling: str,
+    sizes: Sequence[int],
+    rng: jax.Array | None = None,
+    size: Size = None,
+) -> jax.Array:
+    """Samples S = sum(n * n for n in sizes) anchors from a feature map (paper: Eq. 8, Fig. 4, Table 7).
+
+    Several sizes make the pyramid versions of the paper, one size the plain ones. Anchors are in
+    row-major order within a level, levels in the order of `sizes`.
+
+    Where rows are split over devices, average pooling exchanges the anchors alone. The others need pixels of
+    the whole map, which XLA fetches.
+
+    Args:
+        x: (B, H, W, C) features.
+        sampling: 'average' or 'max' pool adaptively to n x n, equal to torch's adaptive pooling;
+            'random' draws n * n pixels, the same for every image of the batch and every call with
+            the same `rng`; 'all' keeps every pixel and ignores `sizes` (the standard non-local block).
+        sizes: output sizes n of the pooling levels.
+        rng: PRNG key, needed by 'random' only.
+        size: of the images, where they do not fill x.
+
+    Returns:
+        (B, S, C) anchors in the dtype of x; S = H * W for 'all', see `seen_anchors`.
+
+    Raises:
+        ConfigError: unknown `sampling`, or one that needs images of one size where they have several.
+    """
+    if sampling not in SAMPLINGS:
+        raise ConfigError(unknown('sampling', sampling, SAMPLINGS))
+    if sampling == 'average':
+        return _average_anchors(x, sizes, size)
+    height, width = size_of(x.shape, size)
+    if isinstance(height, int) and isinstance(width, int):
+        x = x[:, :height, :width]
+    elif sampling != 'all':
+        raise ConfigError(f'{sampling} anchors need images that fill their arrays, see ANN.takes_canvas')
+    match sampling:
+        case 'max':
+            return _max_anchors(x, sizes)
+        case 'random':
+            return _random_anchors(x, sizes, rng)
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def sample_projected(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    sampling: str,
+    sizes: Sequence[int],
+    rng: jax.Array | None = None,
+    size: Size = None,
+) -> jax.Array:
+    """Anchors of the 1x1 convolution of a map: `sample_anchors` of x @ kernel + bias, (B, S, D).
+
+    Args:
+        x: (B, H, W, C) features.
+        kernel, bias: (C, D) and (D,), in the dtype of x.
+        sampling, sizes, rng, size: see `sample_anchors`.
+    """
+    if sampling == 'average' and row_shards(x) == 1:
+        # The projection of a mean is the mean of projections, and there are fewer means.
+        return product(sample_anchors(x, sampling, sizes, rng, size), kernel) + bias
+    # Devices that share the rows exchange anchors, which are smaller once they are projected.
+    return sample_anchors(product(x, kernel) + bias, sampling, sizes, rng, size)
+
+
+def seen_anchors(x: jax.Array, sampling: str, size: Size) -> jax.Array | None:
+    """(B, S) bool, which anchors lie in the images; None where all do."""
+    if sampling != 'all' or size is None or all(isinstance(length, int) for length in size):
+        return None
+    inside = jnp.broadcast_to(mask(x.shape, size), (*x.shape[:3], 1))
+    return inside.reshape(x.shape[0], -1)
+
+
+def _bins(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and one-past-last input index of each adaptive pooling bin, as torch rounds them."""
+    index = np.arange(n_out)
+    return index * n_in // n_out, -(-(index + 1) * n_in // n_out)
+
+
+def _average_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """(n_out, n_in) float32 matrix that averages over each adaptive pooling bin."""
+    start, stop = _bins(n_in, n_out)
+    j = np.arange(n_in)
+    inside = (j >= start[:, None]) & (j < stop[:, None])
+    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _average_matrices(n_in: int, n_out: int, length: jax.Array) -> jax.Array:
+    """(B, n_out, n_in) matrices that pool the first `length` (B,) positions adaptively, as torch would."""
+    i, j, length = jnp.arange(n_out)[:, None], jnp.arange(n_in), length[:, None, None]
+    start, stop = i * length // n_out, -(-(i + 1) * length // n_out)
+    return jnp.where((j >= start) & (j < stop), 1 / (stop - start).astype(jnp.float32), 0)
+
+
+def _average_anchors(x, sizes, size):
+    if row_shards(x) > 1:
+        return _average_over_shards(x, sizes, size)
+    batch, height, width = x.shape[:3]
+    # One product pools the height for all levels together; each level then pools its width. Every image has a
+    # product of its own: for a common one, maps would be transposed.
+    if size is None:
+        rows = np.concatenate([_average_matrix(height, n) for n in sizes])
+        rows = jnp.broadcast_to(rows, (batch, *rows.shape))
+        columns, pool = [_average_matrix(width, n) for n in sizes], 'mw,bnwc->bnmc'
+    else:
+        heights, widths = (per_image(length, batch) for length in size)
+        rows = jnp.concatenate([_average_matrices(height, n, heights) for n in sizes], 1)
+        columns, pool = [_average_matrices(width, n, widths) for n in sizes], 'bmw,bnwc->bnmc'
+    pooled = jnp.einsum('bnh,bhwc->bnwc', rows, x.astype(jnp.float32), precision='highest')
+    levels = []
+    for n, first, matrix in zip(sizes, np.cumsum([0, *sizes[:-1]]), columns, strict=True):
+        level = jnp.einsum(pool, matrix, pooled[:, first : first + n], precision='highest')
+        levels.append(level.reshape(batch, n * n, -1))
+    return jnp.concatenate(levels, 1).astype(x.dtype)
+
+
+def _average_over_shards(x, sizes, size):
+    """Every shard pools its rows; then sums of S x C over the shards."""
+    lengths = [per_image(length, x.shape[0]) for length in size_of(x.shape, size)]
+    rows, columns = (
+        [_average_matrices(n_in, n, length) for n in sizes]
+        for n_in, length in zip(x.shape[1:3], lengths, strict=True)
+    )
+
+    def local(x, rows, columns):
+        levels = []
+        for row, column in zip(rows, columns, strict=True):
+            level = jnp.einsum('bmw,bhwc->bhmc', column, x.astype(jnp.float32), precision='highest')
+            level = jnp.einsum('bnh,bhmc->bnmc', row, level, precision='highest')
+            levels.append(level.reshape(x.shape[0], -1, x.shape[-1]))
+        return jax.lax.psum(jnp.concatenate(levels, 1), 'space').astype(x.dtype)
+
+    specs = P('data', 'space'), P('data', None, 'space'), P('data')
+    return jax.shard_map(local, in_specs=specs, out_specs=P('data'))(x, rows, columns)
+
+
+def _max_anchors(x, sizes):
+    def pool(x, n, axis):
+        start, stop = _bins(x.shape[axis], n)
+        bins = [jax.lax.slice_in_dim(x, a, b, axis=axis).max(axis) for a, b in zip(start, stop, strict=True)]
+        return jnp.stack(bins, axis)
+
+    levels = [pool(pool(x, n, 1), n, 2).reshape(x.shape[0], n * n, -1) for n in sizes]
+    return jnp.concatenate(levels, 1)
+
+
+def _random_anchors(x, sizes, rng):
+    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+    count = pixels.shape[1]
+    keys = jax.random.split(rng, len(sizes))
+    # A map with fewer pixels than anchors can only be drawn from with replacement.
+    levels = [
+        jax.random.choice(key, count, (n * n,), replace=n * n > count)
+        for key, n in zip(keys, sizes, strict=True)
+    ]
+    return pixels[:, jnp.concatenate(levels)]

@@ -1,0 +1,190 @@
+"""Convolution of feature maps, and the forms of it that are fast on CPUs and GPUs."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ann_jax.kernels.forms import by_platform, with_static
+from ann_jax.kernels.products import product, times_transposed
+from ann_jax.kernels.winograd import tiles, winograd, winograd_input_gradient, winograd_kernel_gradient
+from ann_jax.parallel.mesh import row_shards
+
+# Channels from which the forms of 3x3 convolutions for CPUs pay.
+WIDE = 64  # gradients that are products of their own
+WIDER = 128  # Winograd's without gradients: for fewer, passes over memory cost more than they spare
+WIDEST = 512  # input channels, Winograd's with gradients: for fewer it takes long to compile
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """Convolution with torch's symmetric zero padding.
+
+    A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
+
+    Args:
+        x: (B, H, W, C) features.
+        kernel: (k, k, C, D) of odd k.
+        stride, dilation: of both axes.
+
+    Returns:
+        (B, H', W', D); sizes are kept at stride 1, and (n - 1) // stride + 1 else.
+    """
+    size = kernel.shape[0]
+    if size == 1:
+        return product(x[:, ::stride, ::stride], kernel[0, 0])
+    # Rows that are split over devices are exchanged by XLA, which knows how for its own convolution alone.
+    special = stride == 1 and (dilation > 1 or _is_wide(x, kernel)) and row_shards(x) == 1
+    return _special(x, kernel, dilation) if special else direct(x, kernel, stride, dilation)
+
+
+def direct(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    """As `convolve`, by XLA's own convolution, whose gradients are convolutions too."""
+    pad = dilation * (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _special(x, kernel, dilation):
+    """A convolution of stride 1 that has forms; without gradients."""
+    return by_platform(
+        x,
+        kernel,
+        cpu=with_static(_cpu_inference, dilation),
+        default=with_static(_direct, dilation),
+    )
+
+
+def _forward(x, kernel, dilation):
+    y = by_platform(
+        x,
+        kernel,
+        cpu=with_static(_cpu_forward, dilation),
+        default=with_static(_direct, dilation),
+    )
+    return y, (x, kernel)
+
+
+def _backward(dilation, residual, gradient):
+    return by_platform(
+        *residual,
+        gradient,
+        cpu=with_static(_cpu_backward, dilation),
+        gpu=with_static(_gpu_backward, dilation),
+        default=with_static(_direct_backward, dilation),
+    )
+
+
+_special.defvjp(_forward, _backward)
+
+
+def _direct(dilation, x, kernel):
+    return direct(x, kernel, 1, dilation)
+
+
+def _direct_backward(dilation, x, kernel, gradient):
+    return jax.vjp(functools.partial(_direct, dilation), x, kernel)[1](gradient)
+
+
+# GPUs
+
+
+def _gpu_backward(dilation, x, kernel, gradient):
+    """The gradient of a dilated kernel is that of a plain one.
+
+    XLA hands the gradient of a dilated kernel to cuDNN as a convolution of C images by kernels as large as
+    the map, with the batch as channels; that of a plain kernel is an operation of cuDNN's own.
+    """
+    if dilation == 1:
+        return _direct_backward(dilation, x, kernel, gradient)
+    of_input = jax.vjp(lambda x: direct(x, kernel, 1, dilation), x)[1](gradient)
+    plain = lambda kernel: direct(space_to_batch(x, dilation), kernel, 1, 1)
+    return *of_input, *jax.vjp(plain, kernel)[1](space_to_batch(gradient, dilation))
+
+
+def space_to_batch(x: jax.Array, d: int) -> jax.Array:
+    """Pixels `d` apart become neighbours in d^2 images: (B, H, W, C) -> (B d^2, ceil(H / d), ceil(W / d), C).
+
+    A convolution dilated by `d` is a plain one of them. Zeros follow where d does not divide a size.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // d), -(-width // d)
+    x = jnp.pad(x, ((0, 0), (0, rows * d - height), (0, columns * d - width), (0, 0)))
+    x = x.reshape(batch, rows, d, columns, d, channels).transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(-1, rows, columns, channels)
+
+
+def batch_to_space(y: jax.Array, d: int, height: int, width: int) -> jax.Array:
+    """The reverse: (B d^2, ceil(H / d), ceil(W / d), C) -> (B, H, W, C)."""
+    _, rows, columns, channels = y.shape
+    y = y.reshape(-1, d, d, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
+    return y.reshape(-1, rows * d, columns * d, channels)[:, :height, :width]
+
+
+# CPUs
+
+
+def _is_wide(x, kernel):
+    """Whether a 3x3 convolution is one of float32 that has forms for CPUs."""
+    return kernel.shape[0] == 3 and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
+
+
+def _tiles_fit(x, dilation):
+    """Whether tiles reach so little beyond the map that fewer products per result are fewer in all."""
+    if not all(isinstance(n, int) for n in x.shape[1:3]):  # exported for any size
+        return False
+    rows, columns = tiles(x.shape, dilation)
+    return 4 * rows * columns < 1.8 * x.shape[1] * x.shape[2]
+
+
+def _cpu_inference(dilation, x, kernel):
+    if _is_wide(x, kernel) and min(kernel.shape[2:]) >= WIDER and _tiles_fit(x, dilation):
+        return winograd(x, kernel, dilation)
+    return direct(x, kernel, 1, dilation)
+
+
+def _cpu_forward(dilation, x, kernel):
+    if _is_wide(x, kernel) and kernel.shape[2] >= WIDEST and _tiles_fit(x, dilation):
+        return winograd(x, kernel, dilation)
+    return direct(x, kernel, 1, dilation)
+
+
+def _cpu_backward(dilation, x, kernel, gradient):
+    if not _is_wide(x, kernel):
+        return _direct_backward(dilation, x, kernel, gradient)
+    # Behind a barrier, or x would be kept padded from the forward pass on.
+    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    of_input, of_kernel = _direct_backward(dilation, x, kernel, gradient)
+    if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # larger maps take too much memory
+        of_input = _input_gradient(gradient, kernel, dilation)
+    if _tiles_fit(x, dilation):
+        of_kernel = winograd_kernel_gradient(x, gradient, dilation)
+        if kernel.shape[2] >= WIDEST:
+            of_input = winograd_input_gradient(gradient, kernel, dilation)
+    # Behind both, an optimizer updates the kernel in place; XLA would copy it first.
+    return jax.lax.optimization_barrier((of_input, of_kernel))
+
+
+def _input_gradient(y, kernel, d):
+    """The gradient of a 3x3 convolution's input, as one product with the kernel as it lies in memory.
+
+    XLA's own convolves with a copy of the kernel, flipped and transposed, which may take half as long as the
+    products do. Here the maps are transposed: (B, H, W, D), (3, 3, C, D) -> (B, H, W, C).
+    """
+    batch, height, width, features = y.shape
+    parts = times_transposed(y.reshape(-1, features), kernel.reshape(-1, features))
+    parts = parts.reshape(3, 3, -1, batch, height, width)
+    shift = lambda n: ((n - 1) * d, (1 - n) * d, 0)
+    shifted = (
+        jax.lax.pad(parts[i, j], 0.0, ((0, 0, 0), (0, 0, 0), shift(i), shift(j)))
+        for i in range(3)
+        for j in range(3)
+    )
+    return jax.lax.optimization_barrier(sum(shifted)).transpose(1, 2, 3, 0)

@@ -1,0 +1,73 @@
+"""3x3 max pooling of stride 2 by slices of the map, with a cheap gradient, and known to every exporter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ann_jax.parallel.mesh import row_shards
+
+
+def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
+    """Max pooling with padding 1; output sizes round down, or up with `ceil`.
+
+    Where several neighbours are the largest, the first of them gets the gradient, as in torch. XLA's own
+    form makes maps of the indices of all pixels for it: four of them on CPUs, two on GPUs.
+
+    Args:
+        x: (B, H, W, C) floats; canvases are zero outside of their images, and the images not negative.
+        ceil: as torch's `ceil_mode`.
+
+    Returns:
+        (B, H', W', C). Where rows are split over devices they stay so: H' is H / 2.
+    """
+    if row_shards(x) > 1:
+        # XLA exchanges the rows. One more column of padding adds a window when the size is even, and none
+        # when it is odd.
+        return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1 + int(ceil))])
+    return _max_pool(x, x.shape[1:3], ceil)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x, size, ceil):
+    return functools.reduce(jnp.maximum, _neighbours(x, size, ceil))
+
+
+def _forward(x, size, ceil):
+    neighbours = _neighbours(x, size, ceil)
+    largest = jax.lax.optimization_barrier(functools.reduce(jnp.maximum, neighbours))
+    first = jnp.full(largest.shape, 8, jnp.uint8)
+    for i in reversed(range(8)):
+        first = jnp.where(neighbours[i] == largest, jnp.uint8(i), first)
+    return largest, jax.lax.optimization_barrier(first)
+
+
+def _backward(size, ceil, first, gradient):
+    batch, height, width, channels = first.shape
+    of = lambda i, j: jnp.where(first == 3 * i + j, gradient, 0)
+    # An even row is the middle one of a window, an odd row the last of a window and the first of the next.
+    rows = lambda j: (of(1, j), of(2, j) + _next(of(0, j), 1))
+    before, middle, after = map(rows, range(3))
+    pixels = [(middle[i], after[i] + _next(before[i], 2)) for i in range(2)]  # [row][column], even and odd
+    x = jnp.stack([jnp.stack(row, 3) for row in pixels], 2).reshape(batch, 2 * height, 2 * width, channels)
+    return (x[:, : size[0], : size[1]],)
+
+
+_max_pool.defvjp(_forward, _backward)
+
+
+def _next(x, axis):
+    """What lies behind each element along an axis, 0 behind the last."""
+    shift = [(0, 0, 0)] * 4
+    shift[axis] = (-1, 1, 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), shift)
+
+
+def _neighbours(x, size, ceil):
+    """The nine pixels of each window: (B, H', W', C) each, row by row."""
+    height, width = ((n - 1 + int(ceil)) // 2 + 1 for n in size)
+    # A row and a column more than windows reach where sizes are odd or rounded down.
+    x = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=-jnp.inf)
+    every_second = lambda y, i, n, axis: jax.lax.slice_in_dim(y, i, i + 2 * n - 1, 2, axis)
+    return [every_second(every_second(x, i, height, 1), j, width, 2) for i in range(3) for j in range(3)]

@@ -1,0 +1,69 @@
+"""Matrix products of feature maps with small kernels, and gradients of them that are fast on CPUs."""
+
+import jax
+
+from ann_jax.kernels.forms import by_platform
+from ann_jax.parallel.mesh import row_shards
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(..., C) @ (C, D) -> (..., D)."""
+    # Merging axes, as the form for CPUs does, would gather rows that are split over devices.
+    return x @ kernel if row_shards(x) > 1 else _product(x, kernel)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    return by_platform(x, kernel, cpu=_flat_forward, default=_plain_forward)
+
+
+def _forward(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _backward(residual, gradient):
+    return by_platform(*residual, gradient, cpu=_flat_backward, default=_plain_backward)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _plain_forward(x, kernel):
+    return x @ kernel
+
+
+def _plain_backward(x, kernel, gradient):
+    return jax.vjp(_plain_forward, x, kernel)[1](gradient)
+
+
+def _flat(x):
+    """For gradients of arrays of more than two axes XLA would transpose copies of them."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _flat_forward(x, kernel):
+    return (_flat(x) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+def _flat_backward(x, kernel, gradient):
+    shape, (inputs, features) = x.shape, kernel.shape
+    # Behind a barrier, or x might be transposed long before.
+    x, gradient = jax.lax.optimization_barrier((_flat(x), _flat(gradient)))
+    if len(x) * (inputs + features) <= 1.5 * kernel.size:  # maps to transpose, beside the kernel
+        of_input = times_transposed(gradient, kernel).T
+    else:
+        of_input = gradient @ kernel.T
+    rows = jax.lax.optimization_barrier(x.T) if inputs > features else x.T
+    # Behind both, an optimizer updates the kernel in place; XLA would copy it first.
+    of_input, of_kernel = jax.lax.optimization_barrier((of_input, rows @ gradient))
+    return of_input.reshape(shape), of_kernel
+
+
+def times_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(N, D), (C, D) -> (C, N), which is x @ kernel.T, transposed; for CPUs.
+
+    XLA's product with a transposed matrix may take twice as long there as with one as it lies in memory. Here
+    the maps are transposed, which pays where they are smaller than kernels.
+    """
+    barrier = jax.lax.optimization_barrier
+    return barrier(kernel @ barrier(x.T))

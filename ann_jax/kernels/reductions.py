@@ -1,0 +1,66 @@
+"""Sums of many terms, whose forms for CPUs keep their digits without putting the terms into memory."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ann_jax.kernels.forms import by_platform
+from ann_jax.parallel.mesh import row_shards
+
+# Of a sum of more terms than these XLA's CPU backend makes a tree, for the sake of its digits, and puts all
+# terms into memory first. Of fewer it computes the terms as it adds them up.
+TERMS = 32
+COLUMNS = 8  # of a row at a time: sums of few sums of few terms lose few digits
+
+
+def sum_pixels(x: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (C,)."""
+    if row_shards(x) > 1:  # XLA sums over the shards
+        return _plain_sum(x)
+    return by_platform(x, cpu=_sum_by_columns, default=_plain_sum)
+
+
+def _plain_sum(x):
+    return x.sum((0, 1, 2))
+
+
+def _sum_by_columns(x):
+    parts = (x[:, :, i : i + COLUMNS].sum(2) for i in range(0, x.shape[2], COLUMNS))
+    return jax.lax.optimization_barrier(sum(parts)).sum((0, 1))
+
+
+def sum_of_squares(x: jax.Array) -> jax.Array:
+    """Of all elements: (...) -> ()."""
+    return by_platform(x, cpu=_squares_by_factors, default=_plain_squares)
+
+
+def _plain_squares(x):
+    return jnp.square(x).sum()
+
+
+def _squares_by_factors(x):
+    x = jnp.square(x)
+    while (terms := math.gcd(x.size, TERMS)) > 1:
+        x = jax.lax.optimization_barrier(x.reshape(terms, -1).sum(0))
+    return x.sum()
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The norm of the vector of all elements of all arrays: ()."""
+    leaves = jax.tree.leaves(tree)
+    vectors = [x for x in leaves if x.ndim == 1]
+    squares = sum(sum_of_squares(x) for x in leaves if x.ndim != 1)
+    if vectors:
+        squares += by_platform(vectors, cpu=_squares_of_vectors, default=_plain_squares_of_vectors)
+    return jnp.sqrt(squares)
+
+
+def _plain_squares_of_vectors(vectors):
+    return sum(map(_plain_squares, vectors))
+
+
+def _squares_of_vectors(vectors):
+    # To compile hundreds of short sums takes seconds.
+    return _squares_by_factors(jax.lax.optimization_barrier(jnp.concatenate(vectors)))

@@ -1,0 +1,181 @@
+"""Bilinear resizing of (B, H, W, C) arrays without antialiasing, equal to torch's `interpolate`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from ann_jax.kernels.masking import Size, per_image, size_of
+from ann_jax.parallel.mesh import row_shards
+
+# Rows that a shard needs of its neighbours to resize: two maps of one image, whose sizes were rounded at each
+# stage, lie less than two rows of the input apart.
+HALO = 2
+
+
+def resize(x: jax.Array, size: Size, canvas: tuple[int, int], target: Size, align_corners: bool) -> jax.Array:
+    """Resizes between two maps of the same images.
+
+    Args:
+        x: (B, H, W, C) canvases; computed in float32.
+        size: of the images on them.
+        canvas: height and width of the result. Where rows are split over devices, its height is the same
+            multiple of H as that of the images, but for the rounding of their sizes.
+        target: sizes of the resized images; what lies outside of them is not defined.
+        align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
+
+    Returns:
+        (B, *canvas, C) array in the dtype of x.
+    """
+    if row_shards(x) > 1:
+        return _resize_over_shards(x, size, canvas, target, align_corners)
+    if size is None and target is None:
+        return resize_bilinear(x, canvas, align_corners)
+    return resize_images(x, size, canvas, target, align_corners).astype(x.dtype)
+
+
+def _linear_weights(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the two neighbours of each output sample, and the weight of the second."""
+    target = np.arange(n_out, dtype=np.float32)
+    # float32 arithmetic on purpose: torch computes positions so, and the last digits depend on it.
+    if align_corners:
+        source = target * np.float32((n_in - 1) / (n_out - 1) if n_out > 1 else 0)
+    else:
+        source = np.maximum((target + np.float32(0.5)) * np.float32(n_in / n_out) - np.float32(0.5), 0)
+    low = np.minimum(source.astype(np.int32), n_in - 1)
+    return low, np.minimum(low + 1, n_in - 1), (source - low).astype(np.float32)
+
+
+def linear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """(n_out, n_in) float32 matrix that resizes one axis as `resize_bilinear` does."""
+    low, high, weight = _linear_weights(n_in, n_out, align_corners)
+    matrix = np.zeros((n_out, n_in), np.float32)
+    np.add.at(matrix, (np.arange(n_out), low), 1 - weight)
+    np.add.at(matrix, (np.arange(n_out), high), weight)
+    return matrix
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+    """Resizes images that fill their array, as torch's `interpolate(mode='bilinear', align_corners=...)`.
+
+    Args:
+        x: (B, H, W, C) array; computed in float32.
+        size: height and width of the result.
+        align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
+
+    Returns:
+        (B, *size, C) array in the dtype of x.
+    """
+    out = x.astype(jnp.float32)
+    for axis in (1, 2):
+        low, high, weight = _linear_weights(x.shape[axis], size[axis - 1], align_corners)
+        weight = np.expand_dims(weight, [i for i in range(4) if i != axis])
+        first = jnp.take(out, low, axis, indices_are_sorted=True, mode='clip')
+        second = jnp.take(out, high, axis, indices_are_sorted=True, mode='clip')
+        out = first + (second - first) * weight
+    return out.astype(x.dtype)
+
+
+def _resize_forward(x, size, align_corners):
+    # An empty array carries the shape and dtype of x to the backward pass without keeping x alive.
+    return resize_bilinear(x, size, align_corners), jnp.empty((*x.shape[1:3], 0), x.dtype)
+
+
+def _resize_backward(size, align_corners, residual, gradient):
+    # The gradient of a gather is a scatter, slow on every device; two matrix products are the same map.
+    height, width = residual.shape[:2]
+    rows = linear_matrix(height, size[0], align_corners)
+    columns = linear_matrix(width, size[1], align_corners)
+    gradient = gradient.astype(jnp.float32)
+    gradient = jnp.einsum('pw,bopc->bowc', columns, gradient, precision='highest')
+    gradient = jnp.einsum('oh,bowc->bhwc', rows, gradient, precision='highest')
+    return (gradient.astype(residual.dtype),)
+
+
+resize_bilinear.defvjp(_resize_forward, _resize_backward)
+
+
+def resize_images(
+    x: jax.Array,
+    size: Size,
+    canvas: tuple[int, int],
+    target: Size,
+    align_corners: bool,
+    flip: bool = False,
+) -> jax.Array:
+    """Resizes images on canvases, each as torch's `interpolate` would resize it alone.
+
+    Args:
+        x: (B, H, W, C) canvases; computed in float32.
+        size: of the images on them.
+        canvas: height and width of the result.
+        target: sizes of the resized images on it; what lies outside repeats the border.
+        align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
+        flip: mirror the images left to right.
+
+    Returns:
+        (B, *canvas, C) float32.
+    """
+    rows, columns = _matrices(x.shape, size, canvas, target, align_corners, flip)
+    x = jnp.einsum('bow,bhwc->bhoc', columns, x.astype(jnp.float32), precision='highest')
+    return jnp.einsum('boh,bhwc->bowc', rows, x, precision='highest')
+
+
+def _matrices(shape, size, canvas, target, align_corners, flip=False):
+    """What resizes the heights and the widths of images: (B, n_out, n_in) each."""
+    size, target = size_of(shape, size), size_of((shape[0], *canvas), target)
+    matrices = []
+    for axis in (0, 1):
+        lengths = (per_image(each[axis], shape[0]) for each in (size, target))
+        mirror = flip and axis == 1
+        matrices.append(linear_rows(shape[axis + 1], canvas[axis], *lengths, align_corners, mirror))
+    return matrices
+
+
+def linear_rows(
+    n_in: int, n_out: int, length: jax.Array, target: jax.Array, align_corners: bool, flip: bool = False
+) -> jax.Array:
+    """(B, n_out, n_in) matrices that resize the first `length` (B,) positions to the first `target` (B,)."""
+    length, target = (n.astype(jnp.float32)[:, None] for n in (length, target))
+    i = jnp.arange(n_out, dtype=jnp.float32)
+    i = target - 1 - i if flip else i
+    if align_corners:
+        source = i * ((length - 1) / jnp.maximum(target - 1, 1))
+    else:
+        source = (i + 0.5) * (length / target) - 0.5
+    source = jnp.clip(source, 0, length - 1)
+    # The two neighbours weigh one less their distance; nothing else is that near.
+    return jnp.maximum(1 - jnp.abs(source[..., None] - jnp.arange(n_in, dtype=jnp.float32)), 0)
+
+
+def _resize_over_shards(x, size, canvas, target, align_corners):
+    """`resize_images` shard by shard: a shard's result is made of its own rows and its neighbours'."""
+    shards = row_shards(x)
+    own = x.shape[1] // shards
+    rows, columns = _matrices(x.shape, size, canvas, target, align_corners)
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (HALO, HALO)))
+
+    def local(x, rows, columns):
+        start = jax.lax.axis_index('space') * own
+        rows = jax.lax.dynamic_slice_in_dim(rows, start, own + 2 * HALO, 2)
+        y = _with_neighbours(x.astype(jnp.float32), shards)
+        y = jnp.einsum('boh,bhwc->bowc', rows, y, precision='highest')
+        return jnp.einsum('bow,bhwc->bhoc', columns, y, precision='highest').astype(x.dtype)
+
+    split = P('data', 'space')
+    return jax.shard_map(local, in_specs=(split, split, P('data')), out_specs=split)(x, rows, columns)
+
+
+def _with_neighbours(x, shards):
+    """(B, h + 2 * HALO, W, C): a shard's rows between those of its neighbours, zeros beyond the canvas."""
+    own, parts = x.shape[1], [x]
+    for hop in range(1, -(-HALO // own) + 1):  # a shard of one row lies two hops from the rows it needs
+        count = min(own, HALO - (hop - 1) * own)
+        down = [(i, i + hop) for i in range(shards - hop)]
+        above = jax.lax.ppermute(x[:, own - count :], 'space', down)
+        below = jax.lax.ppermute(x[:, :count], 'space', [(j, i) for i, j in down])
+        parts = [above, *parts, below]
+    return jnp.concatenate(parts, 1)

@@ -1,0 +1,129 @@
+"""Winograd's F(2x2, 3x3) (Lavin and Gray 2016): 3x3 convolutions of stride 1 by 4 products per result, not 9.
+
+A map is cut into tiles of 2 x 2 results, each from 4 x 4 pixels `dilation` apart. The 16 factors of all tiles
+are 16 matrices (tiles, C), those of a kernel are 16 matrices (C, D). Tiles with no result in the map are left
+out: along 17 pixels, of which those 4 apart are neighbours, there are 9, where whole groups of 8 make it 12.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Of four neighbours along an axis to the four factors, of three weights to the other four, and of their
+# products to two results.
+_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
+
+
+def winograd(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+    """(B, H, W, C), (3, 3, C, D) -> (B, H, W, D), zeros around x.
+
+    The kernel is transformed as it is used, a row of four matrices at a time.
+    """
+    return _results(_tiles_of_results(x, kernel, dilation, lambda f, k: f @ k), x.shape, dilation)
+
+
+def winograd_input_gradient(gradient: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+    """The gradient of x (B, H, W, C) from that of the result (B, H, W, D) and the kernel (3, 3, C, D).
+
+    It is the convolution with the kernel reversed and transposed; the maps are transposed in its place, since
+    they are smaller.
+    """
+    transposed = lambda f, k: k @ jax.lax.optimization_barrier(f.T)
+    parts = _tiles_of_results(gradient, kernel, dilation, transposed, reverse=True)
+    parts = jax.tree.map(jnp.transpose, jax.lax.optimization_barrier(parts))
+    return _results(parts, gradient.shape, dilation)
+
+
+def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 1) -> jax.Array:
+    """The gradient of the kernel (3, 3, C, D) from x (B, H, W, C) and that of the result (B, H, W, D).
+
+    The linear maps of `winograd` and `winograd_kernel`, transposed and in the opposite order.
+    """
+    number, x = tiles(x.shape, dilation), _padded(x, dilation)
+    sums = []
+    for inputs, outputs in zip(_INPUT, _OUTPUT.T, strict=True):
+        if sums:
+            x, gradient, sums[-1] = jax.lax.optimization_barrier((x, gradient, sums[-1]))
+        factors = _factors(x, inputs, dilation, number), _result_factors(gradient, outputs, dilation)
+        pairs = zip(*jax.lax.optimization_barrier(factors), strict=True)
+        sums.append(_combine(_KERNEL.T, [f.T @ g for f, g in pairs]))
+    columns = [_combine(_KERNEL.T, [row[j] for row in sums]) for j in range(3)]
+    return jnp.stack([jnp.stack([column[i] for column in columns]) for i in range(3)])
+
+
+def tiles(shape: tuple[int, ...], dilation: int) -> tuple[int, int]:
+    """Tiles of a map (B, H, W, C) along each axis: the first half of each 2 `dilation` pixels begin one."""
+    return tuple(n // (2 * dilation) * dilation + min(n % (2 * dilation), dilation) for n in shape[1:3])
+
+
+def _columns(kernel, i):
+    """Of a kernel (3, 3, C, D), the three matrices that row `i` of the sixteen is made of."""
+    return [_combine(_KERNEL[i : i + 1], [kernel[row][j] for row in range(3)])[0] for j in range(3)]
+
+
+def _tiles_of_results(x, kernel, d, product, reverse=False):
+    """The results of all tiles, of their columns and rows of two: [column][row], the products' shape each."""
+    number, x = tiles(x.shape, d), _padded(x, d)
+    order = (3, 1, 2, 0) if reverse else range(4)  # a reversed kernel has the outer two of four swapped
+    sums = []
+    for i, weights in zip(order, _INPUT, strict=True):
+        # A row after the other, since sixteen factors and products at once take much memory, and none of the
+        # kernel before the map is there, since it would not lie in the cache any more.
+        x, kernel, *sums[-1:] = jax.lax.optimization_barrier((x, kernel, *sums[-1:]))
+        # So much at a time lies in the cache until it is used.
+        row = _combine(_KERNEL, jax.lax.optimization_barrier(_columns(kernel, i)))
+        factors = _factors(x, weights, d, number)
+        sums.append(_combine(_OUTPUT, [product(f, row[j]) for f, j in zip(factors, order, strict=True)]))
+    return [_combine(_OUTPUT, [row[j] for row in sums]) for j in range(2)]
+
+
+def _results(y, shape, d):
+    """The map (B, H, W, D) of the `shape` of one with the same B, H and W, from its tiles."""
+    batch, height, width, _ = shape
+    rows, columns = tiles(shape, d)
+    groups = -(-rows // d), -(-columns // d)
+
+    def part(i, j):
+        part = y[j][i].reshape(batch, rows, columns, -1)
+        beyond = (0, groups[0] * d - rows), (0, groups[1] * d - columns)
+        return jnp.pad(part, ((0, 0), *beyond, (0, 0))).reshape(batch, groups[0], d, groups[1], d, -1)
+
+    y = jnp.stack([jnp.stack([part(i, j) for j in range(2)], 4) for i in range(2)], 2)
+    return y.reshape(batch, 2 * groups[0] * d, 2 * groups[1] * d, -1)[:, :height, :width]
+
+
+def _padded(x, d):
+    """A map with zeros around it, so that all tiles lie in it."""
+    after = lambda n: d + -n % (2 * d)
+    return jnp.pad(x, ((0, 0), (d, after(x.shape[1])), (d, after(x.shape[2])), (0, 0)))
+
+
+def _factors(x, weights, d, number):
+    """Four of the sixteen factors of all tiles of a padded map: (tiles, C) each."""
+    part = _combine([weights], [_of_tiles(x, 1, i, d, number) for i in range(4)])[0]
+    factors = _combine(_INPUT, [_of_tiles(part, 2, j, d, number) for j in range(4)])
+    return [f.reshape(-1, x.shape[-1]) for f in factors]
+
+
+def _result_factors(y, weights, d):
+    """What the gradient of a result sends to four of the sixteen products of all tiles: (tiles, D) each."""
+    number, after = tiles(y.shape, d), lambda n: (0, -n % (2 * d))
+    y = jnp.pad(y, ((0, 0), after(y.shape[1]), after(y.shape[2]), (0, 0)))
+    part = _combine([weights], [_of_tiles(y, 1, i, d, number) for i in range(2)])[0]
+    factors = _combine(_OUTPUT.T, [_of_tiles(part, 2, j, d, number) for j in range(2)])
+    return [f.reshape(-1, y.shape[-1]) for f in factors]
+
+
+def _of_tiles(x, axis, i, d, number):
+    """Pixel `i` of each tile along an axis of a map: d of each 2 d pixels, from pixel i d on."""
+    x = x.reshape(*x.shape[:axis], -1, d, *x.shape[axis + 1 :])
+    x = jax.lax.slice_in_dim(x, i, None, 2, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(x, 0, number[axis - 1], 1, axis)
+
+
+def _combine(matrix, parts):
+    """The product of a small matrix of mostly 0 and 1 with a list of arrays."""
+    return [sum(p if c == 1 else c * p for c, p in zip(row, parts, strict=True) if c) for row in matrix]

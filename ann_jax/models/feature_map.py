@@ -1,0 +1,88 @@
+"""A feature map that knows which part of each image's canvas is real.
+
+One mechanism for three cases: images of several sizes in a batch, images whose rows are split over devices,
+and heights that these devices do not divide.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from ann_jax.kernels import masking
+from ann_jax.kernels.masking import Size
+from ann_jax.kernels.resizing import resize
+from ann_jax.parallel.arrays import split_rows
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features, or an image, and the sizes of what is real.
+
+    What lies outside of the images is not defined. Layers that look beyond a pixel see zeros there (`clean`),
+    and statistics, anchors and resizing leave it out.
+
+    Attributes:
+        array: (B, H, W, C); each image at the top left.
+        size: heights and widths, each a number for all images or (B,) int32; None where images fill `array`.
+    """
+
+    array: jax.Array
+    size: Size = None
+
+    @classmethod
+    def of(cls, x: 'FeatureMap | jax.Array', size: Any = None) -> 'FeatureMap':
+        """An array as a map; a map as it is.
+
+        Args:
+            x: (B, H, W, C).
+            size: a pair, see `Size`, or (B, 2); numbers that fill the array count as None.
+        """
+        if isinstance(x, cls):
+            return x
+        if size is not None and not isinstance(size, tuple):
+            size = masking.pair(size)
+        if size is not None and all(isinstance(length, int) for length in size):
+            size = None if size == x.shape[1:3] else size
+        return cls(x, size)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.array.shape[-1]
+
+    def clean(self) -> jax.Array:
+        """The array, with zeros outside of the images."""
+        return masking.clean(self.array, self.size)
+
+    def with_array(self, array: jax.Array) -> 'FeatureMap':
+        """Other features of the same pixels."""
+        return FeatureMap(array, self.size)
+
+    def strided(self, array: jax.Array, stride: int) -> 'FeatureMap':
+        """The result of a convolution of this map with symmetric padding."""
+        return FeatureMap.of(array, masking.strided(self.size, stride))
+
+    def resized(self, like: 'FeatureMap', align_corners: bool) -> 'FeatureMap':
+        """Resized to another map of the same images, see `kernels.resizing.resize`."""
+        canvas = like.array.shape[1:3]
+        return FeatureMap(resize(self.array, self.size, canvas, like.size, align_corners), like.size)
+
+    def split_over_devices(self, canvas_height: Any) -> 'FeatureMap':
+        """The map with its rows split over the devices of an image, see `parallel.arrays.split_rows`."""
+        array = split_rows(self.array, canvas_height)
+        return FeatureMap.of(array, self.size or self.array.shape[1:3])
+
+    def tree_flatten(self) -> tuple:
+        """Sizes that are numbers are part of the structure."""
+        known = self.size and tuple(n if isinstance(n, int) else None for n in self.size)
+        unknown = tuple(n for n in self.size or () if not isinstance(n, int))
+        return (self.array, *unknown), known
+
+    @classmethod
+    def tree_unflatten(cls, known: Any, children: Any) -> 'FeatureMap':
+        """The reverse."""
+        array, *unknown = children
+        lengths = iter(unknown)
+        return cls(array, known and tuple(next(lengths) if n is None else n for n in known))

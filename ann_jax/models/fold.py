@@ -1,0 +1,110 @@
+"""Normalisation merged into convolutions: variables of the same network, with less to compute.
+
+    model, variables = model.clone(folded=True), fold(model, variables)
+    logits = model.apply(variables, image).main
+
+Every variable must have its place in the folded network. A backbone from elsewhere is folded where it is made
+of `ConvBN` and hands `folded` on to them; one without that field runs as it is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ann_jax.errors import DataError
+from ann_jax.models.ann import ANN
+from ann_jax.models.initializers import shape_variables
+from ann_jax.models.layers import EPSILON
+from ann_jax.models.resnet import ResNet
+
+AUXILIARY = ('aux_bottleneck', 'aux_classifier')
+# A convolution -> the normalisation behind it, in `ConvBN`; then those of `ResNet` and `Attention`.
+PAIRS = {'conv': 'bn'}
+MORE_PAIRS = {'downsample_0': 'downsample_1', 'out': 'out_bn'} | {f'conv{i}': f'bn{i}' for i in (1, 2, 3)}
+
+
+def fold(model: ANN, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a network for its inference, in `folded=True`.
+
+    Every kernel with a batch normalisation behind it takes its scale, and what is left of the normalisation
+    is a bias. W_o takes the half of the kernel behind it that is for the response: no non-linearity lies
+    between them, and AFNB loses half of its 4096 -> 2048 convolution. The auxiliary head is left out.
+
+    Computed in float64 on the host, then rounded to the model's dtype; the classifier stays float32.
+
+    Args:
+        model: the trained network, folded or not.
+        variables: its parameters and running statistics.
+
+    Raises:
+        DataError: a variable has no place in the network, or a place has no variable.
+    """
+    variables = {path: leaf for path, leaf in _flatten(variables).items() if path[1] not in AUXILIARY}
+    folded = dict(variables)
+    for *parents, name, leaf in variables:
+        norm = (*parents, _pairs(model, parents).get(name))
+        if leaf == 'kernel' and (*norm, 'scale') in folded:
+            _merge_norm(folded, (*parents, name), norm)
+    for block in ('fusion', 'context'):
+        _merge_projection(folded, ('params', block))
+    _refuse_others(model.clone(folded=True), folded)
+    rounded = {path: _rounded(model, path, leaf) for path, leaf in folded.items()}
+    return traverse_util.unflatten_dict(rounded)
+
+
+def _flatten(variables):
+    return traverse_util.flatten_dict({key: dict(tree) for key, tree in variables.items()})
+
+
+def _pairs(model, parents):
+    """Convolution -> normalisation, of the children of a module; in other backbones those of `ConvBN`."""
+    if 'backbone' not in parents or isinstance(model.backbone, ResNet):
+        return PAIRS | MORE_PAIRS
+    return PAIRS if hasattr(model.backbone, 'folded') else {}
+
+
+def _merge_norm(flat, conv, norm):
+    """Replaces kernel, bias and normalisation by a kernel and what is left of the normalisation, a bias."""
+    mean, var = (np.float64(flat.pop(('batch_stats', *norm[1:], key))) for key in ('mean', 'var'))
+    scale, shift = (np.float64(flat.pop((*norm, key))) for key in ('scale', 'bias'))
+    gain = scale / np.sqrt(var + EPSILON)
+    bias = (np.float64(flat.pop((*conv, 'bias'), 0)) - mean) * gain + shift
+    flat[*conv, 'kernel'] = np.float64(flat[*conv, 'kernel']) * gain
+    # W_o keeps its bias, which has no normalisation behind it any more.
+    flat[(*conv, 'bias') if conv[-1] == 'out' else (*norm, 'bias')] = bias
+
+
+def _merge_projection(flat, block):
+    """Merges W_o of each attention of a block with its half of the kernel behind it (Eq. 11 and 17)."""
+    outs = [path[:-1] for path in flat if path[:2] == block and path[-2:] == ('out', 'kernel')]
+    kernel, bias = (*block, 'project', 'conv', 'kernel'), (*block, 'project', 'bn', 'bias')
+    if not outs or not {(*outs[0], 'bias'), kernel, bias} <= flat.keys():
+        return  # no attention, merged already, or not ours
+    response, passed = np.split(np.float64(flat[kernel][0, 0]), [flat[*outs[0], 'kernel'].shape[-1]])
+    for out in outs:
+        flat[bias] = flat[bias] + np.float64(flat.pop((*out, 'bias'))) @ response
+        flat[*out, 'kernel'] = np.float64(flat[*out, 'kernel']) @ response
+    flat[kernel] = passed[None, None]
+
+
+def _refuse_others(model, flat):
+    """Every variable is one that the folded network reads, and the other way round."""
+    expected = {path: leaf.shape for path, leaf in _flatten(shape_variables(model)).items()}
+    found = {path: np.shape(leaf) for path, leaf in flat.items()}
+    lines = []
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
+            has, wants = found.get(path, 'absent'), expected.get(path, 'no place for it')
+            lines.append(f'{"/".join(path)}: {has}, the network has {wants}')
+    if lines:
+        more = f'\n  and {len(lines) - 8} more' if len(lines) > 8 else ''
+        raise DataError('cannot fold the variables:\n  ' + '\n  '.join(lines[:8]) + more)
+
+
+def _rounded(model, path, leaf):
+    if path[1] == 'backbone' and not hasattr(model.backbone, 'folded'):
+        return jnp.asarray(leaf)
+    return jnp.asarray(leaf, jnp.float32 if path[1] == 'classifier' else model.dtype)

@@ -1,0 +1,1 @@
+"""What the command does: each mode takes a config and a workdir."""

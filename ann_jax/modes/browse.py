@@ -1,0 +1,90 @@
+"""--mode=browse: a contact sheet of samples as training sees them, with their labels drawn over them."""
+
+import contextlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from ann_jax import build
+from ann_jax.data.pipeline import train_batches
+from ann_jax.inference import pictures
+from ann_jax.typing import IGNORE
+
+ROWS, COLUMNS = 4, 4  # of samples; each is an image beside the same with its label
+CELL = 320  # pixels of the longer side of a picture
+GAP = 4
+
+
+def browse(config: ConfigDict, workdir: Path) -> Path:
+    """Writes workdir/browse.png: the first augmented samples of training, and a legend of their classes.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: the dataset cannot be used.
+    """
+    source = build.source(config, config.dataset.train_split)
+    batches = train_batches(
+        source,
+        build.augment(config),
+        batch_size=ROWS * COLUMNS,
+        seed=config.seed,
+        num_threads=config.loader.threads,
+        prefetch=1,
+    )
+    with contextlib.closing(batches):
+        batch = next(batches)
+    picture = sheet(batch['image'], batch['label'], source.dataset.classes, source.dataset.colors)
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = workdir / 'browse.png'
+    Image.fromarray(picture).save(file)
+    print(f'{ROWS * COLUMNS} of {len(source)} samples, image and label side by side: {file}')
+    return file
+
+
+def sheet(images: np.ndarray, labels: np.ndarray, classes, colors) -> np.ndarray:
+    """Lays samples out in a grid above a legend of the classes that they show.
+
+    Args:
+        images: (B, H, W, 3) uint8 RGB.
+        labels: (B, H, W) uint8.
+        classes: names.
+        colors: RGB of each.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    height, width = labels.shape[1:]
+    scale = min(1.0, CELL / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    cells = []
+    for image, label in zip(images, labels, strict=True):
+        drawn = pictures.overlay(image, label, colors)
+        pair = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in (image, drawn)]
+        cells.append(_frame(np.concatenate(pair, 1)))
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % COLUMNS)
+    rows = [np.concatenate(cells[i : i + COLUMNS], 1) for i in range(0, len(cells), COLUMNS)]
+    grid = np.concatenate(rows, 0)
+    shown = [i for i in np.unique(labels).tolist() if i != IGNORE]
+    legend = _legend([(classes[i], colors[i]) for i in shown], grid.shape[1])
+    return np.concatenate([grid, legend], 0)
+
+
+def _frame(picture):
+    return cv2.copyMakeBorder(picture, GAP, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+
+
+def _legend(entries, width, line=20, entry=170):
+    per_line = max(1, width // entry)
+    legend = np.full((line * -(-len(entries) // per_line) + GAP, width, 3), 255, np.uint8)
+    for number, (name, color) in enumerate(entries):
+        x, y = number % per_line * entry + GAP, number // per_line * line
+        cv2.rectangle(legend, (x, y + 2), (x + 14, y + line - 4), tuple(map(int, color)), -1)
+        cv2.putText(
+            legend, name[:20], (x + 20, y + 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA
+        )
+    return legend

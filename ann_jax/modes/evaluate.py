@@ -1,0 +1,52 @@
+"""--mode=evaluate: scores trained weights on the evaluation split."""
+
+import contextlib
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ann_jax import build
+from ann_jax.errors import ConfigError
+from ann_jax.evaluation.report import Report
+from ann_jax.modes.trained import open_trained
+from ann_jax.parallel.processes import is_main
+from ann_jax.runs.record import Record
+from ann_jax.typing import Backbone, Source
+
+
+def evaluate(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    eval_source: Source | None = None,
+    backbone: Backbone | None = None,
+) -> None:
+    """Evaluates the best checkpoint of the workdir, or without one the weights of `init.from`.
+
+    The network and its input are those the weights were trained with, whatever the config says.
+
+    Args:
+        config: of the run.
+        workdir: its folder.
+        eval_source, backbone: in place of those that the config names.
+
+    Raises:
+        DataError: the dataset cannot be used.
+        ConfigError: there are no weights, or they tell other classes than the dataset has.
+    """
+    weights, path = open_trained(config, workdir, backbone)
+    mesh = build.mesh(config)
+    evaluation = build.evaluation(config, mesh, eval_source, backbone)
+    dataset = evaluation.source.dataset
+    if len(weights.classes) != dataset.num_classes:
+        raise ConfigError(
+            f'{path} tells {len(weights.classes)} classes, but {dataset.name} has {dataset.num_classes}: '
+            'train its classifier first'
+        )
+    step = weights.source.get('step', 0)
+    with contextlib.closing(Record(workdir, silent=not is_main())) as record:
+        report = Report(record, dataset.classes, dataset.colors)
+        scores = evaluation.run(weights.variables, step, config.dataset.eval_split, report)
+    if is_main():
+        print(report.table(scores))
+        print(f'{path} at step {step}, {len(evaluation.source)} images; written to {workdir}')

@@ -1,0 +1,187 @@
+"""--mode=predict: segments images of a folder, and writes what is asked for; also Cityscapes submissions."""
+
+import glob
+import itertools
+import os
+import re
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from ann_jax import build
+from ann_jax.data.classes import DATASETS
+from ann_jax.data.datasets import read_label
+from ann_jax.errors import ConfigError, DataError, SaveError, unknown
+from ann_jax.inference import pictures
+from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, Segmenter, find_images
+from ann_jax.modes.trained import open_trained
+from ann_jax.typing import Backbone
+
+OUTPUTS = ('ids', 'colors', 'overlays', 'probabilities', 'panels', 'submission')
+CITYSCAPES_SIZE = (1024, 2048)
+
+
+def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = None) -> int:
+    """Segments every image that `predict.input` names.
+
+    Args:
+        config: of the run.
+        workdir: its folder.
+        backbone: the one of the weights, if it is not of this package.
+
+    Returns:
+        Exit status: 0, or 1 if an image could not be used.
+
+    Raises:
+        ConfigError: there is nothing to read, or an output is unknown.
+        DataError: no image could be used, or the submission would not be accepted.
+        SaveError: a file cannot be written.
+    """
+    c = config.predict
+    kinds = [name.strip() for name in c.write.split(',')]
+    for name in kinds:
+        if name not in OUTPUTS:
+            raise ConfigError(unknown('predict.write', name, OUTPUTS))
+    if 'panels' in kinds:
+        if not Path(c.truth or 'unset').expanduser().is_dir():
+            raise ConfigError(
+                f'predict.write=panels needs --config.predict.truth=FOLDER of labels: {c.truth!r} is none'
+            )
+        build.dataset(config)  # says what labels mean, and fails if it cannot
+    kinds.sort(key='panels'.__eq__)  # last, for a truth may be missing
+    out = Path(c.output or workdir / 'predictions').expanduser()
+    files, root = _files(config)
+    weights, source = open_trained(config, workdir, backbone)
+    count = DATASETS['cityscapes'].num_classes
+    if 'submission' in kinds and len(weights.classes) != count:
+        raise ConfigError(
+            f'predict.write=submission takes the {count} classes of Cityscapes, not the '
+            f'{len(weights.classes)} of {source}'
+        )
+    segmenter = Segmenter(
+        weights,
+        dtype=config.model.dtype,
+        space=config.mesh.space,
+        backbone=backbone,
+        **{name: config.eval[name] for name in PROTOCOL_SETTINGS},
+    )
+    # Images such as a.jpg and a.png, which would be written under one name.
+    stems = Counter(path.relative_to(root).with_suffix('') for path in files)
+    clashing = {stem for stem, count in stems.items() if count > 1}
+    errors, done = [], 0
+    results = segmenter.stream(files, errors)
+    with tqdm(total=len(files), desc='predict', unit='image') as bar:
+        for result in results:
+            done += 1
+            try:
+                _write(result, out, kinds, root, clashing, config)
+            except DataError as error:  # of its truth
+                errors.append(str(error))
+            except OSError as error:
+                raise SaveError(f'cannot write to {out}: {error}; name a folder to write into') from error
+            bar.update(min(done + len(errors), len(files)) - bar.n)
+    for error in errors:
+        print(error)
+    if not done:
+        raise DataError(f'none of the {len(files)} images could be used')
+    if 'submission' in kinds:
+        print(f'submission written to {_zip(out / "submission", len(files))}')
+    problems = f'; {len(errors)} problems, see above' if errors else ''
+    print(f'{done} of {len(files)} images segmented; {", ".join(kinds)} written to {out}{problems}')
+    return 1 if errors else 0
+
+
+def _files(config):
+    """The images, and the folder that their names are relative to."""
+    text = config.predict.input
+    if not text and 'submission' in config.predict.write.split(','):
+        text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
+    if not text:
+        raise ConfigError(
+            '--config.predict.input=... names an image, a folder, or a pattern such as "a/*.jpg"'
+        )
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return find_images(path), path
+    if path.is_file():
+        return [path], path.parent
+    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+    if not files:
+        raise ConfigError(f'predict.input={text}: no such file, folder or pattern')
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
+    return files, Path(*fixed)
+
+
+def _write(result, out, kinds, root, clashing, config):
+    name = result.path.relative_to(root)
+    target = name.with_suffix('')
+    if target in clashing:
+        target = name.with_name(name.name.replace('.', '_'))
+
+    def place(kind, ending):
+        file = out / kind / target.with_name(target.name + ending)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+    for kind in kinds:
+        match kind:
+            case 'ids':
+                Image.fromarray(result.ids).save(place(kind, '.png'))
+            case 'colors':
+                result.colored(place(kind, '.png'))
+            case 'overlays':
+                result.overlay(place(kind, '.png'))
+            case 'probabilities':
+                np.save(place(kind, '.npy'), result.probabilities().astype(np.float16))
+            case 'panels':
+                panel = _panel(name, result, config)
+                Image.fromarray(panel).save(place(kind, '.png'))
+            case 'submission':
+                folder = out / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(DATASETS['cityscapes'].class_to_raw[result.ids]).save(
+                    folder / f'{name.stem}.png'
+                )
+
+
+def _panel(name, result, config):
+    label = read_label(Path(config.predict.truth).expanduser(), name, build.dataset(config))
+    if label.shape != result.ids.shape:
+        (height, width), (rows, columns) = result.ids.shape, label.shape
+        raise DataError(
+            f'{name} is {width}x{height} but its label in predict.truth is {columns}x{rows}: make them the '
+            'same size'
+        )
+    return pictures.panel(result.image, label, result.ids, result.colors)
+
+
+def _zip(folder, count):
+    """Checks what the server of Cityscapes checks, then zips."""
+    files = sorted(folder.glob('*.png'))
+    known = set(DATASETS['cityscapes'].class_to_raw.tolist())
+    for file in files:
+        with Image.open(file) as image:
+            ids = np.asarray(image)
+        if ids.shape != CITYSCAPES_SIZE or image.mode != 'L':
+            raise DataError(
+                f'{file} is {ids.shape} {image.mode}, the server takes {CITYSCAPES_SIZE} label ids'
+            )
+        if wrong := set(np.unique(ids).tolist()) - known:
+            raise DataError(f'{file} holds label ids {sorted(wrong)}, which are not scored')
+        if not re.match(r'[a-zA-Z-]+_\d{6}_\d{6}', file.stem):
+            raise DataError(f'{file}: the server takes names that begin with city_sequence_frame')
+    if len(files) != count:
+        raise DataError(
+            f'{folder} holds {len(files)} pictures for {count} images: mend those that cannot be read, and '
+            'empty the folder of others'
+        )
+    archive = folder.with_suffix('.zip')
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_STORED) as target:
+        for file in files:
+            target.write(file, file.name)
+    return archive

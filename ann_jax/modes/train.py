@@ -1,0 +1,263 @@
+"""The run: config -> sources -> batches -> step -> checkpoints -> evaluation -> table and pictures."""
+
+import contextlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ann_jax import __version__, build
+from ann_jax.data.pipeline import Replacing, train_batches
+from ann_jax.errors import ConfigError, SaveError
+from ann_jax.evaluation.report import Report
+from ann_jax.modes.resume import first_state
+from ann_jax.parallel.arrays import put_batch, put_flag, replicated, split_batch
+from ann_jax.parallel.mesh import check_batch_size
+from ann_jax.parallel.processes import all_agree, is_main
+from ann_jax.parallel.programs import jit
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.runs.lock import lock
+from ann_jax.runs.log import log_file, note
+from ann_jax.runs.progress import TrainLog
+from ann_jax.runs.record import Record
+from ann_jax.runs.signals import Stop, Stopped
+from ann_jax.training.accumulate import make_accumulated_step
+from ann_jax.training.state import count_parameters
+from ann_jax.training.step import make_step_parts
+from ann_jax.typing import Backbone, Source
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    train_source: Source | None = None,
+    eval_source: Source | None = None,
+    backbone: Backbone | None = None,
+    loss: Callable | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> None:
+    """Trains up to `train.steps`, from the newest whole checkpoint of the workdir if it has one.
+
+    SIGTERM and Ctrl-C end it in order, with a checkpoint of the step under way.
+
+    Args:
+        config: of the run.
+        workdir: its folder.
+        train_source, eval_source, backbone, loss, optimizer: in place of those that the config names.
+            Resuming takes the same ones.
+
+    Raises:
+        DataError: the dataset cannot be used, or no checkpoint is whole.
+        ConfigError: a setting cannot be used on these devices or with this dataset, is not that of
+            the run that the workdir holds, or another run is at work in it.
+        SaveError: a file of the run cannot be written.
+        FloatingPointError: the loss is not finite any more.
+    """
+    mesh = build.mesh(config)
+    check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
+    source = train_source or build.source(config, config.dataset.train_split)
+    # Opened now, for what is wrong with it to show before anything is written.
+    eval_source = eval_source or build.source(config, config.dataset.eval_split, limit=config.eval.limit)
+    dataset, steps = source.dataset, config.train.steps
+    loss = loss or build.loss(config, dataset.num_classes)
+    build.check_parts(config, loss)
+    schedule = None if optimizer else build.schedule(config)
+    tx = optimizer or build.optimizer(config)
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        _hold(stack, workdir)
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / 'checkpoints')))
+        newest = checkpoints.latest or 0
+        if newest > steps or (newest == steps and checkpoints.scored(newest)):
+            _print(f'{workdir} is at step {newest} of {steps}: --mode=evaluate evaluates its best checkpoint')
+            return
+        _log_start(mesh)
+        make_model = lambda: build.model(config, dataset.num_classes, backbone)
+        state, first = first_state(config, workdir, checkpoints, make_model, tx, mesh)
+        evaluation = build.evaluation(config, mesh, eval_source, backbone)
+        _log_setting(config, source, evaluation, state)
+        step = _step(config, make_model(), tx, loss, mesh)
+        facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
+        if backbone is not None:
+            facts['backbone'] = type(backbone).__name__
+        batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
+        record = Record(workdir, first + 1, silent=not is_main())
+        stack.enter_context(contextlib.closing(record))
+        report = Report(record, dataset.classes, dataset.colors)
+        record.config(config.to_dict())
+        bar = stack.enter_context(
+            tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
+        )
+        log = TrainLog(record, bar, schedule, config.train.log_every, lambda: checkpoints.latest)
+
+        def is_due(number):
+            return number == steps or number % config.train.eval_every == 0
+
+        def score(number):
+            return _score(
+                evaluation, state, number, config.dataset.eval_split, report, checkpoints, log, stop
+            )
+
+        number, scores = first, None
+        try:
+            if first and is_due(first) and not checkpoints.scored(first):
+                scores = score(first)  # the run before was stopped in this evaluation
+            for number in range(first + 1, steps + 1):
+                with log.clock('data'):
+                    batch = next(batches)
+                with log.clock('step'):
+                    state, metrics = step(state, batch, stop.requested)
+                if number == first + 1:
+                    logger.info('compiled the step in %.1f s', log.clock.take('step'))
+                    log.restart()
+                log.add(number, metrics, batch)
+                due = is_due(number)
+                if due or log.stop or number % config.train.checkpoint_every == 0:
+                    log.flush()
+                    _save(checkpoints, number, state, facts, log)
+                if log.stop:
+                    raise Stopped
+                if due:
+                    # After saving: a run that is killed while it evaluates loses no step.
+                    scores = score(number)
+        except Stopped:
+            logger.info('stopped as asked')
+            _print(f'stopped at step {number} of {steps}: the same command resumes')
+            return
+        best = checkpoints.best
+        logger.info('finished; %d steps left out, %d samples replaced', log.skipped, log.replaced)
+    _print(report.table(scores))
+    _print(f'step {steps} of {steps}, best checkpoint at step {best}; written to {workdir}')
+
+
+def _hold(stack, workdir):
+    """Takes the folder for this run, in all processes or in none, and starts its log."""
+    refusal = None
+    if is_main():
+        try:
+            stack.enter_context(lock(workdir))
+        except (ConfigError, SaveError) as error:
+            refusal = error
+    if not all_agree(refusal is None):
+        raise refusal or ConfigError(f'{workdir} was refused by process 0')
+    stack.enter_context(log_file(workdir, jax.process_index()))
+
+
+def _step(config, model, tx, loss, mesh):
+    """(state, this process's batch and flag) -> state and metrics; compiled when first called.
+
+    Processes get a signal at different steps, or only one gets it: whether any has is told to all with the
+    metrics of a step, so that they stop after the same one.
+    """
+    parts = make_step_parts(
+        model,
+        tx,
+        loss=loss,
+        normalize=build.normalize(config),
+        seed=config.seed,
+        skip_not_finite=config.train.not_finite == 'skip',
+    )
+    if (count := config.train.accumulate) > 1:
+        mine_over_batch = config.loss.ohem and not config.loss.per_image
+        accumulated = make_accumulated_step(parts, build.batch_totals(config), mine_over_batch, mesh)
+        any_flag = jit(jnp.any, mesh, out_shardings=replicated(mesh))
+
+        def step_in_parts(state, batch, stop):
+            size = len(batch['label']) // count
+            slices = [slice(i * size, (i + 1) * size) for i in range(count)]
+            state, metrics = accumulated(
+                state, [put_batch({key: batch[key][rows] for key in batch}, mesh) for rows in slices]
+            )
+            return state, metrics | {'stop': any_flag(put_flag(stop, mesh))}
+
+        return step_in_parts
+
+    def whole(state, batch, stop):
+        state, metrics = parts.update(state, parts.forward_backward(state, batch))
+        return state, metrics | {'stop': stop.any()}
+
+    program = jit(
+        whole,
+        mesh,
+        in_shardings=(replicated(mesh), split_batch(mesh), split_batch(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+    return lambda state, batch, stop: program(state, put_batch(batch, mesh), put_flag(stop, mesh))
+
+
+def _batches(config, source, first):
+    return train_batches(
+        Replacing(source) if config.loader.bad_samples == 'skip' else source,
+        build.augment(config),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=first,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        num_workers=config.loader.workers,
+        num_threads=config.loader.threads,
+    )
+
+
+def _score(evaluation, state, number, split, report, checkpoints, log, stop):
+    start = time.perf_counter()
+    asked = lambda: not all_agree(not stop.requested)
+    scores = evaluation.run(state.variables, number, split, report, asked)
+    checkpoints.score(number, scores.miou)
+    took = time.perf_counter() - start
+    logger.info('step %d: mIoU %.2f on %s, in %.1f s', number, 100 * scores.miou, split, took)
+    log.restart()
+    return scores
+
+
+def _save(checkpoints, number, state, facts, log):
+    checkpoints.check()
+    spent, waited = log.seconds_per_step()
+    start = time.perf_counter()
+    checkpoints.save(number, state, facts)
+    took = time.perf_counter() - start
+    logger.info(
+        'step %d: %.3f s a step, %.3f s of it waiting for data; saved in %.1f s, the rest in the background',
+        number, spent, waited, took,
+    )  # fmt: skip
+    log.restart()
+
+
+def _print(text):
+    if is_main():
+        print(text)
+
+
+def _log_start(mesh: Mesh) -> None:
+    """Which versions, on what."""
+    logger.info(
+        'ann_jax %s, jax %s, flax %s, python %s, %s',
+        __version__, jax.__version__, flax.__version__, platform.python_version(), platform.platform(),
+    )  # fmt: skip
+    device = mesh.devices.flat[0]
+    logger.info(
+        '%d x %s (%s), mesh %s, process %d of %d with %d of the devices',
+        mesh.size, device.device_kind, device.platform, dict(mesh.shape),
+        jax.process_index(), jax.process_count(), len(mesh.local_devices),
+    )  # fmt: skip
+
+
+def _log_setting(config, source, evaluation, state) -> None:
+    logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
+    logger.info('%s parameters', f'{count_parameters(state.params):,}')
+    note('config %s', json.dumps(config.to_dict()))

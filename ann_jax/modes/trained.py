@@ -1,0 +1,31 @@
+"""The weights that a mode uses: those of the run in the workdir, or of `init.from`."""
+
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ann_jax.config import adopt
+from ann_jax.typing import Backbone
+from ann_jax.weights.folder import Weights
+from ann_jax.weights.opening import open_network
+
+logger = logging.getLogger(__name__)
+
+
+def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = None) -> tuple[Weights, Path]:
+    """The weights to use, and where they lie: the run in the workdir, or without one those of `init.from`.
+
+    The config follows what the weights fix, whatever it says.
+
+    Raises:
+        ConfigError: there are none, or their backbone is not of this package and was not given.
+        DataError: they are damaged.
+    """
+    is_run = (workdir / 'checkpoints').is_dir()
+    path = workdir if is_run else Path(config.init['from'] or workdir).expanduser()
+    opened = open_network(path)
+    opened.network(backbone)  # refuses a backbone that is missing
+    for line in adopt(config, model=opened.model, input=opened.input):
+        logger.info('as trained, not as given: %s', line)
+    return opened, path

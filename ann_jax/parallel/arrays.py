@@ -1,0 +1,60 @@
+"""How arrays lie on the mesh."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ann_jax.parallel.mesh import row_shards
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def split_batch(mesh: Mesh) -> NamedSharding:
+    """The first axis split over `data`, the others whole."""
+    return NamedSharding(mesh, P('data'))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts this process's part of a batch on its devices; the result is the global batch."""
+    sharding = split_batch(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, np.asarray(batch[key]))
+        for key in ('image', 'label')
+    }
+
+
+def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
+    """A flag of each process, once per place of the `data` axis: (data,) bool, split over it."""
+    local = np.full(len(mesh.local_devices) // mesh.shape['space'], flag)
+    return jax.make_array_from_process_local_data(split_batch(mesh), local)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of an array split over `data` that lie on this process's devices, in order."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def split_rows(x: jax.Array, canvas_height: Callable[[int, int], int], fill: int = 0) -> jax.Array:
+    """Splits the rows of (B, H, ...) over the devices of an image, where the ambient mesh has several.
+
+    Args:
+        x: the array; as it is where they are not split.
+        canvas_height: (H, devices) -> rows of a canvas that divide over the devices; those below the image
+            are filled with `fill`.
+        fill: number.
+    """
+    if (shards := row_shards(x)) == 1:
+        return x
+    below = [(0, 0), (0, canvas_height(x.shape[1], shards) - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, below, constant_values=fill)
+    # Whole first: every device holds it and cuts its rows out, instead of passing rows of another split on.
+    x = jax.lax.with_sharding_constraint(x, P('data'))
+    return jax.lax.with_sharding_constraint(x, P('data', 'space'))

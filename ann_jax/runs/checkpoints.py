@@ -1,0 +1,304 @@
+"""Checkpoints of a run, of any tree of arrays: the newest two and the best by mIoU are kept, whatever the order of scores.
+
+The data stream is a pure function of the seed and the step (`data.pipeline`), so the step that a
+checkpoint is named after is also the whole state of the iterator.
+
+checkpoints/<step>/           state and facts, put in place whole by a rename
+checkpoints/scores.json       mIoU by step, known only after the evaluation of what is saved already
+checkpoints/damaged.<step>/   set aside: what it holds is not what was saved
+
+Orbax restores a flipped byte in silence, so the facts hold a checksum of every array and of themselves.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.parallel import processes
+from ann_jax.runs.files import write_json, writing
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(DataError):
+    """A checkpoint that does not hold what was saved."""
+
+
+@dataclass(frozen=True)
+class _NewestAndBest:
+    """Keeps the two newest checkpoints and the best one, in the protocol of orbax."""
+
+    best: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints, *, context):
+        newest = {info.step for info in checkpoints[-2:]}
+        return [info.step in newest or info.step == self.best() for info in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints below one folder; saving runs in the background."""
+
+    def __init__(self, folder: Path):
+        """Opens the folder, and makes it if there is none.
+
+        Raises:
+            SaveError: it cannot be made.
+        """
+        self.folder = Path(folder).absolute()
+        with writing(self.folder):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(preservation_policy=_NewestAndBest(lambda: self.best)),
+            )
+        self._scores = self._read_scores()
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Saves a tree of arrays under a step, with what belongs to it (JSON).
+
+        Raises:
+            SaveError: this or the save before it failed; earlier checkpoints are whole.
+        """
+        arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
+        facts = facts | {'arrays': arrays}
+        facts = facts | {'checksum': _digest_json(facts)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
+            )
+        except Exception as error:  # tensorstore's errors have no type of their own
+            raise self._cannot_save(error) from error
+
+    def score(self, step: int, miou: float) -> None:
+        """Notes the score of a saved step.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        self._scores[step] = miou
+        self._write_scores()
+
+    def scored(self, step: int) -> bool:
+        """Whether the step has a score."""
+        return step in self._scores
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, whole or not, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, None without one."""
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint with the highest mIoU, None before the first score."""
+        scored = set(self.steps) & self._scores.keys()
+        return max(scored, key=lambda step: (self._scores[step], step), default=None)
+
+    def first_whole(self, steps: Iterable[int], read: Callable[[int, dict], Any]) -> tuple[int, dict, Any]:
+        """Reads the first whole one of the steps; the damaged ones before it are logged.
+
+        Args:
+            steps: in order of preference.
+            read: reads what is wanted of a checkpoint, from its step and facts, by `restore` or `read`.
+
+        Returns:
+            Step, facts and what was read.
+
+        Raises:
+            DataError: none is whole.
+            ConfigError: from `read`.
+        """
+        errors = []
+        for step in steps:
+            try:
+                facts = self.facts(step)
+                content, error = read(step, facts), None
+            except Damaged as damage:
+                error = damage
+            if processes.all_agree(error is None):
+                return step, facts, content
+            errors.append(error or Damaged(f'{self.folder / str(step)} is damaged for another process'))
+            logger.warning('%s: using the checkpoint before it', errors[-1])
+        raise DataError(
+            f'{self.folder} holds no whole checkpoint ({"; ".join(map(str, errors))}): '
+            'remove it to start anew, or bring back a copy'
+        )
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Reads a whole tree; `like` gives its structure, shapes, dtypes and shardings.
+
+        Raises:
+            Damaged: it is not what was saved.
+            ConfigError: it has arrays of other names or shapes than `like`; the message lists them.
+        """
+        arrays = self.facts(step).get('arrays')
+        if arrays is not None:
+            self._refuse_others(step, arrays, like)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            state = self._manager.restore(step, args=args)['state']
+        except Exception as error:  # any error: the names and shapes fit, so the files are to blame
+            raise self._damaged(step, error) from error
+        self._verify(step, state)
+        return state
+
+    def read(self, step: int, names: Sequence[str]) -> dict[str, Any]:
+        """Reads some branches of a tree as they lie there, as dicts of NumPy arrays.
+
+        Raises:
+            Damaged: they are not what was saved.
+        """
+        folder = self.folder / str(step) / 'state'
+        try:
+            handler = ocp.PyTreeCheckpointHandler()
+            found = handler.metadata(folder).tree
+            tree = {name: found[name] for name in names}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            args = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
+            content = handler.restore(folder, args=args)
+        except Exception as error:
+            raise self._damaged(step, error) from error
+        self._verify(step, content)
+        return content
+
+    def _verify(self, step, tree):
+        arrays = self.facts(step).get('arrays')
+        if arrays is None:
+            logger.warning('%s has no checksums: its content cannot be verified', self.folder / str(step))
+            return
+        for name, x in _leaves(jax.device_get(tree)):
+            if name not in arrays or _digest(np.asarray(x)) != arrays[name][-1]:
+                raise self._damaged(step, f'{name} has other values than were saved')
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint was saved with.
+
+        Raises:
+            Damaged: it is not what was saved.
+        """
+        try:
+            args = ocp.args.Composite(facts=ocp.args.JsonRestore())
+            facts = dict(self._manager.restore(step, args=args)['facts'])
+        except Exception as error:
+            raise self._damaged(step, error) from error
+        checksum = facts.pop('checksum', None)
+        if checksum is not None and checksum != _digest_json(facts):
+            raise self._damaged(step, 'its facts are not those that were saved')
+        return facts
+
+    def set_aside(self, steps: Iterable[int]) -> None:
+        """Takes checkpoints out of the way, so that their steps can be saved anew; nothing is deleted.
+
+        Raises:
+            SaveError: the folder cannot be written.
+        """
+        for step in steps:
+            self._scores.pop(step, None)
+            if processes.is_main():
+                aside = self.folder / f'damaged.{step}'
+                number = 1
+                while aside.exists():
+                    number += 1
+                    aside = self.folder / f'damaged.{step}.{number}'
+                with writing(self.folder):
+                    (self.folder / str(step)).rename(aside)
+                logger.warning('checkpoint %d is damaged: moved to %s', step, aside)
+        self._write_scores()
+        processes.all_agree(True)  # the others wait until they are gone
+        self._manager.reload()
+
+    def check(self) -> None:
+        """Raises the error of a save that failed in the background.
+
+        Raises:
+            SaveError: it did.
+        """
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._cannot_save(error) from error
+
+    def close(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+            SaveError: it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as error:
+            raise self._cannot_save(error) from error
+
+    def _read_scores(self) -> dict[int, float]:
+        path = self.folder / 'scores.json'
+        try:
+            return {int(step): float(miou) for step, miou in json.loads(path.read_text()).items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            logger.warning('%s is damaged (%s): the best checkpoint is unknown', path, error)
+            return {}
+
+    def _write_scores(self):
+        if processes.is_main():
+            with writing(self.folder):
+                write_json(self.folder / 'scores.json', self._scores)
+
+    def _refuse_others(self, step, arrays, like):
+        expected = {name: _kind(x) for name, x in _leaves(like)}
+        lines = []
+        for name in sorted(arrays.keys() | expected.keys()):
+            saved, wanted = arrays.get(name), expected.get(name)
+            if saved is None or wanted is None or saved[:2] != wanted:
+                show = lambda kind: f'{kind[0]} {tuple(kind[1])}' if kind else 'nothing'
+                lines.append(f'{name}: saved {show(saved)}, the network has {show(wanted)}')
+        if lines:
+            more = f'\n  and {len(lines) - 8} more' if len(lines) > 8 else ''
+            raise ConfigError(
+                f'{self.folder / str(step)} is of another network:\n  '
+                + '\n  '.join(lines[:8]) + more
+                + f'\nto start from what fits: --config.init.from={self.folder.parent} '
+                '--config.init.parts=but_classifier (or backbone), and another --workdir'
+            )  # fmt: skip
+
+    def _damaged(self, step, why):
+        text = ' '.join(str(why).split())
+        return Damaged(f'{self.folder / str(step)} is damaged ({text[:300] or type(why).__name__})')
+
+    def _cannot_save(self, error):
+        text = ' '.join(str(error).split())
+        return SaveError(
+            f'cannot save a checkpoint to {self.folder}: {text[:300]}. Free space, or make it writable, and '
+            f'give the same command again; checkpoints written before are whole'
+        )
+
+
+def _leaves(tree):
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in flat]
+
+
+def _kind(array):
+    return [str(array.dtype), list(array.shape)]
+
+
+def _digest(array):
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def _digest_json(facts):
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""Gradient accumulation: a step over a large batch, part by part, in the memory of one part.
+
+The parts are calls of one compiled program. A loop inside it would be a scan over convolutions, which is slow
+on CPUs; an unrolled one would take the compiler as many times as long.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ann_jax.parallel.arrays import replicated
+from ann_jax.parallel.programs import jit
+from ann_jax.training.losses import BatchTotals
+from ann_jax.training.state import TrainState
+from ann_jax.training.step import METRICS, StepOutput, StepParts
+
+
+def make_accumulated_step(
+    parts: StepParts, batch_totals: Callable[..., BatchTotals], mine_over_batch: bool, mesh: Mesh
+) -> Callable[[TrainState, Sequence[Mapping[str, jax.Array]]], tuple[TrainState, dict[str, Any]]]:
+    """Builds and jits a step over the parts of a batch; it donates the state.
+
+    Loss, gradients and metrics are those of the whole batch, but that batch normalisation takes its
+    statistics over a part, and dropout is drawn for each. The running statistics are the means of what each
+    part alone would have left.
+
+    Args:
+        parts: of the step.
+        batch_totals: maps the labels of the parts, and probabilities if `mine_over_batch`, to `BatchTotals`.
+        mine_over_batch: whether OHEM looks for hard pixels in the whole batch: it takes a forward pass over
+            all parts before the first gradient.
+        mesh: devices that the parts are split over.
+
+    Returns:
+        A function from a state and the parts, of one size, to the next state and scalar metrics.
+    """
+    totals_of = jit(batch_totals, mesh, out_shardings=replicated(mesh))
+    probabilities = jit(parts.probabilities, mesh)
+
+    def nothing(state):
+        arrays = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
+        return StepOutput(*arrays, dict.fromkeys(METRICS, jnp.zeros(())))
+
+    def add(total, state, batch, part, totals):
+        return jax.tree.map(jnp.add, total, parts.forward_backward(state, batch, part, totals))
+
+    def update(state, total, count):
+        mean = jax.tree.map(lambda x: x / count, total.batch_stats)
+        return parts.update(state, total._replace(batch_stats=mean))
+
+    add = jit(add, mesh, donate_argnums=0, out_shardings=replicated(mesh))
+    update = jit(update, mesh, donate_argnums=0, out_shardings=replicated(mesh))
+    zeros = jit(nothing, mesh, out_shardings=replicated(mesh))
+
+    def step(state, batches):
+        labels = [batch['label'] for batch in batches]
+        p = None
+        if mine_over_batch:
+            p = [probabilities(state, batch, part) for part, batch in enumerate(batches)]
+        totals = totals_of(labels, p)
+        total = zeros(state)
+        for part, batch in enumerate(batches):
+            total = add(total, state, batch, part, totals)
+        return update(state, total, len(batches))
+
+    return step

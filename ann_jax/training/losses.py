@@ -1,0 +1,258 @@
+"""Cross-entropy, online hard example mining (OHEM) and their sum (paper: Eq. 18 and Sec. 4.2).
+
+Shapes are fixed: pixels that do not count get weight zero, so that one compilation serves every batch.
+Formulas follow the authors' released code where the paper is silent.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ann_jax.typing import IGNORE
+
+
+class Loss(NamedTuple):
+    """Scalars, float32."""
+
+    total: jax.Array
+    main: jax.Array
+    auxiliary: jax.Array
+    kept: jax.Array  # share of the valid pixels that OHEM kept
+
+    @classmethod
+    def of(cls, loss: 'Loss | jax.Array') -> 'Loss':
+        """A scalar as a loss that has no parts; a loss as it is."""
+        return loss if isinstance(loss, cls) else cls(loss, loss, jnp.zeros(()), jnp.ones(()))
+
+
+class BatchTotals(NamedTuple):
+    """What the losses of the parts of a batch take from all of it, so that they add up to its loss."""
+
+    images: jax.Array  # in the batch
+    valid: jax.Array  # pixels that are not IGNORE
+    weight: jax.Array  # sum of their class weights
+    limit: jax.Array  # probability below which OHEM keeps a pixel of the batch; see `mine`
+    kept: jax.Array  # pixels below it
+
+
+def _log_probability(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-softmax at the label, the label made safe to index with, and whether it counts."""
+    valid = labels != IGNORE
+    safe = jnp.where(valid, labels, 0).astype(jnp.int32)
+    log_softmax = jax.nn.log_softmax(logits.astype(jnp.float32))
+    # A masked sum and not an index: the gradient of indexing is a scatter, slow on every device.
+    at_label = safe[..., None] == jnp.arange(logits.shape[-1])
+    return jnp.where(at_label, log_softmax, 0).sum(-1), safe, valid
+
+
+def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
+    """total / count, and 0 with a gradient of 0 where nothing counts."""
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
+
+
+def kth_smallest(values: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th smallest of the values of each row, k counted from 0, without sorting.
+
+    Non-negative floats are ordered as their bits are, so 31 counts bisect the bits of the answer
+    exactly; sorting a 769 x 769 map costs many times more.
+
+    Args:
+        values: (R, ...) float32, not negative and not NaN.
+        k: (R,) integers from 0, below the number of values of a row.
+
+    Returns:
+        (R,) float32 elements of `values`.
+    """
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+
+    def halve(i, found):
+        # Sets the bit unless at most k values would then lie below.
+        candidate = found | (1 << (30 - i))
+        below = _row_sum(bits < _per_row(candidate, bits))
+        return jnp.where(below <= k, candidate, found)
+
+    found = jax.lax.fori_loop(0, 31, halve, jnp.zeros(values.shape[:1], jnp.int32))
+    return jax.lax.bitcast_convert_type(found, jnp.float32)
+
+
+def _row_sum(x: jax.Array) -> jax.Array:
+    """(R, ...) -> (R,). The other axes are not merged: devices may split one of them."""
+    return x.sum(tuple(range(1, x.ndim)))
+
+
+def _per_row(x: jax.Array, like: jax.Array) -> jax.Array:
+    """(R,) -> (R, 1, ...), to go with `like`."""
+    return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _pixel_weights(counted: jax.Array, labels: jax.Array, class_weights: jax.Array | None) -> jax.Array:
+    return counted if class_weights is None else jnp.where(counted, jnp.asarray(class_weights)[labels], 0)
+
+
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array | None = None,
+    total_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted mean over the valid pixels of each row, divided by the sum of weights as torch does.
+
+    Args:
+        logits: (R, ..., K) float32.
+        labels: (R, ...) integers below K, or IGNORE.
+        class_weights: (K,) or None for ones.
+        total_weight: what to divide by instead, where the row is part of a larger one.
+
+    Returns:
+        (R,) float32; 0 for a row without a valid pixel.
+    """
+    log_p, safe, valid = _log_probability(logits, labels)
+    weights = _pixel_weights(valid, safe, class_weights)
+    total = _row_sum(weights) if total_weight is None else total_weight
+    return _divide(-_row_sum(weights * log_p), total)
+
+
+def hard_limit(p: jax.Array, threshold: float, min_kept: int) -> jax.Array:
+    """(R,) probabilities below which OHEM keeps the pixels of each row: `threshold`, or what keeps enough.
+
+    Args:
+        p: (R, ...) probabilities of the true class, 2 where none is known.
+        threshold, min_kept: see `ohem_cross_entropy`.
+    """
+    last = jnp.maximum(_row_sum(p <= 1) - 1, 0)
+    return jnp.maximum(kth_smallest(p, jnp.minimum(min_kept, last)), threshold)
+
+
+def true_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """(..., K), (...) -> (...) float32 probabilities of the true class, 2 where the label is IGNORE."""
+    log_p, _, valid = _log_probability(logits, labels)
+    return jnp.where(valid, jnp.exp(log_p), 2.0)
+
+
+def ohem_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    threshold: float,
+    min_kept: int,
+    class_weights: jax.Array | None = None,
+    totals: BatchTotals | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy over the pixels of each row whose true class has a low probability.
+
+    Keeps pixels with p < max(threshold, the (min_kept + 1)-th smallest p), strictly, and divides the
+    weighted sum by their number, as the authors do (not by the sum of the weights).
+
+    Args:
+        logits: (R, ..., K) float32.
+        labels: (R, ...) integers below K, or IGNORE.
+        threshold: probability above which a pixel is easy.
+        min_kept: pixels that are kept at least, as far as there are as many.
+        class_weights: (K,) or None for ones.
+        totals: limit and number of kept pixels of a larger row, of which this one is a part.
+
+    Returns:
+        (R,) float32 losses, 0 for a row without a valid pixel, and (R,) numbers of kept pixels.
+    """
+    log_p, safe, valid = _log_probability(logits, labels)
+    # Which pixels are hard is a choice, not a function to differentiate.
+    # Pixels that do not count sort behind every probability.
+    p = jax.lax.stop_gradient(jnp.where(valid, jnp.exp(log_p), 2.0))
+    limit = hard_limit(p, threshold, min_kept) if totals is None else totals.limit
+    kept = valid & (p < _per_row(limit, p))
+    weights = _pixel_weights(kept, safe, class_weights)
+    count = _row_sum(kept)
+    return _divide(-_row_sum(weights * log_p), count if totals is None else totals.kept), count
+
+
+def segmentation_loss(
+    main_logits: jax.Array,
+    aux_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ohem: bool = True,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+    per_image: bool = True,
+    aux_weight: float = 0.4,
+    class_weights: tuple[float, ...] | None = None,
+    totals: BatchTotals | None = None,
+) -> Loss:
+    """Main loss plus `aux_weight` times the auxiliary cross-entropy (Eq. 18).
+
+    Args:
+        main_logits, aux_logits: (B, H, W, K) float32 at the resolution of the labels.
+        labels: (B, H, W) integers below K, or IGNORE.
+        ohem: mine hard pixels in the main loss; else plain cross-entropy.
+        threshold, min_kept: see `ohem_cross_entropy`; `min_kept` counts pixels of one image with
+            `per_image`, of the whole batch without.
+        per_image: a loss per image and then their mean, an image without valid pixels counting 0,
+            as the authors' one image per device gives; without it, one loss over the batch.
+        aux_weight: lambda of Eq. 18.
+        class_weights: one per class, for both losses, or None.
+        totals: the batch, where these images are a part of it: the losses of the parts then add up to that of
+            the batch.
+    """
+    if not per_image:
+        main_logits, aux_logits, labels = main_logits[None], aux_logits[None], labels[None]
+    if class_weights is not None:
+        class_weights = np.asarray(class_weights, np.float32)
+
+    row = None if per_image else totals  # images are rows of their own, a batch goes on in other parts
+    weight = row and row.weight
+    valid = (labels != IGNORE).sum()
+    if ohem:
+        main, count = ohem_cross_entropy(
+            main_logits,
+            labels,
+            threshold=threshold,
+            min_kept=min_kept,
+            class_weights=class_weights,
+            totals=row,
+        )
+    else:
+        main, count = cross_entropy(main_logits, labels, class_weights, weight), valid
+    auxiliary = cross_entropy(aux_logits, labels, class_weights, weight)
+    rows = totals.images if totals and per_image else len(labels)
+    main, auxiliary = main.sum() / rows, auxiliary.sum() / rows
+    kept = _divide(count.sum(), totals.valid if totals else valid)
+    return Loss(total=main + aux_weight * auxiliary, main=main, auxiliary=auxiliary, kept=kept)
+
+
+def batch_totals(
+    labels: Sequence[jax.Array],
+    p: Sequence[jax.Array] | None = None,
+    *,
+    threshold: float,
+    min_kept: int,
+    class_weights: tuple[float, ...] | None = None,
+) -> BatchTotals:
+    """What the losses of the parts of a batch take from all of it.
+
+    Args:
+        labels: of each part, (B, H, W).
+        p: `true_probability` of each part's main logits, for OHEM over the whole batch.
+        threshold, min_kept, class_weights: see `segmentation_loss`.
+    """
+    if class_weights is not None:
+        class_weights = np.asarray(class_weights, np.float32)
+    valid = [each != IGNORE for each in labels]
+    weights = [
+        _pixel_weights(good, jnp.where(good, each, 0).astype(jnp.int32), class_weights)
+        for good, each in zip(valid, labels, strict=True)
+    ]
+    limit, kept = jnp.zeros(1), jnp.zeros((), jnp.int32)
+    if p is not None:
+        p = jnp.stack(p)[None]
+        limit = hard_limit(p, threshold, min_kept)
+        kept = (p < _per_row(limit, p)).sum()
+    return BatchTotals(
+        images=jnp.asarray(sum(map(len, labels))),
+        valid=sum(good.sum() for good in valid),
+        weight=sum(each.sum() for each in weights),
+        limit=limit,
+        kept=kept,
+    )

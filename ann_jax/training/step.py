@@ -1,0 +1,138 @@
+"""One step of training as pure functions: of a whole batch at once, or the parts it is made of."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from ann_jax.kernels.reductions import global_norm
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.parallel.arrays import split_rows
+from ann_jax.training.losses import Loss, true_probability
+from ann_jax.training.state import TrainState
+from ann_jax.typing import IGNORE
+
+METRICS = 'loss', 'main_loss', 'auxiliary_loss', 'kept', 'pixel_accuracy'
+
+
+class StepOutput(NamedTuple):
+    """What a batch, or a part of it, gives; those of the parts add up."""
+
+    gradients: Any
+    batch_stats: Any  # running statistics after it
+    metrics: dict[str, jax.Array]
+
+
+class StepParts(NamedTuple):
+    """A step in three functions; the caller jits them.
+
+    `part` is the number of a part of a batch, None for the whole of it.
+    """
+
+    probabilities: Callable  # (state, batch, part) -> `losses.true_probability` of the main logits
+    forward_backward: Callable  # (state, batch, part, totals) -> `StepOutput`
+    update: Callable  # (state, output) -> the next state and scalar metrics
+
+
+def make_train_step(
+    model: nn.Module, tx: optax.GradientTransformation, **settings: Any
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the step over a whole batch; the caller jits it, with the state donated.
+
+    Args:
+        model, tx, **settings: see `make_step_parts`.
+
+    Returns:
+        A function from a state and a `Batch` to the next state and scalar metrics.
+    """
+    parts = make_step_parts(model, tx, **settings)
+
+    def step(state, batch):
+        return parts.update(state, parts.forward_backward(state, batch))
+
+    return step
+
+
+def make_step_parts(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    loss: Callable[..., Loss | jax.Array],
+    normalize: Callable[[jax.Array], jax.Array],
+    seed: int,
+    skip_not_finite: bool = False,
+) -> StepParts:
+    """Builds the functions that make up a step.
+
+    Args:
+        model: maps normalised images to `Logits`, of their size with `full_size=True`.
+        tx: the optimizer.
+        loss: maps main logits, auxiliary logits and labels, all of the image's size, to a `Loss` or a scalar;
+            takes a `losses.BatchTotals` too, named `totals`, for parts of a batch.
+        normalize: see `inference.protocols.normalizer`.
+        seed: of dropout and random sampling; the step number is folded in, and the part's for dropout.
+        skip_not_finite: keep everything but the step number as it was where the loss or the gradient is not
+            finite, and say so in the metric `skipped`.
+    """
+
+    def forward(params, state, batch, part):
+        """Both logits and the labels, of one size, and the running statistics after the batch."""
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        dropout_rng, sampling_rng = jax.random.split(rng)
+        if part is not None:
+            dropout_rng = jax.random.fold_in(dropout_rng, part)
+        logits, updates = model.apply(
+            {'params': params, 'batch_stats': state.batch_stats},
+            normalize(batch['image']),
+            train=True,
+            full_size=True,
+            rngs={'dropout': dropout_rng, 'sampling': sampling_rng},
+            mutable=['batch_stats'],
+        )
+        main, auxiliary = (FeatureMap.of(x).array for x in logits)
+        # What lies below the image does not count.
+        labels = split_rows(batch['label'], lambda *_: main.shape[1], IGNORE)
+        return main, auxiliary, labels, updates['batch_stats']
+
+    def probabilities(state, batch, part=None):
+        def main_of(params):
+            main, _, labels, _ = forward(params, state, batch, part)
+            return main, labels
+
+        # In the forms of the gradients, which may round otherwise: OHEM counts the pixels that it keeps.
+        main, _, labels = jax.vjp(main_of, state.params, has_aux=True)
+        return true_probability(main, labels)
+
+    def forward_backward(state, batch, part=None, totals=None):
+        def objective(params):
+            main, auxiliary, labels, batch_stats = forward(params, state, batch, part)
+            losses = Loss.of(loss(main, auxiliary, labels, **({} if totals is None else {'totals': totals})))
+            valid = labels != IGNORE
+            correct = (main.argmax(-1) == labels) & valid
+            accuracy = correct.sum() / jnp.maximum(valid.sum() if totals is None else totals.valid, 1)
+            return losses.total, (batch_stats, dict(zip(METRICS, (*losses, accuracy), strict=True)))
+
+        gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        return StepOutput(gradients, batch_stats, metrics)
+
+    def update(state, output):
+        updates, opt_state = tx.update(output.gradients, state.opt_state, state.params)
+        new = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=output.batch_stats,
+            opt_state=opt_state,
+        )
+        metrics = output.metrics | {'gradient_norm': global_norm(output.gradients)}
+        if skip_not_finite:
+            good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+            kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), new, state)
+            # The optimizer's own count stands still too; the step number says which batch comes next.
+            new = kept.replace(step=new.step)
+            metrics['skipped'] = ~good
+        return new, metrics
+
+    return StepParts(probabilities, forward_backward, update)

@@ -1,0 +1,66 @@
+"""Trained weights, whatever they lie in: a run's workdir, one of its checkpoints, or a folder of weights."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+from ann_jax.errors import ConfigError
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.weights import folder
+from ann_jax.weights.folder import FREE_SETTINGS, Weights, as_tuples
+
+logger = logging.getLogger(__name__)
+
+
+def open_weights(path: Path) -> Weights:
+    """Reads the best checkpoint of a run (the newest if none has a score), the one named, or a model folder.
+
+    Args:
+        path: a run, RUN/checkpoints/STEP, or a folder with a model.json.
+
+    Raises:
+        ConfigError: there is none of them.
+        DataError: a model folder, or every checkpoint that may be taken, is damaged.
+    """
+    if (path / 'model.json').is_file():
+        return folder.load(path)
+    only = None
+    if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
+        path, only = path.parent.parent, int(path.name)
+    if not (path / 'checkpoints').is_dir():
+        raise ConfigError(f'{path} holds no checkpoint and no model.json: name a run, or a folder of weights')
+    with contextlib.closing(Checkpoints(path / 'checkpoints')) as checkpoints:
+        best = checkpoints.best
+        # A damaged checkpoint is passed over.
+        steps = [step for step in (best, *checkpoints.steps) if step is not None]
+        if not steps:
+            raise ConfigError(f'{path} holds no checkpoint yet: train first')
+        step, facts, variables = checkpoints.first_whole(
+            dict.fromkeys(steps) if only is None else [only],
+            lambda step, _: checkpoints.read(step, ('params', 'batch_stats')),
+        )
+    kind = 'its best' if step == best else 'its newest whole one' if only is None else 'as named'
+    logger.info('%s at step %d, %s', path, step, kind)
+    settings = {key: value for key, value in facts['config']['model'].items() if key not in FREE_SETTINGS}
+    return Weights(
+        variables=variables,
+        model=as_tuples(settings),
+        input=as_tuples(facts['config']['input']),
+        classes=tuple(facts['classes']),
+        colors=as_tuples(facts['colors']),
+        source={'run': path.name, 'step': step},
+        backbone=facts.get('backbone', ''),
+    )
+
+
+def open_network(path: Path) -> Weights:
+    """Reads weights as `open_weights` does, and refuses a backbone alone.
+
+    Raises:
+        ConfigError: there are no weights, or they have no classifier.
+        DataError: they are damaged.
+    """
+    opened = open_weights(path)
+    if not opened.classes:
+        raise ConfigError(f'{path} is a backbone alone, which tells no classes: train a head first')
+    return opened

@@ -1,0 +1,155 @@
+"""What a torch state dict says about its network: layout, architecture, and the facts its weights need."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ann_jax.errors import DataError
+from ann_jax.models.ann import VARIANTS
+from ann_jax.models.resnet import DEPTHS
+from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB
+from ann_jax.weights.layouts import STEMS, Layout, State
+
+
+class Recognized(NamedTuple):
+    """What a state dict says about its network.
+
+    Attributes:
+        layout: how its tensors are named.
+        model: settings of `config.model` that it fixes; only those of the backbone if it is one alone.
+        input: normalisation that the weights of this layout were trained with.
+        num_classes: outputs of the classifier; None for a backbone.
+    """
+
+    layout: Layout
+    model: dict[str, Any]
+    input: dict[str, Any]
+    num_classes: int | None
+
+
+def strip(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes the `module.` of torch's DataParallel off the keys."""
+    return {re.sub(r'^(module\.)+', '', key): value for key, value in state.items()}
+
+
+def recognize(state: State) -> Recognized:
+    """Reads layout and architecture off the keys and shapes.
+
+    Args:
+        state: torch keys, without `module.`, and tensors in torch's layout (OIHW).
+
+    Raises:
+        DataError: the keys are those of no known network.
+    """
+    layout = _layout(state)
+
+    def shape(*path):
+        array = state.get(layout.key(path))
+        return None if array is None else array.shape
+
+    def features(*path):
+        return (shape(*path) or (0,))[0]
+
+    body = ('params', 'backbone')
+    blocks = tuple(
+        sum(shape(*body, f'layer{layer}_{i}', 'conv1', 'kernel') is not None for i in range(64))
+        for layer in (1, 2, 3, 4)
+    )
+    bottleneck = shape(*body, 'layer1_0', 'conv3', 'kernel') is not None
+    depths = [depth for depth, plan in DEPTHS.items() if plan == (bottleneck, blocks)]
+    if not depths:
+        kind = 'bottleneck' if bottleneck else 'basic'
+        raise DataError(
+            f'no ResNet known here has {blocks} {kind} blocks; known depths: {", ".join(map(str, DEPTHS))}'
+        )
+    if f'{layout.prefix}layer2.0.downsample.2.weight' in state:
+        raise DataError(
+            'the shortcuts average before they project (ResNet-D: timm resnet50d, mmseg ResNetV1d): '
+            'another architecture than this network'
+        )
+    stem = [features(*body, 'stem', f'conv{i}', 'kernel') for i in (1, 2, 3)]
+    authors = layout.heads == 'authors' or (not layout.heads and layout.stem in ('prefixed', 'numbered'))
+    model = {
+        'depth': depths[0],
+        'width': features(*body, 'layer1_0', 'conv1', 'kernel'),
+        'stem_widths': tuple(filter(None, stem)),
+        'ceil_pool': authors,
+    }
+    if not layout.heads:
+        return Recognized(layout, model, AUTHORS_BGR if authors else IMAGENET_RGB, None)
+
+    fusion = shape('params', 'fusion', 'attention_0', 'value', 'kernel') is not None
+    context = shape('params', 'context', 'attention_0', 'value', 'kernel') is not None
+    parts = ('afnb' if fusion else 'none', 'apnb' if context else 'none')
+    narrow = model['width'] * (4 if bottleneck else 1)  # channels of Stage2; each stage doubles them
+    stages = []
+    while low := shape('params', 'fusion', f'attention_{len(stages)}', 'value', 'kernel'):
+        stages.append(2 + round(math.log2(low[1] / narrow)))
+    attention = 'fusion' if fusion else 'context'
+    model |= {
+        'output_stride': 8,
+        'multi_grid': (1, 1, 1),
+        'contract_dilation': True,
+        'variant': next(name for name, pair in VARIANTS.items() if pair == parts),
+        'fuse_stages': tuple(stages) or (4,),
+        'sampling': 'average',
+        'sizes': (1, 3, 6, 8),
+        'share': 'query_key',
+        'out_norm': False,
+        'key_channels': features('params', attention, 'attention_0', 'key', 'conv', 'kernel') or 256,
+        'head_channels': features('params', 'bottleneck', 'conv', 'kernel'),
+        'aux_channels': features('params', 'aux_bottleneck', 'conv', 'kernel'),
+        'conv_bias': shape('params', 'bottleneck', 'conv', 'bias') is not None,
+        'align_corners': authors,
+    }
+    return Recognized(
+        layout, model, AUTHORS_BGR if authors else IMAGENET_RGB, features('params', 'classifier', 'kernel')
+    )
+
+
+def _layout(state):
+    def any_below(*roots):
+        return any(key.startswith(roots) for key in state)
+
+    heads = (
+        'mmsegmentation' if any_below('decode_head.') else 'authors' if any_below('cls.', 'context.') else ''
+    )
+    prefix = 'backbone.' if any_below('backbone.') else ''
+    for stem, (_, mark) in STEMS.items():
+        if prefix + mark in state:
+            return Layout(heads, stem, prefix)
+    keys = ', '.join(list(state)[:4]) or 'none'
+    raise DataError(
+        f'not a network known here: no stem of a ResNet among {len(state)} tensors (first: {keys}); known '
+        'are ResNets of torchvision, timm, mmseg and the authors, and whole ANNs of mmseg and the authors'
+    )
+
+
+def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts that mmsegmentation writes beside the weights, as far as they are there.
+
+    Args:
+        meta: the `meta` of its checkpoints: class names, and in most files the text of the config.
+
+    Returns:
+        Some of 'classes', 'colors', 'align_corners', 'sizes', 'mean', 'std', 'bgr'.
+    """
+    facts = {}
+    names = meta.get('dataset_meta') or {'classes': meta.get('CLASSES'), 'palette': meta.get('PALETTE')}
+    if names.get('classes'):
+        facts['classes'] = [str(name) for name in names['classes']]
+    if names.get('palette'):
+        facts['colors'] = [[int(level) for level in color] for color in names['palette']]
+    text = str(meta.get('cfg') or meta.get('config') or '')
+    numbers = r'\s*=\s*[\[(]([^\])]*)[\])]'
+    if found := re.search(r'\balign_corners\s*=\s*(True|False)', text):
+        facts['align_corners'] = found[1] == 'True'
+    if found := re.search(r'\bkey_pool_scales' + numbers, text):
+        facts['sizes'] = tuple(int(n) for n in found[1].split(',') if n.strip())
+    for name in ('mean', 'std'):
+        if found := re.search(rf'\b{name}' + numbers, text):
+            facts[name] = tuple(float(n) for n in found[1].split(',') if n.strip())
+    if found := re.search(r'\b(to_rgb|bgr_to_rgb)\s*=\s*(True|False)', text):
+        facts['bgr'] = found[2] == 'False'
+    return facts

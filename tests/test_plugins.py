@@ -1,0 +1,203 @@
+"""A backbone, a loss, an optimizer and a source from outside of the package, through the whole run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+from reference import assert_close, error, normal, quick, random_variables
+
+import ann_jax
+from ann_jax.data.classes import Dataset
+from ann_jax.errors import ConfigError
+from ann_jax.models.ann import ANN
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.fold import fold
+from ann_jax.models.initializers import initial_variables
+from ann_jax.models.layers import ConvBN, max_pool
+from ann_jax.modes.evaluate import evaluate
+from ann_jax.modes.export import export
+from ann_jax.modes.train import train
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import Program
+from ann_jax.typing import IGNORE
+from configs import scenes
+
+
+class Pyramid(nn.Module):
+    """Of this package's layers: it takes canvases, can be folded, and be split over devices."""
+
+    width: int = 4
+    folded: bool = False
+
+    takes_canvas = True
+
+    @nn.compact
+    def __call__(self, image, train):
+        conv = lambda features, stride, name: ConvBN(features, 3, stride, folded=self.folded, name=name)
+        x = max_pool(conv(self.width, 2, 'stem')(image, train), ceil=False)
+        stages = []
+        for i, stride in enumerate((1, 2, 1, 1)):
+            x = conv(self.width * 2**i, stride, f'stage{i + 2}')(x, train)
+            stages.append(x)
+        return stages
+
+    def canvas_height(self, height, shards):
+        return -(-height // (8 * shards)) * 8 * shards
+
+
+class Plain(nn.Module):
+    """Of flax's own layers, on plain arrays, with another normalisation."""
+
+    @nn.compact
+    def __call__(self, image, train):
+        x, stages = image.array, []
+        for features, stride in ((4, 4), (8, 2), (8, 1), (12, 1)):
+            x = nn.Conv(features, (3, 3), (stride, stride), padding=1)(x)
+            x = nn.relu(nn.GroupNorm(2)(x))
+            stages.append(x)
+        return stages
+
+
+class Stripes:
+    """Random access to samples drawn here: the class is the colour's."""
+
+    dataset = Dataset('stripes', ('red', 'green', 'blue'), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        label = np.repeat(rng.integers(0, 3, (8, 1)), 8, 0).astype(np.uint8) * np.ones((1, 96), np.uint8)
+        image = 200 * np.eye(3, dtype=np.uint8)[label] + rng.integers(0, 50, (64, 96, 3), np.uint8)
+        return {'name': f'stripe{index}', 'image': image, 'label': label}
+
+
+def entropy(main, auxiliary, labels, totals=None):
+    """The main logits alone, and a scalar alone."""
+    valid = labels != IGNORE
+    losses = optax.softmax_cross_entropy_with_integer_labels(main, jnp.where(valid, labels, 0))
+    return jnp.where(valid, losses, 0).sum() / valid.sum()
+
+
+def config_of(**settings):
+    config = scenes.get_config('runlocal')
+    config.train.update(steps=60, batch_size=8, log_every=20, checkpoint_every=60, eval_every=60)
+    config.augment.crop = (64, 96)
+    config.eval.pictures = 1
+    config.model.update(depth=50, key_channels=4, head_channels=16, aux_channels=8)
+    config.export.update(formats='stablehlo', size=(64, 96))
+    for key, value in settings.items():
+        config.export[key] = value
+    return config
+
+
+@pytest.fixture(scope='module', params=[Pyramid, Plain], ids=lambda backbone: backbone.__name__)
+def run(request, tmp_path_factory):
+    """A trained run, and its backbone."""
+    workdir, backbone = tmp_path_factory.mktemp(request.param.__name__), request.param()
+    train(
+        config_of(),
+        workdir,
+        train_source=Stripes(64),
+        eval_source=Stripes(8),
+        backbone=backbone,
+        loss=entropy,
+        optimizer=optax.adamw(2e-2),
+    )
+    return workdir, backbone
+
+
+def test_it_trains_and_evaluates(run):
+    workdir, backbone = run
+    trained = json.loads((workdir / 'metrics.json').read_text())
+    assert trained['miou'] > 0.8
+    evaluate(config_of(), workdir, eval_source=Stripes(8), backbone=backbone)
+    assert json.loads((workdir / 'metrics.json').read_text()) == trained
+
+
+@pytest.mark.parametrize('run', [Pyramid], indirect=True)
+def test_it_resumes(run, capsys):
+    workdir, backbone = run
+    config = config_of()
+    config.train.steps = 61
+    options = {'train_source': Stripes(64), 'eval_source': Stripes(8), 'backbone': backbone}
+    with pytest.raises(ConfigError, match='opt_state'):  # of another optimizer
+        train(config, workdir, loss=entropy, **options)
+    train(config, workdir, loss=entropy, optimizer=optax.adamw(2e-2), **options)
+    assert 'step 61 of 61' in capsys.readouterr().out
+
+
+def test_it_loads_and_is_exported(run, tmp_path):
+    workdir, backbone = run
+    with pytest.raises(ConfigError, match=rf'backbone of their own, {type(backbone).__name__}: give it'):
+        ann_jax.load(workdir)
+    sample = Stripes(8)[3]
+    result = ann_jax.load(workdir, backbone=backbone)(sample['image'])
+    assert (result.ids == sample['label']).mean() > 0.8
+    pytest.importorskip('flatbuffers', reason='StableHLO is written with flatbuffers')
+    out = tmp_path / 'out'
+    export(config_of(output=str(out)), workdir, backbone=backbone)
+    program = jax.export.deserialize(bytearray((out / 'model.stablehlo').read_bytes()))
+    logits = np.asarray(program.call(sample['image'][None]))[0]
+    assert (logits.argmax(-1) == result.ids).mean() > 0.999
+    again = ann_jax.load(out, backbone=backbone)(sample['image'])
+    np.testing.assert_array_equal(again.ids, result.ids)
+
+
+def model_of(backbone):
+    return ANN(3, backbone, key_channels=4, head_channels=8, aux_channels=8, sizes=(1, 2))
+
+
+@pytest.mark.parametrize('backbone', [Pyramid(), Plain()], ids=lambda backbone: type(backbone).__name__)
+def test_it_folds(backbone):
+    model, image = model_of(backbone), normal(2, 49, 33, 3)
+    variables = random_variables(model, 0, image)
+    folded = fold(model, variables)
+    expected = quick(model.apply)(variables, image).main.array
+    assert_close(quick(model.clone(folded=True).apply)(folded, image).main.array, expected)
+    names = {'/'.join(path) for path in traverse_util.flatten_dict(folded['params'])}
+    assert any(name.startswith('backbone') and 'scale' in name for name in names) == (type(backbone) is Plain)
+
+
+def test_initializers_from_elsewhere_are_honoured():
+    model = model_of(Plain())
+    ours = traverse_util.flatten_dict(initial_variables(model, 3))
+    flax = quick(lambda: model.init(jax.random.key(3), jnp.zeros((1, 33, 33, 3))))()
+    flax = traverse_util.flatten_dict(flax)
+    assert ours.keys() == flax.keys()
+    for path, leaf in flax.items():
+        if path[1] == 'backbone':
+            np.testing.assert_allclose(ours[path], leaf, rtol=1e-6, err_msg=str(path))
+    assert error(ours['params', 'classifier', 'kernel'], flax['params', 'classifier', 'kernel']) > 0.1
+    assert np.std(ours['params', 'classifier', 'kernel']) == pytest.approx(0.01, rel=0.4)
+
+
+def test_a_canvas_and_split_rows_where_the_backbone_knows_them():
+    image, canvas = normal(2, 49, 33, 3), np.full((2, 64, 40, 3), 7, np.float32)
+    canvas[:, :49, :33] = image
+    size = np.array([(49, 33)] * 2)
+    model = model_of(Pyramid())
+    variables = random_variables(model, 0, image)
+    expected = quick(model.apply)(variables, image).main.array
+    height, width = expected.shape[1:3]
+    run = lambda variables, image, size=None: model.apply(variables, FeatureMap.of(image, size)).main.array
+    assert_close(quick(run)(variables, canvas, size)[:, :height, :width], expected)
+    mesh = make_mesh(jax.devices()[:4], data=1, space=4)
+    assert_close(Program(quick(run), mesh)(variables, image)[:, :height], expected)
+
+    plain = model_of(Plain())
+    assert model.takes_canvas and not plain.takes_canvas
+    variables = random_variables(plain, 0, image)
+    with pytest.raises(ConfigError, match='Plain gives arrays'):
+        jax.eval_shape(lambda: plain.apply(variables, FeatureMap.of(canvas, size)))
+    with jax.set_mesh(mesh), pytest.raises(ConfigError, match='Plain has no method canvas_height'):
+        jax.eval_shape(lambda: plain.apply(variables, image))
