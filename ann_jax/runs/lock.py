@@ -1,0 +1,46 @@
+"""A run's hold on its folder: no second run may write into it."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from ann_jax.errors import ConfigError
+from ann_jax.runs.files import writing
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Holds the folder for one run; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: another run holds it.
+        SaveError: the folder cannot be written.
+    """
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Opened without truncation: what it holds is the other run's.
+        file = open(workdir / 'lock', 'a+')  # noqa: SIM115
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                logger.warning('%s cannot be locked (%s): start no second run in it', workdir, error)
+            else:
+                file.seek(0)
+                raise ConfigError(
+                    f'{workdir} is in use by another run ({file.read().strip() or "unknown"}): '
+                    'wait for it, stop it, or use another --workdir'
+                ) from error
+        with writing(workdir):
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+            file.flush()
+        yield

@@ -1,0 +1,55 @@
+"""The log of a run, in its folder."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ann_jax.runs.files import writing
+
+logger = logging.getLogger(__name__)
+_file_only = logging.getLogger('ann_jax_file')
+_file_only.propagate = False
+_file_only.setLevel(logging.INFO)
+_file_only.addHandler(logging.NullHandler())
+
+
+@contextlib.contextmanager
+def log_file(workdir: Path, index: int = 0) -> Iterator[None]:
+    """Appends what the package logs to log.txt; process `index` of several to log-<index>.txt.
+
+    Raises:
+        SaveError: the folder cannot be written.
+    """
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        handler = _Quiet(workdir / (f'log-{index}.txt' if index else 'log.txt'))
+    handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
+    package = logging.getLogger('ann_jax')
+    level = package.level
+    package.setLevel(logging.INFO)
+    for each in (package, _file_only):
+        each.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.error('ended by %s: %s', type(error).__name__, error)
+        raise
+    finally:
+        for each in (package, _file_only):
+            each.removeHandler(handler)
+        package.setLevel(level)
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
+def note(text: str, *values: object) -> None:
+    """Logs what is too long for a screen, to the file alone."""
+    _file_only.info(text, *values)
+
+
+class _Quiet(logging.FileHandler):
+    """A log that a full disk cuts short, without a traceback for each line."""
+
+    def handleError(self, record):  # noqa: N802
+        pass

@@ -1,0 +1,131 @@
+"""What a run tells while it trains: curves, the progress bar, and where the time goes."""
+
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from ann_jax.runs.log import note
+from ann_jax.runs.record import Record
+
+logger = logging.getLogger(__name__)
+
+
+class Clock:
+    """Seconds spent on each of several things since they were last asked for."""
+
+    def __init__(self):
+        self._spent: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, what: str):
+        """Counts the time inside as spent on `what`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - start
+
+    def take(self, what: str) -> float:
+        """Seconds spent on `what` since the last time that this was asked."""
+        return self._spent.pop(what, 0.0)
+
+
+class TrainLog:
+    """Curves and progress bar of training, read from the device a few steps late so that it never waits.
+
+    Attributes:
+        clock: where the run counts the time it waits for data, under 'data'.
+        stop: whether a process was asked to stop when one of the steps read so far began; the same in all.
+        skipped: steps left out because they were not finite.
+        replaced: samples that could not be used.
+    """
+
+    # Steps under way on the device while the host prepares the next batch: enough to keep the device
+    # busy, few enough not to pile up batches.
+    IN_FLIGHT = 2
+
+    def __init__(
+        self,
+        record: Record,
+        bar: tqdm,
+        schedule: Callable[[int], float] | None,
+        every: int,
+        newest: Callable[[], int | None] = lambda: None,
+    ):
+        """Takes learning rate by step if it is known, steps between points of a curve, and the newest checkpoint."""
+        self._record, self._bar, self._schedule, self._every = record, bar, schedule, every
+        self._newest = newest
+        self._pending: deque = deque()
+        self._since, self._steps = time.perf_counter(), 0
+        self.clock, self.stop, self.skipped, self.replaced = Clock(), False, 0, 0
+
+    def add(self, number: int, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """Takes the metrics of a step, still on the device, and logs those of the step `IN_FLIGHT` before.
+
+        Raises:
+            FloatingPointError: the loss or gradient of that step is not finite, and it was not left out.
+        """
+        for name, problem in zip(batch['name'], batch['problem'], strict=True):
+            if problem:
+                self.replaced += 1
+                logger.warning('step %d: %s instead of: %s', number, name, problem)
+        self._pending.append((number, metrics, batch['name']))
+        if len(self._pending) > self.IN_FLIGHT:
+            self._log(*self._pending.popleft())
+
+    def flush(self) -> None:
+        """Logs what is pending.
+
+        Raises:
+            FloatingPointError: as in `add`.
+        """
+        while self._pending:
+            self._log(*self._pending.popleft())
+
+    def seconds_per_step(self) -> tuple[float, float]:
+        """Time a step took since this was last asked, and how much of it was waiting for data."""
+        now, steps = time.perf_counter(), max(self._steps, 1)
+        spent = (now - self._since) / steps, self.clock.take('data') / steps
+        self._since, self._steps = now, 0
+        return spent
+
+    def restart(self) -> None:
+        """Starts the time of `seconds_per_step` anew, so that what has passed counts for no step."""
+        self.seconds_per_step()
+
+    def _log(self, number, metrics, names):
+        values = {name: float(value) for name, value in metrics.items()}
+        self.stop = self.stop or bool(values.pop('stop', 0))
+        self._refuse(number, values, names)
+        self._steps += 1
+        self._bar.update()
+        if number % self._every == 0:
+            values = {f'train/{name}': value for name, value in values.items()}
+            if self._schedule is not None:
+                values['train/learning_rate'] = self._schedule(number - 1)
+            self._record.scalars(number, values)
+            loss, accuracy = values['train/loss'], values['train/pixel_accuracy']
+            note('step %d: loss %.6g, pixel accuracy %.4f', number, loss, accuracy)
+            self._bar.set_postfix(loss=f'{loss:.3f}', accuracy=f'{accuracy:.3f}')
+
+    def _refuse(self, number, values, names):
+        if math.isfinite(values['loss']) and math.isfinite(values['gradient_norm']):
+            return
+        what = f'the loss is {values["loss"]}, the norm of the gradient {values["gradient_norm"]}'
+        where = f'at step {number}, of the samples {", ".join(map(str, names))}'
+        if values.get('skipped'):
+            self.skipped += 1
+            logger.warning('%s %s: step left out, the %dth', what, where, self.skipped)
+            return
+        newest = self._newest()
+        raise FloatingPointError(
+            f'{what} {where}: lower optim.learning_rate, look at these samples, or leave such steps out '
+            'with --config.train.not_finite=skip; '
+            + (f'the last good checkpoint is of step {newest}' if newest else 'there is no checkpoint yet')
+        )
