@@ -17,13 +17,14 @@ from ann_jax.data.scenes import SceneSource
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.evaluation.evaluate import Evaluation
-from ann_jax.inference.protocols import TestProtocol, make_protocol, normalizer
+from ann_jax.inference.protocols import TestProtocol, make_protocol
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
 from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.training import losses
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.typing import Backbone, Source
+from ann_jax.weights.inputs import normalizer
 
 
 def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True) -> Source:

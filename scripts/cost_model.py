@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from ann_jax import build
 from ann_jax.benchmark.counting import Counts, count
-from ann_jax.kernels.forms import picked
+from ann_jax.kernels.forms import with_forms_of
 from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import Program
@@ -113,10 +113,12 @@ def partitioned(function: Callable, mesh: Mesh, *args: Any) -> str:
 
     That of CPUs, which is what compiles it here, turns bfloat16 into float32.
     """
-    with tempfile.TemporaryDirectory() as folder, picked('any'):
+    with tempfile.TemporaryDirectory() as folder:
         options = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'}
         options['xla_backend_optimization_level'] = 0
-        jitted = jax.jit(function, out_shardings=replicated(mesh), compiler_options=options)
+        jitted = jax.jit(
+            with_forms_of('any', function), out_shardings=replicated(mesh), compiler_options=options
+        )
         Program(jitted, mesh).lower(*args).compile()
         (path,) = Path(folder).glob('*.after_spmd-partitioning.*')
         return path.read_text()

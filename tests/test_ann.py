@@ -33,7 +33,7 @@ from ann_jax.weights.layouts import from_torch
 from ann_jax.weights.recognize import recognize
 
 # mmsegmentation's thin networks: golden file -> backbone and align_corners.
-PEERS = {
+NETWORKS = {
     'mmseg_ann_thin_v1c_r50': (ResNet(50, 4, (2, 2, 4), ceil_pool=False), False),
     'mmseg_ann_thin_r101': (ResNet(101, 4, (4,), ceil_pool=False), True),
 }
@@ -43,9 +43,9 @@ def evaluate(model, variables, image):
     return Logits(*map(array, quick(model.apply)(variables, image)))
 
 
-def peer(name):
+def mmseg_network(name):
     """Model, variables, golden arrays and align_corners."""
-    backbone, align_corners = PEERS[name]
+    backbone, align_corners = NETWORKS[name]
     model = ANN(
         19,
         backbone,
@@ -63,9 +63,9 @@ def peer(name):
     return model, variables, arrays, align_corners
 
 
-@pytest.mark.parametrize('name', PEERS)
+@pytest.mark.parametrize('name', NETWORKS)
 def test_network_equals_mmseg(name):
-    model, variables, arrays, align_corners = peer(name)
+    model, variables, arrays, align_corners = mmseg_network(name)
     image = nhwc(arrays['input'])
     captures = lambda module, _: module.name == 'backbone'
     apply = functools.partial(model.apply, capture_intermediates=captures)
@@ -87,7 +87,7 @@ def last_digits(params, seed):
 
 
 def test_training_equals_mmseg():
-    model, variables, arrays, align_corners = peer('mmseg_ann_thin_v1c_r50')
+    model, variables, arrays, align_corners = mmseg_network('mmseg_ann_thin_v1c_r50')
     tx = sgd(poly_schedule(0.05, 8), weight_decay=5e-4)
     step = quick(
         make_train_step(

@@ -25,6 +25,7 @@ from ann_jax.parallel.mesh import make_mesh
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import TrainState, abstract_state, create_state
+from ann_jax.weights.opening import open_weights
 
 # orbax leaves coroutines unawaited where reading or writing fails.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -246,6 +247,14 @@ def test_a_full_disk_is_a_clear_error_and_spares_earlier_checkpoints(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         assert first_whole(checkpoints, wide_state(0))[0] == 1
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_named_alone(two_saved, tmp_path, caplog):
+    shutil.copytree(two_saved, tmp_path / 'run' / 'checkpoints')
+    (tmp_path / 'run/checkpoints/2/facts/metadata').write_text('{')
+    with pytest.raises(DataError, match=r'checkpoints/2 is damaged') as error:
+        open_weights(tmp_path / 'run/checkpoints/2')
+    assert 'remove' not in str(error.value) and 'the checkpoint before' not in caplog.text
 
 
 def test_some_branches_are_read_without_the_rest(two_saved, tmp_path):

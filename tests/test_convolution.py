@@ -27,7 +27,7 @@ def bounds(monkeypatch):
     forms.with_static.cache_clear()
 
 
-def assert_equals_torch(size, dilation, channels):
+def assert_equals_torch(size, dilation, channels, platform='cpu'):
     """The convolution of two maps and both gradients against torch's."""
     torch = pytest.importorskip('torch')
     x, gradient = normal(2, *size, 6), normal(2, *size, channels, seed=2)
@@ -40,7 +40,7 @@ def assert_equals_torch(size, dilation, channels):
         y, pull = jax.vjp(lambda x, k: convolve(x, k, dilation=dilation), x, kernel)
         return y, *pull(gradient)
 
-    y, of_input, of_kernel = quick(ours)(x, kernel, gradient)
+    y, of_input, of_kernel = quick(forms.with_forms_of(platform, ours))(x, kernel, gradient)
     assert_close(y, nhwc(expected.detach().numpy()))
     assert_close(of_input, nhwc(arrays[0].grad.numpy()))
     assert_close(of_kernel, arrays[1].grad.numpy().transpose(2, 3, 1, 0))
@@ -79,16 +79,10 @@ def test_product_and_its_gradients_equal_their_definition(sizes):
     assert_close(of_kernel, x.T @ gradient)
 
 
-@pytest.fixture
-def as_on_gpus():
-    with forms.picked('cuda'):
-        yield
-
-
 @pytest.mark.parametrize('dilation', [2, 4, 5])
 @pytest.mark.parametrize('size', SIZES)
-def test_dilated_convolution_on_gpus_and_its_gradients_equal_torch(as_on_gpus, size, dilation):
-    assert_equals_torch(size, dilation, 5)
+def test_dilated_convolution_on_gpus_and_its_gradients_equal_torch(size, dilation):
+    assert_equals_torch(size, dilation, 5, 'cuda')
 
 
 def test_no_kernel_on_gpus_is_as_large_as_the_map():

@@ -157,6 +157,7 @@ def test_folding_twice_changes_nothing():
             lambda v: v['params']['bottleneck'].update(gamma=np.ones(3)),
             r'bottleneck/gamma: \(3,\), .*no place',
         ),
+        (lambda v: v.pop('batch_stats'), 'backbone/layer1_0/bn1/scale'),
         (lambda v: v['params']['backbone'].update(gate={'kernel': np.ones(3)}), 'gate/kernel'),
         (lambda v: v['params']['classifier'].pop('bias'), r'classifier/bias: absent, the network has \(5,\)'),
         (

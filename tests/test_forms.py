@@ -1,6 +1,5 @@
 """Forms are chosen when a program is lowered: what each platform gets, from a process that has CPUs alone."""
 
-import contextlib
 import functools
 import re
 
@@ -13,7 +12,7 @@ from reference import assert_close, normal, quick, random_variables
 
 from ann_jax.kernels import forms
 from ann_jax.kernels.convolution import convolve
-from ann_jax.kernels.forms import by_platform, computed_once, picked
+from ann_jax.kernels.forms import by_platform, computed_once, with_forms_of
 from ann_jax.models.ann import ANN
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import fold
@@ -113,20 +112,19 @@ def test_forms_are_picked_for_exporters():
     function = lambda x: by_platform(x, cpu=lambda x: x + 1, gpu=lambda x: x + 2, default=lambda x: x + 3)
     assert [float(jax.jit(function)(0.0))] == [1]
     for platform, expected in (('cpu', 1), ('cuda', 2), ('rocm', 2), ('tpu', 3), ('any', 3)):
-        with picked(platform):
-            assert float(function(0.0)) == expected
-            assert 'platform_index' not in str(jax.make_jaxpr(lambda x: function(x))(0.0))
+        picked = with_forms_of(platform, function)
+        assert float(picked(0.0)) == expected
+        assert 'platform_index' not in str(jax.make_jaxpr(picked)(0.0))
 
 
 def test_what_is_picked_is_not_kept_for_later():
     """jax keeps traces: those of a pick must not serve what is traced without one, nor the reverse."""
     x, kernel = normal(1, 32, 32, 128), normal(3, 3, 128, 128, seed=1)
     gradient = jax.grad(lambda x, k: (convolve(x, k) ** 2).sum(), (0, 1))
-    texts = []
     for pick in (None, 'any', None, 'any'):
-        with picked(pick) if pick else contextlib.nullcontext():
-            texts.append(jax.jit(lambda *args: gradient(*args)).lower(x, kernel).as_text())
-    assert [count(text)['optimization_barrier'] > 0 for text in texts] == [True, False, True, False]
+        function = with_forms_of(pick, gradient) if pick else gradient
+        text = jax.jit(function).lower(x, kernel).as_text()
+        assert (count(text)['optimization_barrier'] > 0) == (pick is None)
 
 
 def test_computed_once_is_the_identity():

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import assert_close, nhwc, quick, random_variables
-from test_ann import peer
+from test_ann import mmseg_network
 
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.errors import ConfigError
 from ann_jax.inference.protocols import (
     Canvas,
     multi_scale,
-    normalizer,
     sliding_window,
     whole_image,
     window_starts,
@@ -23,6 +22,7 @@ from ann_jax.models.ann import ANN, Logits
 from ann_jax.models.fold import fold
 from ann_jax.models.resnet import ResNet
 from ann_jax.parallel.mesh import make_mesh
+from ann_jax.weights.inputs import normalizer
 
 MESH = make_mesh(jax.devices()[:1])
 IDENTITY = lambda image: image
@@ -64,7 +64,7 @@ whole_sum = functools.partial(whole_image, Sum(), IDENTITY)
 
 @pytest.mark.parametrize('name', ['mmseg_ann_thin_v1c_r50', 'mmseg_ann_thin_r101'])
 def test_sliding_window_equals_mmseg(name):
-    model, variables, arrays, align_corners = peer(name)
+    model, variables, arrays, align_corners = mmseg_network(name)
     assert model.align_corners == align_corners
     whole = whole_image(model.clone(folded=True), IDENTITY, MESH)
     crop, stride = int(arrays['slide_crop']), int(arrays['slide_stride'])

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import assert_close, hwio, nchw, nhwc, normal, oihw, quick, torch_gradients
+from reference import assert_close, hwio, nchw, nhwc, normal, oihw, quick, shapes, torch_gradients
 
+from ann_jax.errors import ConfigError
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d, max_pool
 
 # kernel size, stride, dilation, height, width, bias
@@ -52,6 +53,11 @@ def test_conv_equals_conv2d(kernel_size, stride, dilation, height, width, bias):
     assert_close(grad_params['kernel'], hwio(gradients[1]))
     if bias:
         assert_close(grad_params['bias'], gradients[2])
+
+
+def test_a_kernel_without_a_middle_is_refused():
+    with pytest.raises(ConfigError, match='kernel_size=4: symmetric padding takes an odd one'):
+        shapes(lambda: Conv(4, 4, 4).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
 
 
 def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():

@@ -13,17 +13,21 @@ from reference import assert_close, error, normal, quick, random_variables
 
 import ann_jax
 from ann_jax.data.classes import Dataset
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.ann import ANN
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import fold
 from ann_jax.models.initializers import initial_variables
 from ann_jax.models.layers import ConvBN, max_pool
+from ann_jax.models.resnet import ResNet
 from ann_jax.modes.evaluate import evaluate
 from ann_jax.modes.export import export
 from ann_jax.modes.train import train
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import Program
+from ann_jax.training.losses import batch_totals
+from ann_jax.training.state import create_state
+from ann_jax.training.step import make_step_parts
 from ann_jax.typing import IGNORE
 from configs import scenes
 
@@ -63,6 +67,16 @@ class Plain(nn.Module):
         return stages
 
 
+class Wrapped(nn.Module):
+    """This package's own network inside of another module."""
+
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, image, train):
+        return ResNet(10, 4, (4,), folded=self.folded, name='net')(image, train)
+
+
 class Stripes:
     """Random access to samples drawn here: the class is the colour's."""
 
@@ -81,7 +95,7 @@ class Stripes:
         return {'name': f'stripe{index}', 'image': image, 'label': label}
 
 
-def entropy(main, auxiliary, labels, totals=None):
+def entropy(main, auxiliary, labels):
     """The main logits alone, and a scalar alone."""
     valid = labels != IGNORE
     losses = optax.softmax_cross_entropy_with_integer_labels(main, jnp.where(valid, labels, 0))
@@ -132,6 +146,8 @@ def test_it_resumes(run, capsys):
     options = {'train_source': Stripes(64), 'eval_source': Stripes(8), 'backbone': backbone}
     with pytest.raises(ConfigError, match='opt_state'):  # of another optimizer
         train(config, workdir, loss=entropy, **options)
+    with pytest.raises(ConfigError, match='a run with the backbone Pyramid, not of its config'):
+        train(config, workdir, loss=entropy, optimizer=optax.adamw(2e-2), **options | {'backbone': None})
     train(config, workdir, loss=entropy, optimizer=optax.adamw(2e-2), **options)
     assert 'step 61 of 61' in capsys.readouterr().out
 
@@ -149,6 +165,8 @@ def test_it_loads_and_is_exported(run, tmp_path):
     program = jax.export.deserialize(bytearray((out / 'model.stablehlo').read_bytes()))
     logits = np.asarray(program.call(sample['image'][None]))[0]
     assert (logits.argmax(-1) == result.ids).mean() > 0.999
+    card = (out / 'README.md').read_text()
+    assert f'on {type(backbone).__name__}.' in card and f'backbone={type(backbone).__name__}(...)' in card
     again = ann_jax.load(out, backbone=backbone)(sample['image'])
     np.testing.assert_array_equal(again.ids, result.ids)
 
@@ -157,7 +175,9 @@ def model_of(backbone):
     return ANN(3, backbone, key_channels=4, head_channels=8, aux_channels=8, sizes=(1, 2))
 
 
-@pytest.mark.parametrize('backbone', [Pyramid(), Plain()], ids=lambda backbone: type(backbone).__name__)
+@pytest.mark.parametrize(
+    'backbone', [Pyramid(), Plain(), Wrapped()], ids=lambda backbone: type(backbone).__name__
+)
 def test_it_folds(backbone):
     model, image = model_of(backbone), normal(2, 49, 33, 3)
     variables = random_variables(model, 0, image)
@@ -166,6 +186,59 @@ def test_it_folds(backbone):
     assert_close(quick(model.clone(folded=True).apply)(folded, image).main.array, expected)
     names = {'/'.join(path) for path in traverse_util.flatten_dict(folded['params'])}
     assert any(name.startswith('backbone') and 'scale' in name for name in names) == (type(backbone) is Plain)
+
+
+def test_a_backbone_keeps_its_dtype_when_it_is_folded():
+    model = model_of(Pyramid()).clone(dtype=jnp.bfloat16)
+    folded = fold(model, random_variables(model, 0, normal(1, 33, 33, 3)))['params']
+    assert folded['backbone']['stem']['conv']['kernel'].dtype == jnp.float32
+    assert folded['bottleneck']['conv']['kernel'].dtype == jnp.bfloat16
+
+
+class Stubborn(nn.Module):
+    """Says that it can be folded, and is not."""
+
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, image, train):
+        x = nn.Conv(4, (3, 3), (8, 8), use_bias=self.folded)(image.array)
+        return [nn.relu(x)] * 4
+
+
+def test_a_backbone_that_cannot_be_folded_is_refused_before_training(tmp_path):
+    options = {'train_source': Stripes(64), 'eval_source': Stripes(8)}
+    with pytest.raises(DataError, match='cannot fold .*\n.*backbone/Conv_0/bias: absent'):
+        train(config_of(), tmp_path / 'run', backbone=Stubborn(), **options)
+    assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
+
+
+def by_totals(main, auxiliary, labels, totals=None):
+    """The same loss, which adds up over the parts of a batch."""
+    valid = labels != IGNORE
+    losses = optax.softmax_cross_entropy_with_integer_labels(main, jnp.where(valid, labels, 0))
+    return jnp.where(valid, losses, 0).sum() / (valid.sum() if totals is None else totals.valid)
+
+
+def test_a_loss_in_parts(tmp_path):
+    config = config_of()
+    config.train.update(accumulate=2, batch_size=16)
+    with pytest.raises(ConfigError, match='the loss must take `totals`'):
+        train(config, tmp_path, train_source=Stripes(64), eval_source=Stripes(8), loss=entropy)
+    model = model_of(Plain())
+    parts = make_step_parts(model, optax.sgd(0.1), loss=by_totals, normalize=lambda x: x / 255.0, seed=0)
+    state = create_state(random_variables(model, 0, normal(1, 33, 33, 3)), optax.sgd(0.1))
+    samples = [Stripes(8)[i] for i in range(4)]
+    batch = {key: np.stack([sample[key][:33, :33] for sample in samples]) for key in ('image', 'label')}
+    batch['label'][:2, 9:] = IGNORE  # parts of unequal weight
+    halves = [{key: value[half] for key, value in batch.items()} for half in (slice(0, 2), slice(2, 4))]
+    totals = batch_totals([half['label'] for half in halves], None, threshold=0.7, min_kept=1)
+    run = quick(parts.forward_backward)
+    losses = [float(run(state, half, None, totals).metrics['loss']) for half in halves]
+    assert all(0 < loss < 10 for loss in losses)
+    first, second = (float(run(state, half).metrics['loss']) for half in halves)
+    weights = [(half['label'] != IGNORE).sum() for half in halves]
+    assert sum(losses) == pytest.approx(np.average([first, second], weights=weights), rel=1e-5)
 
 
 def test_initializers_from_elsewhere_are_honoured():

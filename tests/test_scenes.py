@@ -9,13 +9,14 @@ import pytest
 from ann_jax.data.scene_objects import CRANE, LOWERED, MOVING, PEDESTRIAN, RAISED, STOPPED, WORKER
 from ann_jax.data.scenes import CLASSES, COLORS, SPLITS, SceneSource, render
 from ann_jax.errors import DataError
-from ann_jax.inference.protocols import Canvas, normalizer, whole_image
+from ann_jax.inference.protocols import Canvas, whole_image
 from ann_jax.models.ann import ANN
 from ann_jax.models.fold import fold
 from ann_jax.models.initializers import initial_variables
 from ann_jax.models.resnet import ResNet
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.typing import IGNORE
+from ann_jax.weights.inputs import normalizer
 
 CARS, PEOPLE = (STOPPED, MOVING), (PEDESTRIAN, WORKER)
 SIZES = [(64, 128), (96, 192), (131, 257), (256, 512), (96, 400), (200, 160)]

@@ -16,10 +16,10 @@ from test_main import TINY, environment, run  # noqa: F401
 
 from ann_jax.data.scene_objects import CLASSES
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.inference.protocols import normalizer
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.weights import folder as weights
+from ann_jax.weights.inputs import normalizer
 from ann_jax.weights.layouts import Layout
 from ann_jax.weights.opening import open_weights
 
@@ -33,7 +33,7 @@ from scripts.export_checkpoint import main as export  # noqa: E402
 THIN = {'depth': 50, 'width': 4, 'key_channels': 8, 'head_channels': 12, 'aux_channels': 6, 'classes': 5}
 
 
-def peer(seed=0, **options):
+def torch_network(seed=0, **options):
     """A torch network in which nothing is 0 or 1."""
     torch.manual_seed(seed)
     network = TorchANN(**{**THIN, 'stem_widths': (2, 2, 4), **options}).eval()
@@ -67,7 +67,7 @@ def network_of(folder):
     ],
 )
 def test_a_converted_network_equals_torch(options, size, tmp_path, capsys):
-    network = peer(**options)
+    network = torch_network(**options)
     file = tmp_path / 'ann.pth'
     torch.save({'state_dict': {f'module.{key}': value for key, value in network.state_dict().items()}}, file)
     align = str(options['align_corners']).lower()
@@ -164,7 +164,7 @@ class Hostile:
 
 
 def good_file(path):
-    torch.save(peer().state_dict(), path)
+    torch.save(torch_network().state_dict(), path)
     return path
 
 
@@ -191,7 +191,7 @@ def flipped(path):
 
 
 def not_finite(path):
-    state = peer().state_dict()
+    state = torch_network().state_dict()
     state['decode_head.conv_seg.bias'][2] = np.nan
     torch.save(state, path)
 
@@ -250,7 +250,7 @@ def test_bad_files_are_refused_and_nothing_is_written(make, name, message, tmp_p
 
 
 def test_facts_come_from_the_file_its_name_or_the_user(tmp_path):
-    state = peer(classes=19).state_dict()
+    state = torch_network(classes=19).state_dict()
     meta = {
         'cfg': 'align_corners=True mean=[1, 2, 3]',
         'dataset_meta': {'classes': [f'c{i}' for i in range(19)]},
@@ -346,10 +346,10 @@ def test_the_peer_is_no_trivial_network():
     """The reference of this file depends on every tensor it has."""
     image = torch.tensor(normal(1, 3, 65, 65))
     with torch.no_grad():
-        plain = peer()(image)
-        network = peer()
+        plain = torch_network()(image)
+        network = torch_network()
         network.decode_head.fusion.stages[0].out_project.weight.mul_(0)
         assert error(network(image), plain) > 1e-4
-        network = peer()
+        network = torch_network()
         network.decode_head.context.stages[0].key_project.conv.weight.mul_(-1)
         assert error(network(image), plain) > 1e-5

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from reference import assert_close, quick, random_variables
 
 from ann_jax.errors import ConfigError
-from ann_jax.inference.protocols import Canvas, multi_scale, normalizer, sliding_window, whole_image
+from ann_jax.inference.protocols import Canvas, multi_scale, sliding_window, whole_image
 from ann_jax.kernels.resizing import resize, resize_bilinear
 from ann_jax.models.ann import ANN
 from ann_jax.models.feature_map import FeatureMap
@@ -26,6 +26,7 @@ from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
+from ann_jax.weights.inputs import normalizer
 
 CLASSES = 5
 NORMALIZE = normalizer(mean=(60.0,) * 3, std=(60.0,) * 3, bgr=False)

@@ -1,4 +1,6 @@
-"""Runs and weights that earlier commits wrote still open, and give the numbers that those commits got.
+"""Runs and weights that earlier commits wrote give the numbers that those commits got.
+
+The run of the second is read around `ann_jax.runs`, which does not open it.
 
 The files and how they were made: `witnesses/make.py`.
 """

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from ann_jax.kernels.forms import picked
+from ann_jax.kernels.forms import with_forms_of
 
 CALLS = ('jit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call', 'remat2')
 LOOPS = ('scan', 'while', 'shard_map')
@@ -68,8 +68,7 @@ class Operation(NamedTuple):
 
 def count(function: Callable, *args: Any) -> Counts:
     """Counts a call of a function with arrays, or with `jax.ShapeDtypeStruct`s; computes nothing."""
-    with picked('any'):
-        program = jax.make_jaxpr(function)(*args)
+    program = jax.make_jaxpr(with_forms_of('any', function))(*args)
     operations: list[Operation] = []
     results = _inline(program, [Value(aval) for aval in program.in_avals], 1, operations)
     operations = _used(operations, results)

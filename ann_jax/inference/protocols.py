@@ -22,32 +22,12 @@ from ann_jax.kernels.resizing import resize_images
 from ann_jax.models.ann import ANN
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.parallel.arrays import split_batch
-from ann_jax.parallel.mesh import splits_rows
+from ann_jax.parallel.mesh import shares_images
 from ann_jax.parallel.processes import largest
 from ann_jax.parallel.programs import jit, on_devices, per_device
+from ann_jax.weights.inputs import Normalize
 
 AVERAGES = ('logits', 'probabilities')
-
-Normalize = Callable[[jax.Array], jax.Array]
-
-
-def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Normalize:
-    """The map from pixels to what a backbone was trained on; it belongs with the weights.
-
-    Args:
-        mean, std: per channel in grey levels, in the channel order the backbone sees.
-        bgr: whether the backbone sees blue first.
-
-    Returns:
-        A function from (B, H, W, 3) uint8 RGB to float32.
-    """
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-
-    def normalize(image):
-        image = image.astype(jnp.float32)
-        return ((image[..., ::-1] if bgr else image) - mean) / std
-
-    return normalize
 
 
 class Canvas(NamedTuple):
@@ -137,7 +117,7 @@ def whole_image(model: ANN, normalize: Normalize, mesh: Mesh) -> TestProtocol:
         image = FeatureMap.of(normalize(array), size if model.takes_canvas else None)
         return model.apply(variables, image, full_size=True).main.array
 
-    logits = jit(run, mesh) if splits_rows(mesh) else per_device(mesh)(run)
+    logits = jit(run, mesh) if shares_images(mesh) else per_device(mesh)(run)
     put = on_devices(mesh)
 
     def protocol(variables, images):

@@ -16,13 +16,14 @@ from ann_jax.data.datasets import read_image
 from ann_jax.data.decode import to_rgb
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import pictures
-from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, normalizer
+from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol
 from ann_jax.models.fold import fold
 from ann_jax.parallel.arrays import replicated
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.typing import Backbone
 from ann_jax.weights.folder import Weights
+from ann_jax.weights.inputs import normalizer
 from ann_jax.weights.opening import open_network
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')

@@ -4,9 +4,8 @@ A form is a function of arrays at the top level of its module, or `with_static` 
 object only once for arguments of the same shapes. A network uses a few hundred forms of some twenty shapes.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -34,17 +33,22 @@ def by_platform(
     return jax.lax.platform_dependent(*args, default=default, **forms)
 
 
-@contextlib.contextmanager
-def picked(platform: str) -> Iterator[None]:
-    """What is traced here takes the forms of one platform, whatever it is lowered for.
+def with_forms_of(platform: str, function: Callable) -> Callable:
+    """The function in the forms of one platform, whatever it is lowered for.
 
-    For exporters that know no choice by platform. 'any' has the default forms alone.
+    For what knows no choice by platform: exporters, and counting. 'any' has the default forms alone.
+
+    The result is a new function. jax keeps traces by function, and the pick is none of its keys.
     """
-    token = _picked.set(platform)
-    try:
-        yield
-    finally:
-        _picked.reset(token)
+
+    def picked(*args):
+        token = _picked.set(platform)
+        try:
+            return function(*args)
+        finally:
+            _picked.reset(token)
+
+    return picked
 
 
 @functools.cache

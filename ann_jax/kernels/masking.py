@@ -43,7 +43,7 @@ def clean(x: jax.Array, size: Size) -> jax.Array:
     return x if inside is None else jnp.where(inside, x, 0)
 
 
-def count(shape: tuple[int, ...], size: Size) -> int | jax.Array:
+def count_pixels(shape: tuple[int, ...], size: Size) -> int | jax.Array:
     """Pixels of all images of an array (B, H, W, ...)."""
     height, width = size_of(shape, size)
     if isinstance(height, int) and isinstance(width, int):

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ann_jax.kernels.masking import Size, count, mask
+from ann_jax.kernels.masking import Size, count_pixels, mask
 from ann_jax.kernels.reductions import sum_pixels
 
 
@@ -24,7 +24,7 @@ def normalize(
         (B, H, W, C) in the dtype of x, and float32 mean and variance (C,), which pass on no gradients. What
         lies outside of the images is not defined, and receives no gradient.
     """
-    pixels = jnp.asarray(count(x.shape, size), jnp.float32)
+    pixels = jnp.asarray(count_pixels(x.shape, size), jnp.float32)
     return _normalize(x, scale, bias, None if size is None else mask(x.shape, size), pixels, epsilon)
 
 

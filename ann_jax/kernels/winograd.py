@@ -39,7 +39,7 @@ def winograd_input_gradient(gradient: jax.Array, kernel: jax.Array, dilation: in
 def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 1) -> jax.Array:
     """The gradient of the kernel (3, 3, C, D) from x (B, H, W, C) and that of the result (B, H, W, D).
 
-    The linear maps of `winograd` and `winograd_kernel`, transposed and in the opposite order.
+    The linear maps of `winograd`, transposed and in the opposite order.
     """
     number, x = tiles(x.shape, dilation), _padded(x, dilation)
     sums = []

@@ -81,7 +81,7 @@ class ANN(nn.Module):
     @property
     def takes_canvas(self) -> bool:
         """Whether images may be smaller than their array; max pooled and random anchors need exact sizes."""
-        attends = VARIANTS[self.variant] != ('none', 'none')
+        attends = VARIANTS.get(self.variant) != ('none', 'none')
         samples = not attends or self.sampling in ('average', 'all')
         return samples and getattr(self.backbone, 'takes_canvas', False)
 

@@ -236,7 +236,7 @@ class NonLocalBlock(nn.Module):
                 half = w_response[0, 0]
                 attended = attention(low, high, train)
                 x += apply_kernel(attended, product(w_o[0, 0], half), b_o @ half, high)
-        x = projection.normalize(high.with_array(x), train)
+        x = projection.finish(high.with_array(x), train)
         # Fused with the padding for the next convolution, it would need memory for a map more.
         x = x.with_array(computed_once(x.array))
         return Dropout2d(self.dropout)(x, train)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ann_jax.kernels import masking
 from ann_jax.kernels.masking import Size
@@ -41,11 +43,12 @@ class FeatureMap:
         """
         if isinstance(x, cls):
             return x
-        if size is not None and not isinstance(size, tuple):
-            size = masking.pair(size)
-        if size is not None and all(isinstance(length, int) for length in size):
-            size = None if size == x.shape[1:3] else size
-        return cls(x, size)
+        if size is not None and not isinstance(size, tuple) and np.ndim(size) == 2:
+            size = masking.pair(jnp.asarray(size))
+        if size is not None:
+            size = tuple(n if isinstance(n, jax.Array) else int(n) for n in size)
+        fills = size is not None and all(isinstance(n, int) for n in size) and size == x.shape[1:3]
+        return cls(x, None if fills else size)
 
     @property
     def channels(self) -> int:

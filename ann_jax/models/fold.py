@@ -3,8 +3,8 @@
     model, variables = model.clone(folded=True), fold(model, variables)
     logits = model.apply(variables, image).main
 
-Every variable must have its place in the folded network. A backbone from elsewhere is folded where it is made
-of `ConvBN` and hands `folded` on to them; one without that field runs as it is.
+Every variable must have its place in the folded network. A backbone of one's own is folded where it hands
+`folded` on to this package's layers; one without that field runs as it is.
 """
 
 from collections.abc import Mapping
@@ -14,16 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ann_jax.errors import DataError
+from ann_jax.errors import refuse_others
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.layers import EPSILON
-from ann_jax.models.resnet import ResNet
 
 AUXILIARY = ('aux_bottleneck', 'aux_classifier')
-# A convolution -> the normalisation behind it, in `ConvBN`; then those of `ResNet` and `Attention`.
-PAIRS = {'conv': 'bn'}
-MORE_PAIRS = {'downsample_0': 'downsample_1', 'out': 'out_bn'} | {f'conv{i}': f'bn{i}' for i in (1, 2, 3)}
+# A convolution -> the normalisation behind it: of `ConvBN`, of `Attention`, and of the blocks of `ResNet`.
+NORMS = {'conv': 'bn', 'out': 'out_bn', 'downsample_0': 'downsample_1'}
+NORMS |= {f'conv{i}': f'bn{i}' for i in (1, 2, 3)}
 
 
 def fold(model: ANN, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,15 +42,21 @@ def fold(model: ANN, variables: Mapping[str, Any]) -> dict[str, Any]:
         DataError: a variable has no place in the network, or a place has no variable.
     """
     variables = {path: leaf for path, leaf in _flatten(variables).items() if path[1] not in AUXILIARY}
+    expected = _flatten(shape_variables(model.clone(folded=True)))
     folded = dict(variables)
     for *parents, name, leaf in variables:
-        norm = (*parents, _pairs(model, parents).get(name))
-        if leaf == 'kernel' and (*norm, 'scale') in folded:
+        norm = (*parents, NORMS.get(name))
+        # A normalisation that is still there in the folded network, as in a backbone from elsewhere, stays.
+        if leaf == 'kernel' and (*norm, 'scale') not in expected and _norm_leaves(norm) <= folded.keys():
             _merge_norm(folded, (*parents, name), norm)
     for block in ('fusion', 'context'):
         _merge_projection(folded, ('params', block))
-    _refuse_others(model.clone(folded=True), folded)
-    rounded = {path: _rounded(model, path, leaf) for path, leaf in folded.items()}
+    refuse_others(
+        {path: np.shape(leaf) for path, leaf in folded.items()},
+        {path: leaf.shape for path, leaf in expected.items()},
+        'cannot fold the variables',
+    )
+    rounded = {path: jnp.asarray(leaf, _dtype(model, path, leaf)) for path, leaf in folded.items()}
     return traverse_util.unflatten_dict(rounded)
 
 
@@ -59,11 +64,9 @@ def _flatten(variables):
     return traverse_util.flatten_dict({key: dict(tree) for key, tree in variables.items()})
 
 
-def _pairs(model, parents):
-    """Convolution -> normalisation, of the children of a module; in other backbones those of `ConvBN`."""
-    if 'backbone' not in parents or isinstance(model.backbone, ResNet):
-        return PAIRS | MORE_PAIRS
-    return PAIRS if hasattr(model.backbone, 'folded') else {}
+def _norm_leaves(norm):
+    stats = ('batch_stats', *norm[1:])
+    return {(*norm, 'scale'), (*norm, 'bias'), (*stats, 'mean'), (*stats, 'var')}
 
 
 def _merge_norm(flat, conv, norm):
@@ -90,21 +93,9 @@ def _merge_projection(flat, block):
     flat[kernel] = passed[None, None]
 
 
-def _refuse_others(model, flat):
-    """Every variable is one that the folded network reads, and the other way round."""
-    expected = {path: leaf.shape for path, leaf in _flatten(shape_variables(model)).items()}
-    found = {path: np.shape(leaf) for path, leaf in flat.items()}
-    lines = []
-    for path in sorted(expected.keys() | found.keys()):
-        if expected.get(path) != found.get(path):
-            has, wants = found.get(path, 'absent'), expected.get(path, 'no place for it')
-            lines.append(f'{"/".join(path)}: {has}, the network has {wants}')
-    if lines:
-        more = f'\n  and {len(lines) - 8} more' if len(lines) > 8 else ''
-        raise DataError('cannot fold the variables:\n  ' + '\n  '.join(lines[:8]) + more)
-
-
-def _rounded(model, path, leaf):
-    if path[1] == 'backbone' and not hasattr(model.backbone, 'folded'):
-        return jnp.asarray(leaf)
-    return jnp.asarray(leaf, jnp.float32 if path[1] == 'classifier' else model.dtype)
+def _dtype(model, path, leaf):
+    """What a variable is rounded to; one of a backbone from elsewhere to its dtype, if it has one."""
+    if path[1] == 'backbone':
+        merged = np.asarray(leaf).dtype == np.float64
+        return getattr(model.backbone, 'dtype', np.float32 if merged else np.asarray(leaf).dtype)
+    return jnp.float32 if path[1] == 'classifier' else model.dtype

@@ -88,9 +88,12 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
     others = [path for path, leaf in found.items() if id(leaf) not in declared]
     drawn = _draw_by_flax(model, seed, others) if others else {}
     rng = np.random.default_rng(seed)
+    once = {}  # a leaf may stand at two places
     for path in sorted(found.keys() - drawn.keys()):
         initializer, leaf = declared[id(found[path])]
-        drawn[path] = initializer.draw(rng, leaf.shape).astype(leaf.dtype)
+        if id(leaf) not in once:
+            once[id(leaf)] = initializer.draw(rng, leaf.shape).astype(leaf.dtype)
+        drawn[path] = once[id(leaf)]
     return traverse_util.unflatten_dict(drawn)
 
 

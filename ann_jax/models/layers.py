@@ -12,7 +12,7 @@ from flax import linen as nn
 from ann_jax.errors import ConfigError
 from ann_jax.kernels import pooling
 from ann_jax.kernels.convolution import convolve
-from ann_jax.kernels.masking import count
+from ann_jax.kernels.masking import count_pixels
 from ann_jax.kernels.normalization import normalize
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.initializers import he_normal, ones, zeros
@@ -32,7 +32,13 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
+        """(B, H, W, C) -> (B, H', W', features) in `dtype`.
+
+        Raises:
+            ConfigError: the kernel has no middle.
+        """
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(f'kernel_size={self.kernel_size}: symmetric padding takes an odd one')
         x = FeatureMap.of(x)
         kernel, bias = self.weights(x.channels)
         # A 1x1 convolution sees nothing beside its pixel.
@@ -80,7 +86,7 @@ class BatchNorm(nn.Module):
         if train:
             y, mean, var = normalize(x.array, scale, bias, EPSILON, x.size)
             if not self.is_initializing():
-                pixels = jnp.asarray(count(x.array.shape, x.size), jnp.float32)
+                pixels = jnp.asarray(count_pixels(x.array.shape, x.size), jnp.float32)
                 unbiased = var * (pixels / jnp.maximum(pixels - 1, 1))
                 m = self.momentum
                 running_mean.value = m * running_mean.value + (1 - m) * mean
@@ -118,9 +124,9 @@ class ConvBN(nn.Module):
 
     def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
         """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
-        return self.normalize(self.conv(x), train)
+        return self.finish(self.conv(x), train)
 
-    def normalize(self, x: FeatureMap, train: bool) -> FeatureMap:
+    def finish(self, x: FeatureMap, train: bool) -> FeatureMap:
         """What follows the convolution."""
         x = self.bn(x, train)
         return relu(x) if self.relu else x

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from ann_jax import __version__, build
 from ann_jax.errors import ConfigError, DataError, unknown
-from ann_jax.kernels.forms import picked
+from ann_jax.kernels.forms import with_forms_of
 from ann_jax.kernels.masking import pair
 from ann_jax.kernels.resizing import linear_matrix, resize_images
 from ann_jax.models.feature_map import FeatureMap
@@ -55,7 +55,7 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     if wrong := set(formats) - set(FORMATS):
         raise ConfigError(unknown('export.formats', sorted(wrong)[0], FORMATS))
     opened, source = open_trained(config, workdir, backbone)
-    model = build.model(config, len(opened.classes), backbone).clone(folded=True)
+    model = opened.network(backbone, dtype=config.model.dtype).clone(folded=True)
     logits = _logits(model, build.normalize(config), fold(model, opened.variables))
 
     out = Path(c.output or workdir / 'export').expanduser()
@@ -128,8 +128,8 @@ def _write_onnx(file, logits, size):
             "writing ONNX takes jax2onnx and onnxruntime: pip install -e '.[export]'"
         ) from error
     shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    with picked('any'):  # the exporter knows no choice by platform
-        jax2onnx.to_onnx(logits, [shape], return_mode='file', output_path=str(file))
+    plain = with_forms_of('any', logits)  # the exporter knows no choice by platform
+    jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     run = lambda image: session.run(None, {name: np.asarray(image, np.float32)})[0]
@@ -158,10 +158,12 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
     if settings.is_file():
         data = json.loads(settings.read_text())['dataset']['name']
         data += '; all settings of the run are in config.json'
+    more = f', backbone={opened.backbone}(...)' if opened.backbone else ''
+    backbone = opened.backbone or f'ResNet-{opened.model["depth"]}'
     lines = [
         '# Asymmetric Non-local Neural Network',
         '',
-        f'Variant `{opened.model["variant"]}` on ResNet-{opened.model["depth"]}.',
+        f'Variant `{opened.model["variant"]}` on {backbone}.',
         '',
         *(f'- {name}: {value}' for name, value in opened.source.items()),
         f'- data: {data}',
@@ -170,7 +172,7 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
         '',
         'Use, with this folder as FOLDER:',
         '',
-        "    ann_jax.load('FOLDER')('street.jpg').overlay('out.png')",
+        f"    ann_jax.load('FOLDER'{more})('street.jpg').overlay('out.png')",
         '    python -m ann_jax.main --config=... --config.init.from=FOLDER --mode=predict \\',
         '        --config.predict.input=IMAGES',
         '',

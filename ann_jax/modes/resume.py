@@ -40,6 +40,7 @@ def first_state(
     make_model: Callable[[], ANN],
     tx: optax.GradientTransformation,
     mesh: Mesh,
+    backbone: str = '',
 ) -> tuple[TrainState, int]:
     """State and step to go on from: the newest whole checkpoint's, or the first of all.
 
@@ -51,6 +52,7 @@ def first_state(
         make_model: builds the network from the config as it is then.
         tx: the optimizer.
         mesh: every device gets the whole state.
+        backbone: name of its class, if it is not of this package.
 
     Raises:
         DataError: no checkpoint is whole.
@@ -63,6 +65,11 @@ def first_state(
         if config.init['from']:
             adopt(config, model=saved['model'], input=saved['input'])
         _refuse_changes(saved, config, workdir)
+        if facts.get('backbone', '') != backbone:
+            raise ConfigError(
+                f'{workdir} holds a run with the backbone {facts.get("backbone") or "of its config"}, not '
+                f'{backbone or "of its config"}: give the same, or use another --workdir'
+            )
         return checkpoints.restore(step, abstract_state(make_model(), tx, replicated(mesh)))
 
     steps = checkpoints.steps

@@ -72,6 +72,8 @@ def train(
     # Opened now, for what is wrong with it to show before anything is written.
     eval_source = eval_source or build.source(config, config.dataset.eval_split, limit=config.eval.limit)
     dataset, steps = source.dataset, config.train.steps
+    # OHEM alone looks at probabilities of the whole batch.
+    mine_over_batch = loss is None and config.loss.ohem and not config.loss.per_image
     loss = loss or build.loss(config, dataset.num_classes)
     build.check_parts(config, loss)
     schedule = None if optimizer else build.schedule(config)
@@ -87,13 +89,14 @@ def train(
             return
         _log_start(mesh)
         make_model = lambda: build.model(config, dataset.num_classes, backbone)
-        state, first = first_state(config, workdir, checkpoints, make_model, tx, mesh)
+        own_backbone = '' if backbone is None else type(backbone).__name__
+        state, first = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
         _log_setting(config, source, evaluation, state)
-        step = _step(config, make_model(), tx, loss, mesh)
+        step = _step(config, make_model(), tx, loss, mine_over_batch, mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
-        if backbone is not None:
-            facts['backbone'] = type(backbone).__name__
+        if own_backbone:
+            facts['backbone'] = own_backbone
         batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
         record = Record(workdir, first + 1, silent=not is_main())
         stack.enter_context(contextlib.closing(record))
@@ -157,7 +160,7 @@ def _hold(stack, workdir):
     stack.enter_context(log_file(workdir, jax.process_index()))
 
 
-def _step(config, model, tx, loss, mesh):
+def _step(config, model, tx, loss, mine_over_batch, mesh):
     """(state, this process's batch and flag) -> state and metrics; compiled when first called.
 
     Processes get a signal at different steps, or only one gets it: whether any has is told to all with the
@@ -172,7 +175,6 @@ def _step(config, model, tx, loss, mesh):
         skip_not_finite=config.train.not_finite == 'skip',
     )
     if (count := config.train.accumulate) > 1:
-        mine_over_batch = config.loss.ohem and not config.loss.per_image
         accumulated = make_accumulated_step(parts, build.batch_totals(config), mine_over_batch, mesh)
         any_flag = jit(jnp.any, mesh, out_shardings=replicated(mesh))
 

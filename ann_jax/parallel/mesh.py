@@ -60,8 +60,8 @@ def _divisors(count):
     return ', '.join(str(n) for n in range(1, count + 1) if count % n == 0)
 
 
-def splits_rows(mesh: Mesh) -> bool:
-    """Whether a mesh splits the rows of an image over devices."""
+def shares_images(mesh: Mesh) -> bool:
+    """Whether several devices share the rows of an image."""
     return mesh.shape['space'] > 1
 
 

@@ -79,13 +79,6 @@ def all_agree(good: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
 
 
-def main_says(value: int) -> int:
-    """Process 0's number, in every process; every one must call it."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int64)))
-
-
 def largest(values: Any, mesh: jax.sharding.Mesh) -> np.ndarray:
     """Maximum over the processes of a mesh, element by element; every one of them must call it."""
     values = np.asarray(values)

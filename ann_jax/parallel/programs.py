@@ -1,7 +1,7 @@
 """Programs compiled for a mesh."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,12 @@ class Program:
     mesh: Mesh
 
     def __call__(self, *args: Any) -> Any:
-        """Runs it; compiles it first where arguments have new shapes."""
+        """Runs it; compiles it first where arguments have new shapes.
+
+        Inside of another function that is traced, that must have entered the same mesh.
+        """
+        if jax.sharding.get_abstract_mesh() == self.mesh.abstract_mesh:
+            return self.jitted(*args)
         with jax.set_mesh(self.mesh):
             return self.jitted(*args)
 
@@ -54,7 +59,7 @@ def jit(function: Callable, mesh: Mesh, **options: Any) -> Program:
 def per_device(mesh: Mesh, donate: Sequence[int] = ()) -> Callable[[Callable], Callable]:
     """Decorates a function that works on each image alone: every device its images, no communication.
 
-    Arguments that are dicts, the weights, lie whole on every device; along `space`, so do the images.
+    Arguments that are mappings, the weights, lie whole on every device; along `space`, so do the images.
 
     Args:
         mesh: whose `data` axis splits the images.
@@ -63,7 +68,7 @@ def per_device(mesh: Mesh, donate: Sequence[int] = ()) -> Callable[[Callable], C
 
     def wrap(function):
         def run(*args):
-            specs = tuple(P() if isinstance(arg, dict) else P('data') for arg in args)
+            specs = tuple(P() if isinstance(arg, Mapping) else P('data') for arg in args)
             return jax.shard_map(function, in_specs=specs, out_specs=P('data'), check_vma=False)(*args)
 
         program, put = jit(run, mesh, donate_argnums=donate), on_devices(mesh)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, of any tree of arrays: the newest two and the best by mIoU are kept, whatever the order of scores.
+"""Checkpoints of a run, each a tree of arrays: the newest two and the best by mIoU are kept.
 
 The data stream is a pure function of the seed and the step (`data.pipeline`), so the step that a
 checkpoint is named after is also the whole state of the iterator.
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.errors import ConfigError, DataError, SaveError, listed
 from ann_jax.parallel import processes
 from ann_jax.runs.files import write_json, writing
 
@@ -267,13 +267,11 @@ class Checkpoints:
                 show = lambda kind: f'{kind[0]} {tuple(kind[1])}' if kind else 'nothing'
                 lines.append(f'{name}: saved {show(saved)}, the network has {show(wanted)}')
         if lines:
-            more = f'\n  and {len(lines) - 8} more' if len(lines) > 8 else ''
             raise ConfigError(
-                f'{self.folder / str(step)} is of another network:\n  '
-                + '\n  '.join(lines[:8]) + more
-                + f'\nto start from what fits: --config.init.from={self.folder.parent} '
-                '--config.init.parts=but_classifier (or backbone), and another --workdir'
-            )  # fmt: skip
+                f'{self.folder / str(step)} is of another network:{listed(lines)}\nto start from what fits: '
+                f'--config.init.from={self.folder.parent} --config.init.parts=but_classifier (or backbone), '
+                'and another --workdir'
+            )
 
     def _damaged(self, step, why):
         text = ' '.join(str(why).split())

@@ -58,7 +58,7 @@ class TrainLog:
         every: int,
         newest: Callable[[], int | None] = lambda: None,
     ):
-        """Takes learning rate by step if it is known, steps between points of a curve, and the newest checkpoint."""
+        """Takes learning rate by step (if known), steps between points of a curve, newest checkpoint."""
         self._record, self._bar, self._schedule, self._every = record, bar, schedule, every
         self._newest = newest
         self._pending: deque = deque()

@@ -34,7 +34,7 @@ class BatchTotals(NamedTuple):
     images: jax.Array  # in the batch
     valid: jax.Array  # pixels that are not IGNORE
     weight: jax.Array  # sum of their class weights
-    limit: jax.Array  # probability below which OHEM keeps a pixel of the batch; see `mine`
+    limit: jax.Array  # probability below which OHEM keeps a pixel of the batch; see `make_accumulated_step`
     kept: jax.Array  # pixels below it
 
 

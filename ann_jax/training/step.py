@@ -72,7 +72,7 @@ def make_step_parts(
         tx: the optimizer.
         loss: maps main logits, auxiliary logits and labels, all of the image's size, to a `Loss` or a scalar;
             takes a `losses.BatchTotals` too, named `totals`, for parts of a batch.
-        normalize: see `inference.protocols.normalizer`.
+        normalize: see `weights.inputs.normalizer`.
         seed: of dropout and random sampling; the step number is folded in, and the part's for dropout.
         skip_not_finite: keep everything but the step number as it was where the loss or the gradient is not
             finite, and say so in the metric `skipped`.

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError, listed
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
 from ann_jax.typing import Backbone
 
-VERSION = 1
+VERSION = 2  # 2: 'backbone' in model.json
 # What the weights of a backbone fix of `config.model`.
 BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool')
 # What weights do not fix.
@@ -83,8 +83,10 @@ def save(folder: Path, weights: Weights) -> None:
     if folder.exists():
         raise ConfigError(f'{folder} exists: name a new folder, or remove it first')
     facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name != 'variables'}
+    version = VERSION
     if not weights.backbone:
-        del facts['backbone']  # as folders had it before there was a choice
+        del facts['backbone']
+        version = 1  # what older versions of this package open
     flat = traverse_util.flatten_dict(weights.variables, sep='/')
     draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
     draft.mkdir(parents=True)
@@ -92,7 +94,7 @@ def save(folder: Path, weights: Weights) -> None:
         np.savez(
             draft / 'weights.npz', **{name: np.asarray(array, np.float32) for name, array in flat.items()}
         )
-        facts |= {'version': VERSION, 'sha256': sha256(draft / 'weights.npz')}
+        facts |= {'version': version, 'sha256': sha256(draft / 'weights.npz')}
         (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n')
         draft.rename(folder)
     finally:
@@ -149,12 +151,10 @@ def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:
         f'{"/".join(path)}: no place for it' for path in filter(wanted, loaded) if path not in initial
     ]
     if problems:
-        more = f'\n  and {len(problems) - 8} more' if len(problems) > 8 else ''
         raise ConfigError(
-            f'the weights of init.from do not fit the network with init.parts={parts}:\n  '
-            + '\n  '.join(problems[:8]) + more
-            + '\nchoose: --config.init.parts=backbone for a fresh head, but_classifier for other classes'
-        )  # fmt: skip
+            f'the weights of init.from do not fit the network with init.parts={parts}:{listed(problems)}'
+            '\nchoose: --config.init.parts=backbone for a fresh head, but_classifier for other classes'
+        )
     return traverse_util.unflatten_dict(merged)
 
 

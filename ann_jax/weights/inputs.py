@@ -1,6 +1,33 @@
 """How the images were normalised that weights were trained on; it belongs with the weights."""
 
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Normalize = Callable[[jax.Array], jax.Array]
+
 # Normalisation of torchvision's, timm's and mmseg's weights; also a good one for training from nothing.
 IMAGENET_RGB = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375), 'bgr': False}
 # Normalisation of the authors' weights: blue first, means only.
 AUTHORS_BGR = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.0, 1.0, 1.0), 'bgr': True}
+
+
+def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Normalize:
+    """The map from pixels to what a backbone was trained on; it belongs with the weights.
+
+    Args:
+        mean, std: per channel in grey levels, in the channel order the backbone sees.
+        bgr: whether the backbone sees blue first.
+
+    Returns:
+        A function from (B, H, W, 3) uint8 RGB to float32.
+    """
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def normalize(image):
+        image = image.astype(jnp.float32)
+        return ((image[..., ::-1] if bgr else image) - mean) / std
+
+    return normalize

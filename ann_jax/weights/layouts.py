@@ -212,7 +212,7 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
         model: its settings, as `config.model`.
 
     Raises:
-        DataError: the peer's network has no such part.
+        DataError: the network of the layout has no such part.
     """
     for key, value in (('variant', 'full'), ('sampling', 'average'), ('share', 'query_key')):
         if model[key] != value:

@@ -20,7 +20,7 @@ def open_weights(path: Path) -> Weights:
 
     Raises:
         ConfigError: there is none of them.
-        DataError: a model folder, or every checkpoint that may be taken, is damaged.
+        DataError: a model folder, the checkpoint named, or every one of a run is damaged.
     """
     if (path / 'model.json').is_file():
         return folder.load(path)
@@ -35,10 +35,11 @@ def open_weights(path: Path) -> Weights:
         steps = [step for step in (best, *checkpoints.steps) if step is not None]
         if not steps:
             raise ConfigError(f'{path} holds no checkpoint yet: train first')
-        step, facts, variables = checkpoints.first_whole(
-            dict.fromkeys(steps) if only is None else [only],
-            lambda step, _: checkpoints.read(step, ('params', 'batch_stats')),
-        )
+        read = lambda step, _: checkpoints.read(step, ('params', 'batch_stats'))
+        if only is None:
+            step, facts, variables = checkpoints.first_whole(dict.fromkeys(steps), read)
+        else:
+            step, facts, variables = only, checkpoints.facts(only), read(only, None)
     kind = 'its best' if step == best else 'its newest whole one' if only is None else 'as named'
     logger.info('%s at step %d, %s', path, step, kind)
     settings = {key: value for key, value in facts['config']['model'].items() if key not in FREE_SETTINGS}

@@ -61,10 +61,10 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
 def test_the_log_holds_what_was_said_and_what_ended_the_run(tmp_path):
     for number in (1, 2):
         with pytest.raises(ValueError), log_file(tmp_path):
-            logging.getLogger('ann_jax.train').info('run %d', number)
+            logging.getLogger('ann_jax.modes.train').info('run %d', number)
             note('config %s', 'long')
             raise ValueError('too bad')
-    logging.getLogger('ann_jax.train').info('after the run')
+    logging.getLogger('ann_jax.modes.train').info('after the run')
     lines = (tmp_path / 'log.txt').read_text().splitlines()
     assert [line.split('INFO ')[-1].split('ERROR ')[-1] for line in lines] == [
         'run 1', 'config long', 'ended by ValueError: too bad',
