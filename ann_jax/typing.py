@@ -24,6 +24,7 @@ class Backbone(Protocol):
 
         takes_canvas = True         it returns `FeatureMap`s, so that images of several sizes share a batch
         folded: bool = False        a field that it hands to its layers, so that `fold` merges normalisation
+                                    into the convolution right before it
         canvas_height(height, n)    rows of a canvas that n devices divide at every stage, for mesh.space > 1
     """
 

@@ -14,6 +14,13 @@ from ann_jax.errors import ConfigError
 RATES = [{'GFLOP/s': 10.0}]
 
 
+@pytest.fixture(autouse=True)
+def compiled_fast(monkeypatch):
+    """What runs once need not run fast."""
+    options = {'xla_backend_optimization_level': 0}
+    monkeypatch.setattr('ann_jax.parallel.programs.compiler_options', lambda platform: options)
+
+
 def small(**settings):
     config = finish(defaults(), parse_argument('runlocal'))
     settings = {

@@ -18,7 +18,7 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import fold
 from ann_jax.models.initializers import initial_variables
-from ann_jax.models.layers import ConvBN, max_pool
+from ann_jax.models.layers import BatchNorm, Conv, ConvBN, max_pool, relu
 from ann_jax.models.resnet import ResNet
 from ann_jax.modes.evaluate import evaluate
 from ann_jax.modes.export import export
@@ -196,7 +196,7 @@ def test_a_backbone_keeps_its_dtype_when_it_is_folded():
 
 
 class Stubborn(nn.Module):
-    """Says that it can be folded, and is not."""
+    """Says that it can be folded, and cannot."""
 
     folded: bool = False
 
@@ -206,10 +206,29 @@ class Stubborn(nn.Module):
         return [nn.relu(x)] * 4
 
 
-def test_a_backbone_that_cannot_be_folded_is_refused_before_training(tmp_path):
+class Preactivated(nn.Module):
+    """Normalises before it convolves, under names that say otherwise."""
+
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, image, train):
+        x = Conv(4, 3, 8, name='stem')(image)
+        x = relu(BatchNorm(folded=self.folded, name='bn1')(x, train))
+        return [Conv(4, 3, name='conv1')(x)] * 4
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'message'),
+    [
+        (Stubborn(), 'cannot fold .*\n.*backbone/Conv_0/bias: absent'),
+        (Preactivated(), 'Preactivated computes something else once it is folded'),
+    ],
+)
+def test_a_backbone_that_cannot_be_folded_is_refused_before_training(backbone, message, tmp_path):
     options = {'train_source': Stripes(64), 'eval_source': Stripes(8)}
-    with pytest.raises(DataError, match='cannot fold .*\n.*backbone/Conv_0/bias: absent'):
-        train(config_of(), tmp_path / 'run', backbone=Stubborn(), **options)
+    with pytest.raises(DataError, match=message):
+        train(config_of(), tmp_path / 'run', backbone=backbone, **options)
     assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.evaluate import evaluate
-from ann_jax.inference.protocols import normalizer, whole_image
+from ann_jax.inference.protocols import whole_image
 from ann_jax.models.ann import ANN
 from ann_jax.models.fold import fold
 from ann_jax.models.initializers import initial_variables
@@ -19,6 +19,7 @@ from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
+from ann_jax.weights.inputs import normalizer
 
 CLASSES = 5
 MODEL = ANN(

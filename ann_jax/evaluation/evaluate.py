@@ -16,8 +16,7 @@ from ann_jax.evaluation.metrics import Scores, confusion_matrix
 from ann_jax.evaluation.report import Report
 from ann_jax.inference.protocols import Canvas, TestProtocol
 from ann_jax.models.ann import ANN
-from ann_jax.models.fold import fold
-from ann_jax.models.initializers import shape_variables
+from ann_jax.models.fold import check_folding, fold
 from ann_jax.models.resnet import ResNet
 from ann_jax.parallel.arrays import local_rows, put_batch, replicated, split_batch
 from ann_jax.parallel.processes import is_main
@@ -130,12 +129,12 @@ class Evaluation:
             skip_bad: leave out samples that cannot be used, and log them, instead of stopping.
 
         Raises:
-            DataError: the network cannot be folded, for which its backbone is to blame.
+            DataError: a backbone of one's own cannot be folded as it says.
         """
         self.source, self._mesh, self._batch_size = source, mesh, batch_size
         self._model = model
-        if not isinstance(model.backbone, ResNet):  # what cannot be folded shows before training does
-            fold(model, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shape_variables(model)))
+        if not isinstance(model.backbone, ResNet):
+            check_folding(model)
         self._protocol = make_protocol(model.clone(folded=True))
         self._samples = Replacing(source, unlabelled=True) if skip_bad else source
         own = max(len(source) // jax.process_count(), 1)  # process 0, which writes them, sees at least these

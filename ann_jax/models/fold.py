@@ -10,11 +10,12 @@ Every variable must have its place in the folded network. A backbone of one's ow
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ann_jax.errors import refuse_others
+from ann_jax.errors import DataError, refuse_others
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.layers import EPSILON
@@ -99,3 +100,44 @@ def _dtype(model, path, leaf):
         merged = np.asarray(leaf).dtype == np.float64
         return getattr(model.backbone, 'dtype', np.float32 if merged else np.asarray(leaf).dtype)
     return jnp.float32 if path[1] == 'classifier' else model.dtype
+
+
+def check_folding(model: ANN) -> None:
+    """Folds random variables and compares the logits: whether a backbone of one's own may be folded.
+
+    A layer that hands `folded` on to a normalisation must apply it right behind its convolution, which only
+    the result can tell. It takes seconds.
+
+    Raises:
+        DataError: a variable has no place in the folded network, or the logits are others.
+    """
+    model = model.clone(dtype=jnp.float32)
+    if hasattr(model.backbone, 'dtype'):
+        model = model.clone(backbone=model.backbone.clone(dtype=jnp.float32))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key in ('scale', 'var'):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        size = 0.1 if leaf.ndim < 2 else np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        return (size * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(draw, shape_variables(model))
+    image = rng.standard_normal((1, 33, 33, 3)).astype(np.float32)
+    logits = []
+    try:
+        device = jax.local_devices(backend='cpu')[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        device = jax.local_devices()[0]
+    with jax.default_device(device):
+        for network, weights in ((model, variables), (model.clone(folded=True), fold(model, variables))):
+            apply = lambda weights, image, network=network: network.apply(weights, image).main.array
+            options = {'xla_backend_optimization_level': 0}  # it runs once
+            logits.append(np.asarray(jax.jit(apply, compiler_options=options)(weights, image)))
+    expected, folded = logits
+    if not np.abs(folded - expected).max() < 1e-2 * np.abs(expected).max():
+        raise DataError(
+            f'{type(model.backbone).__name__} computes something else once it is folded: a normalisation '
+            'with `folded` must lie right behind its convolution, as in ConvBN; without a field `folded` '
+            'the backbone runs as it is'
+        )
