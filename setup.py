@@ -14,6 +14,8 @@ setup(
     long_description=Path('README.md').read_text(),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['ann_jax', 'ann_jax.*']),
+    package_data={'ann_jax': ['py.typed']},
+    license='Apache-2.0',
     python_requires='>=3.11',
     install_requires=[
         'absl-py>=2.1',

@@ -20,9 +20,7 @@ from ann_jax.models.fold import fold
 from ann_jax.models.initializers import initial_variables
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, max_pool, relu
 from ann_jax.models.resnet import ResNet
-from ann_jax.modes.evaluate import evaluate
 from ann_jax.modes.export import export
-from ann_jax.modes.train import train
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import Program
 from ann_jax.training.losses import batch_totals
@@ -118,7 +116,7 @@ def config_of(**settings):
 def run(request, tmp_path_factory):
     """A trained run, and its backbone."""
     workdir, backbone = tmp_path_factory.mktemp(request.param.__name__), request.param()
-    train(
+    ann_jax.train(
         config_of(),
         workdir,
         train_source=Stripes(64),
@@ -134,7 +132,7 @@ def test_it_trains_and_evaluates(run):
     workdir, backbone = run
     trained = json.loads((workdir / 'metrics.json').read_text())
     assert trained['miou'] > 0.8
-    evaluate(config_of(), workdir, eval_source=Stripes(8), backbone=backbone)
+    ann_jax.evaluate(config_of(), workdir, eval_source=Stripes(8), backbone=backbone)
     assert json.loads((workdir / 'metrics.json').read_text()) == trained
 
 
@@ -145,10 +143,12 @@ def test_it_resumes(run, capsys):
     config.train.steps = 61
     options = {'train_source': Stripes(64), 'eval_source': Stripes(8), 'backbone': backbone}
     with pytest.raises(ConfigError, match='opt_state'):  # of another optimizer
-        train(config, workdir, loss=entropy, **options)
+        ann_jax.train(config, workdir, loss=entropy, **options)
     with pytest.raises(ConfigError, match='a run with the backbone Pyramid, not of its config'):
-        train(config, workdir, loss=entropy, optimizer=optax.adamw(2e-2), **options | {'backbone': None})
-    train(config, workdir, loss=entropy, optimizer=optax.adamw(2e-2), **options)
+        ann_jax.train(
+            config, workdir, loss=entropy, optimizer=optax.adamw(2e-2), **options | {'backbone': None}
+        )
+    ann_jax.train(config, workdir, loss=entropy, optimizer=optax.adamw(2e-2), **options)
     assert 'step 61 of 61' in capsys.readouterr().out
 
 
@@ -228,7 +228,7 @@ class Preactivated(nn.Module):
 def test_a_backbone_that_cannot_be_folded_is_refused_before_training(backbone, message, tmp_path):
     options = {'train_source': Stripes(64), 'eval_source': Stripes(8)}
     with pytest.raises(DataError, match=message):
-        train(config_of(), tmp_path / 'run', backbone=backbone, **options)
+        ann_jax.train(config_of(), tmp_path / 'run', backbone=backbone, **options)
     assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
 
 
@@ -243,7 +243,7 @@ def test_a_loss_in_parts(tmp_path):
     config = config_of()
     config.train.update(accumulate=2, batch_size=16)
     with pytest.raises(ConfigError, match='the loss must take `totals`'):
-        train(config, tmp_path, train_source=Stripes(64), eval_source=Stripes(8), loss=entropy)
+        ann_jax.train(config, tmp_path, train_source=Stripes(64), eval_source=Stripes(8), loss=entropy)
     model = model_of(Plain())
     parts = make_step_parts(model, optax.sgd(0.1), loss=by_totals, normalize=lambda x: x / 255.0, seed=0)
     state = create_state(random_variables(model, 0, normal(1, 33, 33, 3)), optax.sgd(0.1))
@@ -293,3 +293,11 @@ def test_a_canvas_and_split_rows_where_the_backbone_knows_them():
         jax.eval_shape(lambda: plain.apply(variables, FeatureMap.of(canvas, size)))
     with jax.set_mesh(mesh), pytest.raises(ConfigError, match='Plain has no method canvas_height'):
         jax.eval_shape(lambda: plain.apply(variables, image))
+
+
+def test_the_front_door():
+    assert {'ANN', 'ResNet', 'load', 'train'} <= set(dir(ann_jax))
+    for name in ann_jax.__all__:
+        assert getattr(ann_jax, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'evalute'"):
+        ann_jax.evalute  # noqa: B018

@@ -1,6 +1,4 @@
-"""Runs and weights that earlier commits wrote give the numbers that those commits got.
-
-The run of the second is read around `ann_jax.runs`, which does not open it.
+"""Runs and weights that earlier commits wrote still open, and give the numbers that those commits got.
 
 The files and how they were made: `witnesses/make.py`.
 """
@@ -22,6 +20,7 @@ from ann_jax import build
 from ann_jax.config import defaults
 from ann_jax.training.state import TrainState
 from ann_jax.training.step import make_train_step
+from ann_jax.weights.inputs import normalizer
 from ann_jax.weights.opening import open_weights
 
 WITNESSES = Path(__file__).parent / 'witnesses'
@@ -103,6 +102,18 @@ def test_a_run_and_the_folder_exported_from_it_open_and_give_its_logits(tmp_path
     config = ConfigDict({'model': defaults().model.to_dict() | of_run.model, 'input': of_run.input})
     expected = witness('29e8a0d')
     assert_logits(logits(config, len(of_run.classes), of_run.variables, expected['image']), expected)
+
+
+def test_the_run_of_an_early_commit_opens(tmp_path):
+    """It keeps no names of classes, no colours and no checksums."""
+    shutil.copytree(WITNESSES / 'commit_f5baaa6', tmp_path / 'run')
+    opened = open_weights(tmp_path / 'run')
+    assert opened.classes[:2] == ('sky', 'building') and len(opened.colors) == len(opened.classes) == 15
+    expected, normalize = witness('f5baaa6'), normalizer(**opened.input)
+    computed = quick(opened.network().apply)(opened.variables, normalize(jnp.asarray(expected['image'])))
+    assert_logits(computed, expected)
+    (tmp_path / 'run' / 'metrics.json').unlink()
+    assert open_weights(tmp_path / 'run').classes[14] == 'class 14'
 
 
 @pytest.mark.parametrize('commit', COMMITS)

@@ -184,16 +184,21 @@ class Checkpoints:
                 raise self._damaged(step, f'{name} has other values than were saved')
 
     def facts(self, step: int) -> dict[str, Any]:
-        """What a checkpoint was saved with.
+        """What a checkpoint was saved with; of the first ones, before 0.1.0, that is the config alone.
 
         Raises:
             Damaged: it is not what was saved.
         """
+        folder = self.folder / str(step)
+        early = (folder / 'config').is_dir() and not (folder / 'facts').exists()
+        item = 'config' if early else 'facts'
         try:
-            args = ocp.args.Composite(facts=ocp.args.JsonRestore())
-            facts = dict(self._manager.restore(step, args=args)['facts'])
+            args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+            facts = dict(self._manager.restore(step, args=args)[item])
         except Exception as error:
             raise self._damaged(step, error) from error
+        if early:
+            return {'config': facts}
         checksum = facts.pop('checksum', None)
         if checksum is not None and checksum != _digest_json(facts):
             raise self._damaged(step, 'its facts are not those that were saved')

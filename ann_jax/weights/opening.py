@@ -1,15 +1,20 @@
 """Trained weights, whatever they lie in: a run's workdir, one of its checkpoints, or a folder of weights."""
 
 import contextlib
+import json
 import logging
 from pathlib import Path
 
+from ann_jax.data.names import voc_colors
 from ann_jax.errors import ConfigError
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.weights import folder
 from ann_jax.weights.folder import FREE_SETTINGS, Weights, as_tuples
 
 logger = logging.getLogger(__name__)
+
+# Settings of the network that the first runs lack -> what their commits computed.
+BEFORE = {'out_norm': False}
 
 
 def open_weights(path: Path) -> Weights:
@@ -42,16 +47,30 @@ def open_weights(path: Path) -> Weights:
             step, facts, variables = only, checkpoints.facts(only), read(only, None)
     kind = 'its best' if step == best else 'its newest whole one' if only is None else 'as named'
     logger.info('%s at step %d, %s', path, step, kind)
-    settings = {key: value for key, value in facts['config']['model'].items() if key not in FREE_SETTINGS}
+    settings = BEFORE | facts['config']['model']
+    classes = facts.get('classes') or _class_names(path, variables)
     return Weights(
         variables=variables,
-        model=as_tuples(settings),
+        model=as_tuples({key: value for key, value in settings.items() if key not in FREE_SETTINGS}),
         input=as_tuples(facts['config']['input']),
-        classes=tuple(facts['classes']),
-        colors=as_tuples(facts['colors']),
+        classes=tuple(classes),
+        colors=as_tuples(facts['colors'] if 'colors' in facts else voc_colors(len(classes))),
         source={'run': path.name, 'step': step},
         backbone=facts.get('backbone', ''),
     )
+
+
+def _class_names(path, variables):
+    """Names of the classes of a run that does not keep them: those of its scores, or numbers."""
+    count = variables['params']['classifier']['bias'].shape[0]
+    try:
+        names = list(json.loads((path / 'metrics.json').read_text())['iou'])
+    except (OSError, ValueError, KeyError):
+        names = []
+    if len(names) != count:
+        names = [f'class {i}' for i in range(count)]
+    logger.info('%s keeps no names and colours of classes: %s, ...', path, ', '.join(names[:3]))
+    return names
 
 
 def open_network(path: Path) -> Weights:
