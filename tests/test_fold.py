@@ -1,5 +1,7 @@
 """The folded network equals the trained one, alone and on a larger canvas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +40,17 @@ def run(model, variables, image, size=None):
     return quick(apply)(fold(model, variables), image, size)
 
 
-def both(model, size, canvas=None, seed=0):
-    """Logits of the folded network on an image, or on a canvas that holds it, and of the trained one."""
+@functools.cache
+def trained(model, size, seed=0):
+    """An image, variables, and the logits of the network as it was trained."""
     image = normal(2, *size, 3, seed=seed)
     variables = smooth_variables(model, seed, image)
-    expected = quick(model.apply)(variables, image).main.array
+    return image, variables, quick(model.apply)(variables, image).main.array
+
+
+def both(model, size, canvas=None):
+    """Logits of the folded network on an image, or on a canvas that holds it, and of the trained one."""
+    image, variables, expected = trained(model, size)
     if canvas is None:
         return run(model, variables, image).array, expected
     padded = np.full((2, *canvas, 3), 7, np.float32)  # no zeros: what lies outside must not matter
