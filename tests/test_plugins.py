@@ -195,6 +195,25 @@ def test_a_backbone_keeps_its_dtype_when_it_is_folded():
     assert folded['bottleneck']['conv']['kernel'].dtype == jnp.bfloat16
 
 
+class Half(nn.Module):
+    """Computes in bfloat16, keeps float32, and cannot be folded."""
+
+    dtype: jnp.dtype = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, image, train):
+        x = nn.Conv(4, (3, 3), (8, 8), dtype=self.dtype)(image.array)
+        return [nn.BatchNorm(use_running_average=not train)(x)] * 4
+
+
+def test_what_cannot_be_folded_is_left_as_it_is():
+    model = model_of(Half())
+    variables = random_variables(model, 0, normal(1, 33, 33, 3))
+    folded = fold(model, variables)
+    for kind in ('params', 'batch_stats'):
+        jax.tree.map(np.testing.assert_array_equal, variables[kind]['backbone'], folded[kind]['backbone'])
+
+
 class Stubborn(nn.Module):
     """Says that it can be folded, and cannot."""
 

@@ -133,7 +133,7 @@ class Evaluation:
         """
         self.source, self._mesh, self._batch_size = source, mesh, batch_size
         self._model = model
-        if not isinstance(model.backbone, ResNet):
+        if hasattr(model.backbone, 'folded') and not isinstance(model.backbone, ResNet):
             check_folding(model)
         self._protocol = make_protocol(model.clone(folded=True))
         self._samples = Replacing(source, unlabelled=True) if skip_bad else source

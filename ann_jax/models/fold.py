@@ -95,10 +95,10 @@ def _merge_projection(flat, block):
 
 
 def _dtype(model, path, leaf):
-    """What a variable is rounded to; one of a backbone from elsewhere to its dtype, if it has one."""
+    """What a variable is rounded to; of a backbone only what was merged, the rest is left as it is."""
     if path[1] == 'backbone':
         merged = np.asarray(leaf).dtype == np.float64
-        return getattr(model.backbone, 'dtype', np.float32 if merged else np.asarray(leaf).dtype)
+        return getattr(model.backbone, 'dtype', jnp.float32) if merged else np.asarray(leaf).dtype
     return jnp.float32 if path[1] == 'classifier' else model.dtype
 
 
