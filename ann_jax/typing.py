@@ -1,6 +1,6 @@
 """The records that travel from a dataset to the device, and the one label that means "no class"."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -46,6 +46,22 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Sample:
         """Reads a sample; raises DataError if it cannot be used."""
+
+
+class Writer(Protocol):
+    """Takes what a run reports, for a tracker of experiments; called in one process alone, in order of steps.
+
+    After a run was resumed, steps may come again that were reported before it was stopped.
+    """
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of curves, such as 'train/loss' and 'val/miou'."""
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Pictures, (H, W, 3) uint8 RGB."""
+
+    def text(self, step: int, texts: Mapping[str, str]) -> None:
+        """Markdown, such as the config and the table of scores."""
 
 
 class Batch(TypedDict):

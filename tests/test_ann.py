@@ -9,7 +9,6 @@ import pytest
 from flax import traverse_util
 from reference import (
     BOUND,
-    array,
     assert_close,
     below,
     error,
@@ -22,7 +21,7 @@ from reference import (
 )
 
 from ann_jax.kernels.resizing import resize_bilinear
-from ann_jax.models.ann import ANN, VARIANTS, Logits
+from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.initializers import initial_variables
 from ann_jax.models.resnet import ResNet
 from ann_jax.training.losses import segmentation_loss
@@ -40,7 +39,7 @@ NETWORKS = {
 
 
 def evaluate(model, variables, image):
-    return Logits(*map(array, quick(model.apply)(variables, image)))
+    return quick(model.apply)(variables, image)
 
 
 def mmseg_network(name):
@@ -73,9 +72,9 @@ def test_network_equals_mmseg(name):
     stages = captured['intermediates']['backbone']['__call__'][0]
     assert_close(stages.stage4.array, nhwc(arrays['stage4']))
     assert_close(stages.stage5.array, nhwc(arrays['stage5']))
-    assert_close(logits.main.array, nhwc(arrays['decode_logits']))
-    assert_close(logits.auxiliary.array, nhwc(arrays['aux_logits']))
-    full = quick(functools.partial(model.apply, full_size=True))(variables, image).main.array
+    assert_close(logits.main, nhwc(arrays['decode_logits']))
+    assert_close(logits.auxiliary, nhwc(arrays['aux_logits']))
+    full = quick(functools.partial(model.apply, full_size=True))(variables, image).main
     assert_close(full[:1, ..., :4], nhwc(arrays['full_logits']))
 
 
@@ -188,7 +187,7 @@ def test_every_variant_runs(variant, fuse_stages):
     model = small(variant, fuse_stages=fuse_stages)
     run = lambda image: model.init_with_output(jax.random.key(0), image)
     logits, variables = jax.eval_shape(run, jax.ShapeDtypeStruct((2, 65, 97, 3), jnp.float32))
-    assert logits.main.array.shape == logits.auxiliary.array.shape == (2, 9, 13, 5)
+    assert logits.main.shape == logits.auxiliary.shape == (2, 9, 13, 5)
     common = {'backbone', 'bottleneck', 'classifier', 'aux_bottleneck', 'aux_classifier'}
     assert set(variables['params']) == common | CHILDREN[variant]
     if 'fusion' in CHILDREN[variant]:

@@ -5,7 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 from reference import (
     assert_close,
@@ -22,13 +24,16 @@ from reference import (
 
 from ann_jax.kernels.anchors import sample_anchors
 from ann_jax.kernels.resizing import resize_bilinear
-from ann_jax.models.blocks import SHARES, Attention, CommonFusion, NonLocalBlock
+from ann_jax.models.ann import ANN
+from ann_jax.models.blocks import AFNB, APNB, FNB, NB, SHARES, Attention, CommonFusion
 from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.initializers import shape_variables
+from ann_jax.models.resnet import ResNet
 from ann_jax.weights.layouts import Layout, from_torch
 
 RELEASED = {
-    'apnb': NonLocalBlock(40, relu=True, channels=16, share='query_key', dropout=0.0),
-    'afnb': NonLocalBlock(40, relu=False, channels=16, share='none', dropout=0.0),
+    'apnb': APNB(40, channels=16, dropout=0.0),
+    'afnb': AFNB(40, channels=16, dropout=0.0),
 }
 
 
@@ -55,8 +60,7 @@ def run(module, variables, inputs, cotangent, train):
 
     def apply(params, inputs):
         variables_ = {**variables, 'params': params}
-        output, stats = module.apply(variables_, [inputs[0]], inputs[-1], train, mutable=['batch_stats'])
-        return output.array, stats
+        return module.apply(variables_, *inputs, train, mutable=['batch_stats'])
 
     output, pull, updates = jax.vjp(apply, variables['params'], inputs, has_aux=True)
     return output, updates, *pull(cotangent)
@@ -67,9 +71,7 @@ def released(name):
     """The module, the variables before the training pass, inputs and the golden arrays."""
     module, arrays = RELEASED[name], golden(f'authors_{name}')
     inputs = [nhwc(arrays[key]) for key in ('input0', 'input1') if key in arrays]
-    target = jax.eval_shape(
-        lambda inputs: module.init(jax.random.key(0), [inputs[0]], inputs[-1], False), inputs
-    )
+    target = jax.eval_shape(lambda inputs: module.init(jax.random.key(0), *inputs), inputs)
     place, root = PLACES[name]
     state = {root + key: array for key, array in below(arrays, 'state/').items()}
     target = {group: {place: tree} for group, tree in target.items()}
@@ -124,7 +126,7 @@ def test_training_equals_the_authors(name):
 
 def evaluate(module, variables, *inputs):
     # The inputs stay outside the jit: `low is high` must hold inside.
-    return quick(lambda variables: module.apply(variables, *inputs, False).array)(variables)
+    return quick(lambda variables: module.apply(variables, *inputs, False))(variables)
 
 
 def respond(module, variables, low, high, train=False, **options):
@@ -218,12 +220,12 @@ def test_attention_by_definition(share, sampling, sizes):
 def test_what_the_block_merges_is_the_convolution_of_the_concatenation(channels, out_norm):
     """With more anchors than channels, and with fewer."""
     x = normal(2, 5, 6, 7)
-    module = NonLocalBlock(3, relu=False, channels=channels, sizes=(1, 2), out_norm=out_norm)
-    variables = random_variables(module, 2, [x], x, False)
+    module = AFNB(3, channels=channels, sizes=(1, 2), out_norm=out_norm)
+    variables = random_variables(module, 2, x, x, False)
     attention = Attention(7, channels, sizes=(1, 2), out_norm=out_norm)
     inner = {kind: tree['attention_0'] for kind, tree in variables.items()}
     whole = np.concatenate([response(attention, inner, x, x), x], -1)
-    assert_close(evaluate(module, variables, [x], x), conv_bn(variables, 'project', whole))
+    assert_close(evaluate(module, variables, x, x), conv_bn(variables, 'project', whole))
 
 
 def test_shared_projections_have_no_second_copy():
@@ -262,7 +264,7 @@ def test_random_anchors_are_drawn_anew_in_training_only():
 @pytest.mark.parametrize('relu_after', [True, False])
 def test_block_by_definition_with_two_low_maps(relu_after):
     lows, high = [normal(2, 9, 8, 3), normal(2, 5, 6, 4, seed=1)], normal(2, 5, 6, 7, seed=2)
-    module = NonLocalBlock(10, relu=relu_after, channels=8, sizes=(1, 2))
+    module = AFNB(10, relu=relu_after, channels=8, sizes=(1, 2))
     variables = random_variables(module, 3, lows, high, False)
     responses = [
         attention_by_definition(
@@ -282,13 +284,12 @@ def test_block_by_definition_with_two_low_maps(relu_after):
 
 def test_block_drops_channels_at_its_end():
     x = normal(2, 4, 4, 5)
-    module = NonLocalBlock(64, relu=False, channels=4, sizes=(1,), dropout=0.5)
-    variables = random_variables(module, 0, [x], x, False)
+    module = AFNB(64, channels=4, sizes=(1,), dropout=0.5)
+    variables = random_variables(module, 0, x, x, False)
 
     @quick
     def train(key):
-        output, _ = module.apply(variables, [x], x, True, rngs={'dropout': key}, mutable=['batch_stats'])
-        return output.array
+        return module.apply(variables, x, x, True, rngs={'dropout': key}, mutable=['batch_stats'])[0]
 
     output = np.asarray(train(jax.random.key(0)))
     dropped = (output == 0).all((1, 2))
@@ -298,12 +299,71 @@ def test_block_drops_channels_at_its_end():
 
 def test_a_new_block_ignores_its_low_maps():
     low, high = normal(2, 9, 8, 3), normal(2, 5, 6, 4, seed=1)
-    module = NonLocalBlock(10, relu=False, channels=8, sizes=(1, 2))
-    variables = quick(lambda: module.init(jax.random.key(0), [low], high, False))()
+    module = AFNB(10, channels=8, sizes=(1, 2))
+    variables = quick(lambda: module.init(jax.random.key(0), low, high))()
     expected = conv_bn(
         jax.tree.map(np.asarray, variables), 'project', np.concatenate([np.zeros_like(high), high], -1)
     )
-    assert_close(evaluate(module, variables, [low], high), expected)
+    assert_close(evaluate(module, variables, low, high), expected)
+
+
+@pytest.mark.parametrize('block', [APNB, NB, AFNB, FNB])
+def test_blocks_take_and_return_arrays_or_maps(block):
+    """Sampling and projections are those of the paper's block; of a canvas only the images count."""
+    high = normal(2, 6, 7, 12)
+    inputs = [high] if issubclass(block, APNB) else [normal(2, 11, 9, 5, seed=1), high]
+    module = block(channels=8, sizes=(1, 3))
+    variables = random_variables(module, 0, *inputs)
+    output = evaluate(module, variables, *inputs)
+    definition = attention_by_definition(
+        {name: tree['attention_0'] for name, tree in variables.items()},
+        inputs[0],
+        high,
+        share='query_key' if issubclass(block, APNB) else 'none',
+        sampling='all' if block in (NB, FNB) else 'average',
+        sizes=(1, 3),
+    )
+    expected = conv_bn(variables, 'project', np.concatenate([definition, high], -1))
+    assert_close(output, relu(expected) if issubclass(block, APNB) else expected)
+
+    canvases = [np.pad(x, ((0, 0), (0, 2), (0, 3), (0, 0)), constant_values=9) for x in inputs]
+    maps = [FeatureMap.of(canvas, x.shape[1:3]) for canvas, x in zip(canvases, inputs, strict=True)]
+    mapped = evaluate(module, variables, *maps)
+    assert mapped.size == (6, 7)
+    assert_close(mapped.array[:, :6, :7], expected if block in (AFNB, FNB) else relu(expected))
+
+
+def test_a_network_of_anybody_trains_with_a_block():
+    """In plain Flax: initialised, differentiated, its parameters those of `context` in ANN."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.relu(nn.Conv(8, (3, 3), strides=2)(x))
+            x = APNB(channels=4, sizes=(1, 2), name='context')(x, train)
+            return nn.Dense(3)(x)
+
+    x, labels = normal(2, 13, 9, 3), np.random.default_rng(0).integers(0, 3, (2, 7, 5))
+    net = Net()
+    variables = quick(lambda: net.init(jax.random.key(0), x, False))()
+
+    @quick
+    def gradient(params, stats):
+        def loss(params):
+            rngs = {'dropout': jax.random.key(1)}
+            logits, _ = net.apply({'params': params, **stats}, x, True, rngs=rngs, mutable=['batch_stats'])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.grad(loss)(params)
+
+    gradients = gradient(variables['params'], {'batch_stats': variables['batch_stats']})
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    # W_o starts at zero: it alone of the attention has a gradient at first.
+    assert np.abs(gradients['context']['attention_0']['out']['kernel']).max() > 0
+    ann = shape_variables(ANN(3, ResNet(10, 2, (2,)), head_channels=8, key_channels=4, sizes=(1, 2)))
+    assert jax.tree.map(jnp.shape, variables['params']['context']) == jax.tree.map(
+        jnp.shape, ann['params']['context']
+    )
 
 
 def test_common_fusion_by_definition():

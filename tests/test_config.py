@@ -84,7 +84,7 @@ def test_every_variant_is_a_config_value(variant):
         lambda: model.init_with_output(jax.random.key(0), jax.numpy.zeros((1, 65, 65, 3)))[0]
     )
     assert config.model.variant == model.variant == variant
-    assert logits.main.array.shape == (1, 9, 9, 19)
+    assert logits.main.shape == (1, 9, 9, 19)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -262,7 +262,7 @@ def test_a_round_trip_evaluates_equal(layout, conv_bias, out_norm):
     for ours, theirs in zip(
         quick(model.apply)(variables, image), quick(other.apply)(back, image), strict=True
     ):
-        assert_close(theirs.array, ours.array)
+        assert_close(theirs, ours)
     if not out_norm and conv_bias == (layout == 'authors'):
         assert_same(back, variables)
     assert_same(variables, traverse_util.unflatten_dict(before))  # folding works on a copy

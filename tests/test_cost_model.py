@@ -85,7 +85,7 @@ def test_products_count_and_so_do_loops_branches_and_what_is_computed_again():
 def test_a_network_counts_as_the_compiler_says():
     """XLA counts additions, maxima and the like as well: of a network of this width they are few."""
     model = ANN(5, ResNet(10), key_channels=64, head_channels=128, aux_channels=128)
-    forward = lambda variables, image: [x.array for x in model.apply(variables, image)]
+    forward = model.apply
     args = shape_variables(model), jax.ShapeDtypeStruct((1, 129, 97, 3), jnp.float32)
     theirs = jax.jit(with_forms_of('any', forward)).lower(*args).cost_analysis()['flops']
     assert 0.97 * theirs < count(forward, *args).flops < theirs
@@ -219,7 +219,7 @@ def halos(model, width):
     variables, image = shape_variables(model), jax.ShapeDtypeStruct((1, 33, width, 3), jnp.float32)
     with nn.intercept_methods(record):
         logits = jax.eval_shape(model.apply, variables, image)
-    return total, sum(4 * HALO * x.array.shape[2] * x.array.shape[3] for x in logits)  # to and fro
+    return total, sum(4 * HALO * x.shape[2] * x.shape[3] for x in logits)  # to and fro
 
 
 def test_halos_of_a_step():

@@ -45,7 +45,7 @@ def trained(model, size, seed=0):
     """An image, variables, and the logits of the network as it was trained."""
     image = normal(2, *size, 3, seed=seed)
     variables = smooth_variables(model, seed, image)
-    return image, variables, quick(model.apply)(variables, image).main.array
+    return image, variables, quick(model.apply)(variables, image).main
 
 
 def both(model, size, canvas=None):
@@ -75,7 +75,7 @@ def test_winograd(monkeypatch):
     model = network()
     image = normal(2, 65, 49, 3)
     variables = smooth_variables(model, 0, image)
-    expected = quick(model.apply)(variables, image).main.array
+    expected = quick(model.apply)(variables, image).main
     assert_close(run(model, variables, image).array, expected)
     canvas = np.pad(image, ((0, 0), (0, 15), (0, 31), (0, 0)), constant_values=7)
     logits = run(model, variables, canvas, np.array([(65, 49)] * 2)).array
@@ -125,7 +125,7 @@ def test_images_of_several_sizes_share_a_canvas():
     sizes = np.array([image.shape[1:3] for image in images])
     logits = run(model, variables, canvas, sizes).array
     for i, image in enumerate(images):
-        expected = quick(model.apply)(variables, image).main.array[0]
+        expected = quick(model.apply)(variables, image).main[0]
         assert_close(logits[i, : expected.shape[0], : expected.shape[1]], expected)
 
 

@@ -11,6 +11,7 @@ from test_ann import mmseg_network
 
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.errors import ConfigError
+from ann_jax.inference import functions
 from ann_jax.inference.protocols import (
     Canvas,
     multi_scale,
@@ -102,7 +103,7 @@ def test_a_whole_image_equals_the_trained_network_and_torchs_resizing(size, alig
     model, variables, params = small_network()
     image = random_image(*size)
     protocol = whole_image(model.clone(folded=True, align_corners=align_corners), NORMALIZE, MESH)
-    main = np.asarray(quick(model.apply)(variables, NORMALIZE(image[None])).main.array)
+    main = np.asarray(quick(model.apply)(variables, NORMALIZE(image[None])).main)
     tensor = torch.tensor(main.transpose(0, 3, 1, 2))
     expected = torch.nn.functional.interpolate(tensor, size, mode='bilinear', align_corners=align_corners)
     assert_close(run(protocol, params, image)[0], nhwc(expected)[0])
@@ -160,6 +161,34 @@ def test_scales_and_flips_by_definition(size, flip, average):
     for canvas in (None, (64, 64)):
         (logits,) = run(protocol, params, image, canvas=canvas)
         assert_close(np.exp(logits) if average == 'probabilities' else logits, expected, 2e-5)
+
+
+@pytest.mark.parametrize(('size', 'average'), [((33, 49), 'logits'), ((20, 100), 'probabilities')])
+def test_protocols_of_a_plain_function(size, average):
+    """Windows and scales of a function from images to logits; inside of jit too."""
+    images = np.stack([random_image(*size, seed) for seed in (0, 1)])
+    predict = functools.partial(Sum().logits, KERNEL)
+    windows = functions.sliding_window(predict, (32, 48), (21, 30))
+    expected = [
+        naive_windows(lambda part: predict(part[None])[0], image, (32, 48), (21, 30)) for image in images
+    ]
+    assert_close(windows(images), np.stack(expected))
+    scaled = functions.multi_scale(predict, (0.5, 1.0, 1.75), flip=True, average=average)
+    protocol = multi_scale(whole_sum(MESH), (0.5, 1.0, 1.75), True, average, MESH)
+    assert_close(scaled(images), np.stack(run(protocol, KERNEL, *images)))
+    both = functions.multi_scale(windows, (0.7, 1.0), flip=True)
+    assert_close(quick(both)(images), both(images))
+
+
+def test_a_plain_function_must_give_logits_of_the_size_of_the_image():
+    half = lambda images: images[:, ::2, ::2]
+    for protocol in (functions.multi_scale(half, (1.0,)), functions.sliding_window(half, (8, 8), (8, 8))):
+        with pytest.raises(ConfigError, match='must have the height and width of the image'):
+            protocol(np.zeros((1, 16, 16, 3), np.float32))
+    with pytest.raises(ConfigError, match='at most eval.crop'):
+        functions.sliding_window(half, (8, 8), (9, 8))
+    with pytest.raises(ConfigError, match="unknown average 'votes'"):
+        functions.multi_scale(half, (1.0,), average='votes')
 
 
 def test_constant_logits_stay_constant():

@@ -112,6 +112,25 @@ def config_of(**settings):
     return config
 
 
+class Notes:
+    """Somebody's tracker of experiments."""
+
+    def __init__(self):
+        self.calls = []
+
+    def scalars(self, step, values):
+        self.calls += [(step, name, type(value)) for name, value in values.items()]
+
+    def images(self, step, images):
+        self.calls += [(step, name, image.dtype) for name, image in images.items()]
+
+    def text(self, step, texts):
+        self.calls += [(step, name, type(text)) for name, text in texts.items()]
+
+
+NOTES = Notes()
+
+
 @pytest.fixture(scope='module', params=[Pyramid, Plain], ids=lambda backbone: backbone.__name__)
 def run(request, tmp_path_factory):
     """A trained run, and its backbone."""
@@ -124,7 +143,9 @@ def run(request, tmp_path_factory):
         backbone=backbone,
         loss=entropy,
         optimizer=optax.adamw(2e-2),
+        writer=NOTES,
     )
+    assert not (workdir / 'tensorboard').exists() and (workdir / 'pictures').is_dir()
     return workdir, backbone
 
 
@@ -134,6 +155,16 @@ def test_it_trains_and_evaluates(run):
     assert trained['miou'] > 0.8
     ann_jax.evaluate(config_of(), workdir, eval_source=Stripes(8), backbone=backbone)
     assert json.loads((workdir / 'metrics.json').read_text()) == trained
+
+
+def test_it_reports_to_a_writer(run):
+    workdir, backbone = run
+    assert {(20, 'train/loss', float), (60, 'val/miou', float), (0, 'config', str)} <= set(NOTES.calls)
+    assert (60, 'val/scores', str) in NOTES.calls
+    assert any(name.startswith('pictures/') and kind == np.uint8 for _, name, kind in NOTES.calls)
+    other = Notes()
+    ann_jax.evaluate(config_of(), workdir, eval_source=Stripes(8), backbone=backbone, writer=other)
+    assert (60, 'val/miou', float) in other.calls
 
 
 @pytest.mark.parametrize('run', [Pyramid], indirect=True)
@@ -182,8 +213,8 @@ def test_it_folds(backbone):
     model, image = model_of(backbone), normal(2, 49, 33, 3)
     variables = random_variables(model, 0, image)
     folded = fold(model, variables)
-    expected = quick(model.apply)(variables, image).main.array
-    assert_close(quick(model.clone(folded=True).apply)(folded, image).main.array, expected)
+    expected = quick(model.apply)(variables, image).main
+    assert_close(quick(model.clone(folded=True).apply)(folded, image).main, expected)
     names = {'/'.join(path) for path in traverse_util.flatten_dict(folded['params'])}
     assert any(name.startswith('backbone') and 'scale' in name for name in names) == (type(backbone) is Plain)
 
@@ -298,7 +329,7 @@ def test_a_canvas_and_split_rows_where_the_backbone_knows_them():
     size = np.array([(49, 33)] * 2)
     model = model_of(Pyramid())
     variables = random_variables(model, 0, image)
-    expected = quick(model.apply)(variables, image).main.array
+    expected = quick(model.apply)(variables, image).main
     height, width = expected.shape[1:3]
     run = lambda variables, image, size=None: model.apply(variables, FeatureMap.of(image, size)).main.array
     assert_close(quick(run)(variables, canvas, size)[:, :height, :width], expected)
@@ -312,11 +343,3 @@ def test_a_canvas_and_split_rows_where_the_backbone_knows_them():
         jax.eval_shape(lambda: plain.apply(variables, FeatureMap.of(canvas, size)))
     with jax.set_mesh(mesh), pytest.raises(ConfigError, match='Plain has no method canvas_height'):
         jax.eval_shape(lambda: plain.apply(variables, image))
-
-
-def test_the_front_door():
-    assert {'ANN', 'ResNet', 'load', 'train'} <= set(dir(ann_jax))
-    for name in ann_jax.__all__:
-        assert getattr(ann_jax, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'evalute'"):
-        ann_jax.evalute  # noqa: B018

@@ -67,7 +67,7 @@ def expected_logits(folder, image):
     names = ('depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool')
     model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in names}), **c)
     image = (np.float32(image)[None] - np.float32(opened.input['mean'])) / np.float32(opened.input['std'])
-    return quick(functools.partial(model.apply, full_size=True))(opened.variables, image).main.array[0]
+    return quick(functools.partial(model.apply, full_size=True))(opened.variables, image).main[0]
 
 
 def test_three_lines(folder, seg, pictures, tmp_path):

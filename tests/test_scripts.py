@@ -81,7 +81,7 @@ def test_a_converted_network_equals_torch(options, size, tmp_path, capsys):
     image = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     normalize = normalizer(**opened.input)
     apply = functools.partial(model.apply, full_size=True)
-    logits = quick(apply)(opened.variables, normalize(image)).main.array
+    logits = quick(apply)(opened.variables, normalize(image)).main
     with torch.no_grad():
         expected = network(torch.tensor(nchw(normalize(image))))
     assert_close(logits, nhwc(expected))

@@ -85,8 +85,8 @@ def logits(config, num_classes, variables, image):
 
 
 def assert_logits(computed, expected):
-    assert_close(computed.main.array, expected['logits'])
-    assert_close(computed.auxiliary.array, expected['auxiliary'])
+    assert_close(computed.main, expected['logits'])
+    assert_close(computed.auxiliary, expected['auxiliary'])
 
 
 def test_a_run_and_the_folder_exported_from_it_open_and_give_its_logits(tmp_path):

@@ -56,7 +56,7 @@ def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
                 start = time.perf_counter()
                 name = f'{variant} {height}x{width} {dtype}'
                 model = model.clone(folded=True)
-                forward = lambda variables, image, model=model: model.apply(variables, image).main.array
+                forward = lambda variables, image, model=model: model.apply(variables, image).main
                 contestants[name] = compiled(forward, folded, image)
                 inference = {k: v for k, v in variables['params'].items() if not k.startswith('aux_')}
                 more.append(

@@ -126,7 +126,7 @@ def _inference(config, size, device):
     folded, model = jax.device_put(fold(model, variables)), model.clone(folded=True)
 
     def forward(variables, image):
-        return model.apply(variables, image, full_size=True).main.array
+        return model.apply(variables, image, full_size=True).main
 
     def run(network):
         half = torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16')

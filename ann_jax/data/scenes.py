@@ -47,7 +47,15 @@ class SceneSource:
 
     problems = ()
 
-    def __init__(self, *, split: str, count: int, height: int, width: int, seed: int):
+    def __init__(
+        self,
+        *,
+        split: str = 'train',
+        count: int = 10_000,
+        height: int = 96,
+        width: int = 208,
+        seed: int = 0,
+    ):
         """Takes any of `SPLITS`.
 
         Raises:

@@ -8,21 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ann_jax.data.pipeline import Replacing, eval_batches
+from ann_jax.errors import ConfigError
 from ann_jax.evaluation.metrics import Scores, confusion_matrix
 from ann_jax.evaluation.report import Report
 from ann_jax.inference.protocols import Canvas, TestProtocol
-from ann_jax.models.ann import ANN
+from ann_jax.models.ann import ANN, image_logits
+from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import check_folding, fold
 from ann_jax.models.resnet import ResNet
-from ann_jax.parallel.arrays import local_rows, put_batch, replicated, split_batch
+from ann_jax.parallel.arrays import local_rows, put_batch, replicated, split_batch, split_rows
+from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.parallel.processes import is_main
 from ann_jax.parallel.programs import jit
 from ann_jax.runs.signals import Stopped
 from ann_jax.typing import IGNORE, Source
+from ann_jax.weights.inputs import Normalize, imagenet_rgb
 
 
 def evaluate(
@@ -81,6 +86,52 @@ def evaluate(
     if pending is not None:
         collect(*pending)
     return total
+
+
+def make_eval(
+    model: nn.Module,
+    mesh: Mesh | None = None,
+    *,
+    normalize: Normalize = imagenet_rgb,
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], jax.Array]:
+    """Builds the jitted evaluation of a batch at its own scale; `scores` reads the sum over the batches.
+
+    Args:
+        model: an `ANN`, or any network that `image_logits` takes.
+        mesh: devices that share a batch; None for all, along `data`.
+        normalize: as in training, see `weights.inputs.normalizer`.
+
+    Returns:
+        A function from variables (`TrainState.variables`) and a batch to a confusion matrix: (K, K) int32,
+        rows are true classes, pixels labelled IGNORE do not count. A batch is one of `make_step` or of
+        `data.pipeline.eval_batches`. It raises ConfigError where the batch does not divide over the
+        devices, or holds images of several sizes that the network cannot tell apart.
+    """
+    mesh = mesh or make_mesh()
+
+    def confusion(variables, batch):
+        image = FeatureMap.of(normalize(batch['image']), batch.get('size'))
+        logits = image_logits(model, variables, image, train=False)[0].main.array
+        label = split_rows(batch['label'], lambda *_: logits.shape[1], IGNORE)
+        return confusion_matrix(label, logits.argmax(-1), logits.shape[-1])
+
+    sharded = {'in_shardings': (replicated(mesh), split_batch(mesh)), 'out_shardings': replicated(mesh)}
+    program = jit(confusion, mesh, **sharded)
+
+    def evaluate_batch(variables, batch):
+        check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        keys = ['image', 'label']
+        # Sizes that fill the canvas need no masks.
+        if 'size' in batch and (np.asarray(batch['size']) != batch['label'].shape[1:]).any():
+            if not getattr(model, 'takes_canvas', False):
+                raise ConfigError(
+                    'the batch holds padded images, which this network would take for whole ones: '
+                    'use batches of images of one size, such as eval_batches(..., batch_size=1)'
+                )
+            keys.append('size')
+        return program(variables, put_batch(batch, mesh, keys))
+
+    return evaluate_batch
 
 
 @functools.cache

@@ -57,6 +57,7 @@ class Report:
             record['categories'] = by_name(scores.categories.items())
         self._record.metrics(record)
         self._record.scalars(step, {f'{split}/{name}': value for name, value in means.items()})
+        self._record.text(step, f'{split}/scores', f'```\n{self.table(scores)}\n```')
         return scores
 
     def table(self, scores: metrics.Scores) -> str:

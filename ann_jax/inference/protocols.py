@@ -132,7 +132,7 @@ def whole_image(model: ANN, normalize: Normalize, mesh: Mesh) -> TestProtocol:
 
 
 def sliding_window(
-    protocol: TestProtocol, crop: tuple[int, int], stride: tuple[int, int], mesh: Mesh
+    protocol: TestProtocol, crop: tuple[int, int], stride: tuple[int, int], mesh: Mesh | None
 ) -> TestProtocol:
     """Means of a protocol's logits over overlapping windows; an image is never resized for it.
 
@@ -143,7 +143,7 @@ def sliding_window(
         protocol: gives the logits of a window.
         crop: height and width of the windows.
         stride: distance of windows, at most `crop`.
-        mesh: as in `whole_image`.
+        mesh: as in `whole_image`; None for the device of the images.
     """
 
     @functools.cache
@@ -206,7 +206,7 @@ def multi_scale(
     scales: Sequence[float],
     flip: bool,
     average: str,
-    mesh: Mesh,
+    mesh: Mesh | None,
     canvases: Canvases | None = None,
 ) -> TestProtocol:
     """Means over scales of the image, and its mirror images too with `flip`.
@@ -218,7 +218,7 @@ def multi_scale(
         scales: factors on height and width, which are rounded half up.
         flip: whether mirror images count too.
         average: 'logits' (the authors), or 'probabilities' (mmsegmentation), whose logarithm is returned.
-        mesh: as in `whole_image`.
+        mesh: as in `sliding_window`.
         canvases: of the scaled images.
 
     Raises:
@@ -272,4 +272,4 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
 
 
 def _zeros(mesh, shape):
-    return jnp.zeros(shape, jnp.float32, device=split_batch(mesh))
+    return jnp.zeros(shape, jnp.float32, device=mesh and split_batch(mesh))

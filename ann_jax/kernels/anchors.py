@@ -22,8 +22,8 @@ SAMPLINGS = ('average', 'max', 'random', 'all')
 
 def sample_anchors(
     x: jax.Array,
-    sampling: str,
-    sizes: Sequence[int],
+    sampling: str = 'average',
+    sizes: Sequence[int] = (1, 3, 6, 8),
     rng: jax.Array | None = None,
     size: Size = None,
 ) -> jax.Array:

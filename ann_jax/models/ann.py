@@ -1,6 +1,6 @@
 """ANN: backbone, fusion, context and classifier (paper: Fig. 3), and every variant of Table 6."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,31 +8,31 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.models.blocks import CommonFusion, NonLocalBlock
-from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.blocks import AFNB, APNB, FNB, NB, CommonFusion
+from ann_jax.models.feature_map import FeatureMap, Features
 from ann_jax.models.initializers import normal
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.models.resnet import Stages
 
-# Rows of Table 6 -> the `fusion` and `context` of the network.
+# Rows of Table 6 -> the blocks of the network: fusion and context.
 VARIANTS = {
-    'baseline': ('none', 'none'),
-    'nb': ('none', 'nb'),
-    'apnb': ('none', 'apnb'),
-    'common': ('common', 'none'),
-    'fnb': ('fnb', 'none'),
-    'afnb': ('afnb', 'none'),
-    'common_nb': ('common', 'nb'),
-    'fnb_nb': ('fnb', 'nb'),
-    'full': ('afnb', 'apnb'),
+    'baseline': (None, None),
+    'nb': (None, NB),
+    'apnb': (None, APNB),
+    'common': (CommonFusion, None),
+    'fnb': (FNB, None),
+    'afnb': (AFNB, None),
+    'common_nb': (CommonFusion, NB),
+    'fnb_nb': (FNB, NB),
+    'full': (AFNB, APNB),
 }
 
 
 class Logits(NamedTuple):
-    """Unnormalised class scores, float32 (B, h, w, classes), on canvases of the images' own layout."""
+    """Unnormalised class scores, float32 (B, h, w, classes): arrays, or maps where the image was a map."""
 
-    main: FeatureMap
-    auxiliary: FeatureMap | None  # None where the network is folded
+    main: Features
+    auxiliary: Features | None  # None where the network is folded
 
 
 class ANN(nn.Module):
@@ -81,12 +81,12 @@ class ANN(nn.Module):
     @property
     def takes_canvas(self) -> bool:
         """Whether images may be smaller than their array; max pooled and random anchors need exact sizes."""
-        attends = VARIANTS.get(self.variant) != ('none', 'none')
+        attends = VARIANTS.get(self.variant) != (None, None)
         samples = not attends or self.sampling in ('average', 'all')
         return samples and getattr(self.backbone, 'takes_canvas', False)
 
     @nn.compact
-    def __call__(self, image: FeatureMap | jax.Array, train: bool = False, full_size: bool = False) -> Logits:
+    def __call__(self, image: Features, train: bool = False, full_size: bool = False) -> Logits:
         """Normalised images (B, H, W, 3) -> logits of the classifier and of the auxiliary head.
 
         Args:
@@ -102,26 +102,22 @@ class ANN(nn.Module):
         if not set(self.fuse_stages) <= {2, 3, 4}:
             raise ConfigError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
         fusion, context = VARIANTS[self.variant]
-        image = FeatureMap.of(image).split_over_devices(self._canvas_height)
-        stages = self._features(image, train)
+        canvas = FeatureMap.of(image).split_over_devices(self._canvas_height)
+        stages = self._features(canvas, train)
         x = stages.stage5
 
         lows = [stages[stage - 2] for stage in self.fuse_stages]
-        if fusion == 'common':
+        if fusion is CommonFusion:
             x = CommonFusion(self.conv_bias, self.dtype, self.folded, name='fusion')(lows, x, train)
-        elif fusion != 'none':
-            block = self._block(x.channels, fusion == 'fnb', relu=False, share='none', name='fusion')
-            x = block(lows, x, train)
+        elif fusion:
+            x = self._block(fusion, name='fusion')(lows, x, train)
         x = self._conv_bn(self.head_channels, 'bottleneck')(x, train)
-        if context != 'none':
-            block = self._block(
-                self.head_channels, context == 'nb', relu=True, share=self.share, name='context'
-            )
-            x = block([x], x, train)
+        if context:
+            x = self._block(context, share=self.share, name='context')(x, train)
         logits = Logits(self._classifier('classifier')(x), self._auxiliary(stages.stage4, train))
         if full_size:
-            logits = Logits(*(x and x.resized(image, self.align_corners) for x in logits))
-        return logits
+            logits = Logits(*(x and x.resized(canvas, self.align_corners) for x in logits))
+        return Logits(*(x and x.like(image) for x in logits))
 
     def _features(self, image, train):
         """The stages of the backbone; those of one that knows no canvas are arrays."""
@@ -152,20 +148,18 @@ class ANN(nn.Module):
         x = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stage4, train)
         return self._classifier('aux_classifier')(Dropout2d(self.dropout)(x, train))
 
-    def _block(self, features, dense, *, relu, share, name):
-        return NonLocalBlock(
-            features,
-            relu=relu,
+    def _block(self, block, **settings):
+        if block in (APNB, AFNB):
+            settings['sampling'] = self.sampling
+        return block(
             channels=self.key_channels,
-            sampling='all' if dense else self.sampling,
             sizes=self.sizes,
-            share=share,
             out_norm=self.out_norm,
             dropout=self.dropout,
             conv_bias=self.conv_bias,
             dtype=self.dtype,
             folded=self.folded,
-            name=name,
+            **settings,
         )
 
     def _conv_bn(self, features, name):
@@ -176,3 +170,42 @@ class ANN(nn.Module):
     def _classifier(self, name):
         # float32 whatever `dtype` is: the loss and the argmax compare logits that differ by little.
         return Conv(self.num_classes, bias=True, kernel_init=normal(0.01), name=name)
+
+
+def image_logits(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image: Features,
+    *,
+    train: bool,
+    mutable: Sequence[str] = (),
+    rngs: Mapping[str, jax.Array] | None = None,
+) -> tuple[Logits, Mapping[str, Any]]:
+    """Logits of the image's size from `ANN` or from any other network, and the collections it changed.
+
+    Args:
+        model: an `ANN`, or a flax module `(images, train=...)` -> class scores (B, h, w, K), or a pair of
+            them, the second those of an auxiliary head. Scores of another size are resized bilinearly.
+        variables: of the model.
+        image: what the model takes, (B, H, W, 3).
+        train: see `ANN`.
+        mutable, rngs: of `model.apply`.
+
+    Raises:
+        ConfigError: the rows of the image are split over devices, which takes an `ANN`.
+    """
+    options = {'train': train, 'mutable': mutable, 'rngs': rngs}
+    if isinstance(model, ANN):
+        return model.apply(variables, image, full_size=True, **options)
+    image = FeatureMap.of(image)
+    image.split_over_devices(_refuse_split)
+    output, changed = model.apply(variables, image.array, **options)
+    scores = output if isinstance(output, tuple | list) else (output, None)
+    maps = [x if x is None else FeatureMap.of(x) for x in scores]
+    same = [x is None or x.array.shape[1:3] == image.array.shape[1:3] for x in maps]
+    sized = [x if fits else x.resized(image, False) for x, fits in zip(maps, same, strict=True)]
+    return Logits(*sized), changed
+
+
+def _refuse_split(_, shards):
+    raise ConfigError(f'mesh.space={shards}: rows of images can be split for an ANN alone; use mesh.space=1')

@@ -1,11 +1,13 @@
-"""The non-local block family of the paper (Sec. 3): NB, FNB, APNB and AFNB are one module.
+"""The non-local block family of the paper (Sec. 3), for `ANN` and for any other Flax network.
 
-| block | low | high | sampling |
-|---|---|---|---|
-| NB (Sec. 3.1) | Stage5 | Stage5 | 'all' |
-| APNB (Sec. 3.2) | Stage5 | Stage5 | 'average', sizes (1, 3, 6, 8) |
-| FNB (Sec. 3.3) | Stage4 | Stage5 | 'all' |
-| AFNB (Sec. 3.3) | Stage4 | Stage5 | 'average', sizes (1, 3, 6, 8) |
+| block | call | keys and values |
+|---|---|---|
+| `APNB` (Sec. 3.2) | `(x, train)` | the anchors of x |
+| `NB` (Sec. 3.1) | `(x, train)` | every pixel of x |
+| `AFNB` (Sec. 3.3) | `(low, high, train)` | the anchors of low |
+| `FNB` (Sec. 3.3) | `(low, high, train)` | every pixel of low |
+
+    y = APNB(channels=256).apply(variables, x)      # (B, H, W, C) -> (B, H, W, C)
 
 The names `query`, `key` and `value` stand for the paper's phi, theta and gamma.
 """
@@ -22,7 +24,7 @@ from ann_jax.kernels.anchors import sample_anchors, sample_projected, seen_ancho
 from ann_jax.kernels.convolution import convolve
 from ann_jax.kernels.forms import computed_once
 from ann_jax.kernels.products import product
-from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.feature_map import FeatureMap, Features
 from ann_jax.models.initializers import zeros
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
 
@@ -160,21 +162,27 @@ def apply_kernel(
 
 
 class NonLocalBlock(nn.Module):
-    """Concatenates attention and input and projects them: BN(conv(cat[W_o(O), X])) (Eq. 11 and 17).
+    """What the four blocks share: BN(conv(cat[W_o(O), X])) of attention and input (Eq. 11 and 17).
 
     Attributes:
-        features: output channels.
+        features: output channels; None for those of the input.
+        channels: C^, the width of query, key and value.
+        sampling, sizes: how anchors are sampled, see `sample_anchors`.
+        share: projections that query, key and value share, see `Attention`.
         relu: whether ReLU follows; the released code has one in APNB and none in AFNB.
-        dropout: rate of the Dropout2d at the end.
-        The others: see `Attention`.
+        out_norm: batch normalisation after W_o, see `Attention`.
+        dropout: rate of the Dropout2d at the end, which draws from the 'dropout' stream.
+        conv_bias: whether convolutions before batch normalisation have a bias, as in the released code.
+        dtype: what it computes in; parameters are float32.
+        folded: see `fold`.
     """
 
-    features: int
-    relu: bool
+    features: int | None = None
     channels: int = 256
     sampling: str = 'average'
     sizes: Sequence[int] = (1, 3, 6, 8)
     share: str = 'none'
+    relu: bool = False
     out_norm: bool = False
     dropout: float = 0.05
     conv_bias: bool = True
@@ -182,8 +190,8 @@ class NonLocalBlock(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, lows: Sequence[FeatureMap], high: FeatureMap, train: bool) -> FeatureMap:
-        """Maps to (B, H, W, features).
+    def attend(self, lows: Sequence[FeatureMap], high: FeatureMap, train: bool) -> FeatureMap:
+        """Maps (B, H, W, C) to (B, H, W, features).
 
         Args:
             lows: maps (B, H_l, W_l, C_l) that keys and values come from; with several, their
@@ -191,12 +199,11 @@ class NonLocalBlock(nn.Module):
             high: (B, H, W, C) map that queries come from.
             train: whether to drop channels and take batch statistics.
         """
-        given, high = high, FeatureMap.of(high)
-        lows = [high if low is given else FeatureMap.of(low) for low in lows]
         channels = high.channels
+        features = self.features or channels
         attentions = [
             Attention(
-                self.features if self.folded else channels,
+                features if self.folded else channels,
                 self.channels,
                 self.sampling,
                 self.sizes,
@@ -210,7 +217,7 @@ class NonLocalBlock(nn.Module):
             for i in range(len(lows))
         ]
         projection = ConvBN(
-            self.features,
+            features,
             bias=self.conv_bias,
             relu=self.relu,
             dtype=self.dtype,
@@ -242,6 +249,59 @@ class NonLocalBlock(nn.Module):
         return Dropout2d(self.dropout)(x, train)
 
 
+class APNB(NonLocalBlock):
+    """Asymmetric Pyramid Non-local Block (Sec. 3.2): every pixel attends to the anchors of the same map.
+
+    Its parameters are those of the `context` of `ANN`.
+    """
+
+    share: str = 'query_key'
+    relu: bool = True
+
+    def __call__(self, x: Features, train: bool = False) -> Features:
+        """(B, H, W, C) -> (B, H, W, features), an array or a `FeatureMap` as given.
+
+        Raises:
+            ConfigError: unknown `sampling` or `share`.
+        """
+        high = FeatureMap.of(x)
+        return self.attend([high], high, train).like(x)
+
+
+class NB(APNB):
+    """Non-local block (Sec. 3.1): `APNB` with every pixel as an anchor."""
+
+    sampling: str = 'all'
+
+
+class AFNB(NonLocalBlock):
+    """Asymmetric Fusion Non-local Block (Sec. 3.3): pixels of one map attend to the anchors of another.
+
+    Its parameters are those of the `fusion` of `ANN`.
+    """
+
+    def __call__(self, low: Features | Sequence[Features], high: Features, train: bool = False) -> Features:
+        """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, features), an array or a `FeatureMap` as `high` is.
+
+        Args:
+            low: map that keys and values come from, of any size and number of channels; or several, whose
+                responses are summed (Table 9).
+            high: map that queries come from.
+            train: whether to drop channels and take batch statistics.
+
+        Raises:
+            ConfigError: unknown `sampling`, or a `share` that needs one input.
+        """
+        lows = low if isinstance(low, Sequence) else [low]
+        return self.attend([FeatureMap.of(each) for each in lows], FeatureMap.of(high), train).like(high)
+
+
+class FNB(AFNB):
+    """Fusion non-local block (Sec. 3.3): `AFNB` with every pixel as an anchor."""
+
+    sampling: str = 'all'
+
+
 class CommonFusion(nn.Module):
     """The fusion that Table 6 compares with: high + ReLU(BN(conv(low))), summed over the low maps."""
 
@@ -250,9 +310,9 @@ class CommonFusion(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, lows: Sequence[FeatureMap], high: FeatureMap, train: bool) -> FeatureMap:
+    def __call__(self, lows: Sequence[Features], high: Features, train: bool) -> Features:
         """(B, H_l, W_l, C_l) each, (B, H, W, C) -> (B, H, W, C); larger low maps are resized."""
-        high = FeatureMap.of(high)
+        given, high = high, FeatureMap.of(high)
         for i, low in enumerate(map(FeatureMap.of, lows)):
             layer = ConvBN(
                 high.channels,
@@ -265,4 +325,4 @@ class CommonFusion(nn.Module):
             if response.array.shape != high.array.shape:
                 response = response.resized(high, align_corners=True)
             high = high.with_array(high.array + response.array)
-        return high
+        return high.like(given)

@@ -55,6 +55,13 @@ class FeatureMap:
         """C."""
         return self.array.shape[-1]
 
+    def like(self, given: 'Features') -> 'Features':
+        """This map for a caller who gave a map; for one who gave an array, the array that images fill."""
+        if isinstance(given, FeatureMap):
+            return self
+        height, width = self.size or (None, None)
+        return self.array[:, :height, :width]
+
     def clean(self) -> jax.Array:
         """The array, with zeros outside of the images."""
         return masking.clean(self.array, self.size)
@@ -89,3 +96,7 @@ class FeatureMap:
         array, *unknown = children
         lengths = iter(unknown)
         return cls(array, known and tuple(next(lengths) if n is None else n for n in known))
+
+
+# What layers take.
+Features = FeatureMap | jax.Array

@@ -131,7 +131,7 @@ def check_folding(model: ANN) -> None:
         device = jax.local_devices()[0]
     with jax.default_device(device):
         for network, weights in ((model, variables), (model.clone(folded=True), fold(model, variables))):
-            apply = lambda weights, image, network=network: network.apply(weights, image).main.array
+            apply = lambda weights, image, network=network: network.apply(weights, image).main
             options = {'xla_backend_optimization_level': 0}  # it runs once
             logits.append(np.asarray(jax.jit(apply, compiler_options=options)(weights, image)))
     expected, folded = logits

@@ -6,20 +6,22 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ann_jax import build
+from ann_jax.config import validate
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.trained import open_trained
 from ann_jax.parallel.processes import is_main
 from ann_jax.runs.record import Record
-from ann_jax.typing import Backbone, Source
+from ann_jax.typing import Backbone, Source, Writer
 
 
 def evaluate(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | Path,
     *,
     eval_source: Source | None = None,
     backbone: Backbone | None = None,
+    writer: Writer | None = None,
 ) -> None:
     """Evaluates the best checkpoint of the workdir, or without one the weights of `init.from`.
 
@@ -29,11 +31,14 @@ def evaluate(
         config: of the run.
         workdir: its folder.
         eval_source, backbone: in place of those that the config names.
+        writer: takes curves, pictures and texts in place of TensorBoard's event files; it is not closed.
 
     Raises:
         DataError: the dataset cannot be used.
         ConfigError: there are no weights, or they tell other classes than the dataset has.
     """
+    workdir = Path(workdir).expanduser()
+    validate(config)
     weights, path = open_trained(config, workdir, backbone)
     mesh = build.mesh(config)
     evaluation = build.evaluation(config, mesh, eval_source, backbone)
@@ -44,7 +49,7 @@ def evaluate(
             'train its classifier first'
         )
     step = weights.source.get('step', 0)
-    with contextlib.closing(Record(workdir, silent=not is_main())) as record:
+    with contextlib.closing(Record(workdir, silent=not is_main(), writer=writer)) as record:
         report = Report(record, dataset.classes, dataset.colors)
         scores = evaluation.run(weights.variables, step, config.dataset.eval_split, report)
     if is_main():

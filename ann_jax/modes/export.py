@@ -86,7 +86,7 @@ def _logits(model, normalize, variables):
         batch, height, width, _ = image.shape
         image = normalize(image)
         if isinstance(height, int) and isinstance(width, int):
-            low = model.apply(variables, image).main.array
+            low = model.apply(variables, image).main
             rows, columns = (
                 linear_matrix(low.shape[i], n, model.align_corners) for i, n in ((1, height), (2, width))
             )

@@ -17,11 +17,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import __version__, build
+from ann_jax.config import validate
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.resume import first_state
-from ann_jax.parallel.arrays import put_batch, put_flag, replicated, split_batch
+from ann_jax.parallel.arrays import put_batch, put_flag, replicated
 from ann_jax.parallel.mesh import check_batch_size
 from ann_jax.parallel.processes import all_agree, is_main
 from ann_jax.parallel.programs import jit
@@ -33,21 +34,22 @@ from ann_jax.runs.record import Record
 from ann_jax.runs.signals import Stop, Stopped
 from ann_jax.training.accumulate import make_accumulated_step
 from ann_jax.training.state import count_parameters
-from ann_jax.training.step import make_step_parts
-from ann_jax.typing import Backbone, Source
+from ann_jax.training.step import make_step, make_step_parts
+from ann_jax.typing import Backbone, Source, Writer
 
 logger = logging.getLogger(__name__)
 
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | Path,
     *,
     train_source: Source | None = None,
     eval_source: Source | None = None,
     backbone: Backbone | None = None,
     loss: Callable | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    writer: Writer | None = None,
 ) -> None:
     """Trains up to `train.steps`, from the newest whole checkpoint of the workdir if it has one.
 
@@ -58,6 +60,7 @@ def train(
         workdir: its folder.
         train_source, eval_source, backbone, loss, optimizer: in place of those that the config names.
             Resuming takes the same ones.
+        writer: takes curves, pictures and texts in place of TensorBoard's event files; it is not closed.
 
     Raises:
         DataError: the dataset cannot be used, or no checkpoint is whole.
@@ -66,6 +69,8 @@ def train(
         SaveError: a file of the run cannot be written.
         FloatingPointError: the loss is not finite any more.
     """
+    workdir = Path(workdir).expanduser()
+    validate(config)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
     source = train_source or build.source(config, config.dataset.train_split)
@@ -98,10 +103,10 @@ def train(
         if own_backbone:
             facts['backbone'] = own_backbone
         batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
-        record = Record(workdir, first + 1, silent=not is_main())
+        record = Record(workdir, first + 1, silent=not is_main(), writer=writer)
         stack.enter_context(contextlib.closing(record))
         report = Report(record, dataset.classes, dataset.colors)
-        record.config(config.to_dict())
+        record.config(first, config.to_dict())
         bar = stack.enter_context(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
         )
@@ -166,40 +171,31 @@ def _step(config, model, tx, loss, mine_over_batch, mesh):
     Processes get a signal at different steps, or only one gets it: whether any has is told to all with the
     metrics of a step, so that they stop after the same one.
     """
-    parts = make_step_parts(
-        model,
-        tx,
-        loss=loss,
-        normalize=build.normalize(config),
-        seed=config.seed,
-        skip_not_finite=config.train.not_finite == 'skip',
-    )
-    if (count := config.train.accumulate) > 1:
+    settings = {
+        'loss': loss,
+        'normalize': build.normalize(config),
+        'seed': config.seed,
+        'skip_not_finite': config.train.not_finite == 'skip',
+    }
+    if config.train.accumulate > 1:
+        parts = make_step_parts(model, tx, **settings)
         accumulated = make_accumulated_step(parts, build.batch_totals(config), mine_over_batch, mesh)
-        any_flag = jit(jnp.any, mesh, out_shardings=replicated(mesh))
+        update = lambda state, batch: accumulated(state, _in_parts(batch, config.train.accumulate, mesh))
+    else:
+        update = make_step(model, tx, mesh, **settings)
+    any_flag = jit(jnp.any, mesh, out_shardings=replicated(mesh))
 
-        def step_in_parts(state, batch, stop):
-            size = len(batch['label']) // count
-            slices = [slice(i * size, (i + 1) * size) for i in range(count)]
-            state, metrics = accumulated(
-                state, [put_batch({key: batch[key][rows] for key in batch}, mesh) for rows in slices]
-            )
-            return state, metrics | {'stop': any_flag(put_flag(stop, mesh))}
+    def step(state, batch, stop):
+        state, metrics = update(state, batch)
+        return state, metrics | {'stop': any_flag(put_flag(stop, mesh))}
 
-        return step_in_parts
+    return step
 
-    def whole(state, batch, stop):
-        state, metrics = parts.update(state, parts.forward_backward(state, batch))
-        return state, metrics | {'stop': stop.any()}
 
-    program = jit(
-        whole,
-        mesh,
-        in_shardings=(replicated(mesh), split_batch(mesh), split_batch(mesh)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-    )
-    return lambda state, batch, stop: program(state, put_batch(batch, mesh), put_flag(stop, mesh))
+def _in_parts(batch, count, mesh):
+    size = len(batch['label']) // count
+    slices = [slice(i * size, (i + 1) * size) for i in range(count)]
+    return [put_batch({key: batch[key][rows] for key in batch}, mesh) for rows in slices]
 
 
 def _batches(config, source, first):

@@ -1,6 +1,7 @@
 """How arrays lie on the mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,21 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P('data'))
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's part of a batch on its devices; the result is the global batch."""
+def put_batch(
+    batch: Mapping[str, Any], mesh: Mesh, keys: Sequence[str] = ('image', 'label')
+) -> dict[str, jax.Array]:
+    """Puts this process's part of a batch on its devices; the result is the global batch.
+
+    Arrays that lie on devices already are those of the whole batch.
+    """
     sharding = split_batch(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, np.asarray(batch[key]))
-        for key in ('image', 'label')
-    }
+
+    def put(x):
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return {key: put(batch[key]) for key in keys}
 
 
 def put_flag(flag: bool, mesh: Mesh) -> jax.Array:

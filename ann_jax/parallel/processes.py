@@ -79,9 +79,9 @@ def all_agree(good: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
 
 
-def largest(values: Any, mesh: jax.sharding.Mesh) -> np.ndarray:
+def largest(values: Any, mesh: jax.sharding.Mesh | None) -> np.ndarray:
     """Maximum over the processes of a mesh, element by element; every one of them must call it."""
     values = np.asarray(values)
-    if not mesh.is_multi_process:
+    if mesh is None or not mesh.is_multi_process:
         return values
     return np.asarray(multihost_utils.process_allgather(values)).max(0)

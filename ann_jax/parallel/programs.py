@@ -56,15 +56,17 @@ def jit(function: Callable, mesh: Mesh, **options: Any) -> Program:
     return Program(jax.jit(function, compiler_options=compiler, **options), mesh)
 
 
-def per_device(mesh: Mesh, donate: Sequence[int] = ()) -> Callable[[Callable], Callable]:
+def per_device(mesh: Mesh | None, donate: Sequence[int] = ()) -> Callable[[Callable], Callable]:
     """Decorates a function that works on each image alone: every device its images, no communication.
 
     Arguments that are mappings, the weights, lie whole on every device; along `space`, so do the images.
 
     Args:
-        mesh: whose `data` axis splits the images.
+        mesh: whose `data` axis splits the images; None for the device they lie on, also inside of `jax.jit`.
         donate: numbers of the arguments whose memory the result takes.
     """
+    if mesh is None:
+        return functools.partial(jax.jit, donate_argnums=tuple(donate))
 
     def wrap(function):
         def run(*args):

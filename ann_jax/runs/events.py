@@ -1,22 +1,24 @@
 """Event files for TensorBoard."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 
-class EventFile:
-    """An event file for TensorBoard, written at once.
+class TensorBoard:
+    """A `typing.Writer` of an event file, each event written at once.
 
     Not tensorboardX's SummaryWriter: it writes in a thread, and where that fails, as on a full disk, the
     run waits for it for ever.
     """
 
-    def __init__(self, folder: Path, first_step: int):
+    def __init__(self, folder: Path, first_step: int = 0):
         """Opens a file; what a broken-off run wrote from `first_step` on is not shown."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / 'events'))
@@ -24,15 +26,26 @@ class EventFile:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(step=first_step, session_log=start))
 
-    def add(self, step: int, summaries: Iterable[Any]) -> None:
-        """Writes summaries of `tensorboardX.summary` under a step."""
-        for each in summaries:
-            self._write(event_pb2.Event(step=step, summary=each))
-        self._file.flush()
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds points to curves."""
+        self._add(step, (summary.scalar(name, value) for name, value in values.items()))
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Adds pictures, (H, W, 3) uint8."""
+        self._add(step, (summary.image(name, image, dataformats='HWC') for name, image in images.items()))
+
+    def text(self, step: int, texts: Mapping[str, str]) -> None:
+        """Adds texts in Markdown."""
+        self._add(step, (summary.text(name, text) for name, text in texts.items()))
 
     def close(self) -> None:
         """Writes out what is buffered."""
         self._file.close()
+
+    def _add(self, step: int, summaries: Iterable[Any]) -> None:
+        for each in summaries:
+            self._write(event_pb2.Event(step=step, summary=each))
+        self._file.flush()
 
     def _write(self, event):
         event.wall_time = time.time()

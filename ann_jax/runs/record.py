@@ -2,54 +2,68 @@
 
 workdir/config.json     the resolved config
 workdir/metrics.json    scores of the newest evaluation
-workdir/tensorboard/    event files
+workdir/tensorboard/    event files, unless another writer was given
 workdir/pictures/       image, truth and prediction side by side
 workdir/checkpoints/    see `checkpoints`
 workdir/log.txt         see `log`
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tensorboardX import summary
 
-from ann_jax.runs.events import EventFile
+from ann_jax.runs.events import TensorBoard
 from ann_jax.runs.files import write_json, writing
+from ann_jax.typing import Writer
 
 
 class Record:
-    """Writes into one workdir; every method that writes raises SaveError where it cannot."""
+    """Writes into one workdir, and to a writer; every method that writes raises SaveError where it cannot."""
 
-    def __init__(self, workdir: Path, first_step: int = 0, silent: bool = False):
+    def __init__(
+        self, workdir: Path, first_step: int = 0, silent: bool = False, writer: Writer | None = None
+    ):
         """Opens the files; curves that a broken-off run drew from `first_step` on are dropped.
 
         Args:
             workdir: the folder.
             first_step: the first that this process draws.
             silent: write nothing, as all but one of several processes.
+            writer: takes curves, pictures and texts in place of TensorBoard's event files.
         """
         self._workdir, self._silent = workdir, silent
+        self._writer, self._events = writer, None
         if not silent:
             with writing(workdir):
                 (workdir / 'pictures').mkdir(parents=True, exist_ok=True)
-                self._events = EventFile(workdir / 'tensorboard', first_step)
+                if writer is None:
+                    self._writer = self._events = TensorBoard(workdir / 'tensorboard', first_step)
 
-    def config(self, config: Mapping) -> None:
+    def config(self, step: int, config: Mapping) -> None:
         """Writes config.json."""
         self._json('config.json', config)
+        self.text(step, 'config', '```json\n' + json.dumps(config, indent=2) + '\n```')
 
     def metrics(self, metrics: Mapping) -> None:
         """Writes metrics.json."""
         self._json('metrics.json', metrics)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds points to the curves of the event file."""
+        """Adds points to curves."""
         if self._silent:
             return
         with writing(self._workdir):
-            self._events.add(step, [summary.scalar(name, value) for name, value in values.items()])
+            self._writer.scalars(step, values)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Adds a text in Markdown."""
+        if self._silent:
+            return
+        with writing(self._workdir):
+            self._writer.text(step, {name: text})
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes one picture, (H, W, 3) uint8, over the one of an earlier evaluation."""
@@ -58,11 +72,11 @@ class Record:
         file = self._workdir / 'pictures' / f'{name.replace("/", "_")}.png'
         with writing(self._workdir):
             Image.fromarray(picture).save(file)
-            self._events.add(step, [summary.image(f'pictures/{name}', picture, dataformats='HWC')])
+            self._writer.images(step, {f'pictures/{name}': picture})
 
     def close(self) -> None:
-        """Writes out what the event file still buffers."""
-        if not self._silent:
+        """Writes out what an event file still buffers; a writer that was given stays open."""
+        if self._events is not None:
             with writing(self._workdir):
                 self._events.close()
 

@@ -136,8 +136,8 @@ def ohem_cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
     *,
-    threshold: float,
-    min_kept: int,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
     class_weights: jax.Array | None = None,
     totals: BatchTotals | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -170,7 +170,7 @@ def ohem_cross_entropy(
 
 def segmentation_loss(
     main_logits: jax.Array,
-    aux_logits: jax.Array,
+    aux_logits: jax.Array | None,
     labels: jax.Array,
     *,
     ohem: bool = True,
@@ -184,7 +184,8 @@ def segmentation_loss(
     """Main loss plus `aux_weight` times the auxiliary cross-entropy (Eq. 18).
 
     Args:
-        main_logits, aux_logits: (B, H, W, K) float32 at the resolution of the labels.
+        main_logits, aux_logits: (B, H, W, K) float32 at the resolution of the labels; None for a network
+            without an auxiliary head.
         labels: (B, H, W) integers below K, or IGNORE.
         ohem: mine hard pixels in the main loss; else plain cross-entropy.
         threshold, min_kept: see `ohem_cross_entropy`; `min_kept` counts pixels of one image with
@@ -197,7 +198,8 @@ def segmentation_loss(
             the batch.
     """
     if not per_image:
-        main_logits, aux_logits, labels = main_logits[None], aux_logits[None], labels[None]
+        main_logits, labels = main_logits[None], labels[None]
+        aux_logits = None if aux_logits is None else aux_logits[None]
     if class_weights is not None:
         class_weights = np.asarray(class_weights, np.float32)
 
@@ -215,7 +217,10 @@ def segmentation_loss(
         )
     else:
         main, count = cross_entropy(main_logits, labels, class_weights, weight), valid
-    auxiliary = cross_entropy(aux_logits, labels, class_weights, weight)
+    if aux_logits is None:
+        auxiliary = jnp.zeros(())
+    else:
+        auxiliary = cross_entropy(aux_logits, labels, class_weights, weight)
     rows = totals.images if totals and per_image else len(labels)
     main, auxiliary = main.sum() / rows, auxiliary.sum() / rows
     kept = _divide(count.sum(), totals.valid if totals else valid)

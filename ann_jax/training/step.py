@@ -1,4 +1,4 @@
-"""One step of training as pure functions: of a whole batch at once, or the parts it is made of."""
+"""One step of training: jitted for a mesh, as a pure function, or the parts that it is made of."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from ann_jax.kernels.reductions import global_norm
+from ann_jax.models.ann import image_logits
 from ann_jax.models.feature_map import FeatureMap
-from ann_jax.parallel.arrays import split_rows
-from ann_jax.training.losses import Loss, true_probability
+from ann_jax.parallel.arrays import put_batch, replicated, split_batch, split_rows
+from ann_jax.parallel.mesh import check_batch_size, make_mesh
+from ann_jax.parallel.programs import jit
+from ann_jax.training.losses import Loss, segmentation_loss, true_probability
 from ann_jax.training.state import TrainState
 from ann_jax.typing import IGNORE
+from ann_jax.weights.inputs import Normalize, imagenet_rgb
 
 METRICS = 'loss', 'main_loss', 'auxiliary_loss', 'kept', 'pixel_accuracy'
 
@@ -37,10 +42,52 @@ class StepParts(NamedTuple):
     update: Callable  # (state, output) -> the next state and scalar metrics
 
 
+def make_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+    *,
+    loss: Callable[..., Loss | jax.Array] = segmentation_loss,
+    normalize: Normalize = imagenet_rgb,
+    seed: int = 0,
+    skip_not_finite: bool = False,
+) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the jitted step of a training loop.
+
+    Args:
+        model: an `ANN`, or any network that `image_logits` takes.
+        tx: the optimizer.
+        mesh: devices that share a batch; None for all, along `data`.
+        loss, normalize, seed, skip_not_finite: see `make_step_parts`.
+
+    Returns:
+        A function from a state, which it donates, and a batch to the next state and scalar metrics: `loss`,
+        `main_loss`, `auxiliary_loss`, `kept`, `pixel_accuracy`, `gradient_norm`. A batch holds `image`,
+        (B, H, W, 3) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; of several
+        processes, the share of this one. It is compiled once for each shape, and raises ConfigError where the
+        batch does not divide over the devices.
+    """
+    mesh = mesh or make_mesh()
+    settings = {'loss': loss, 'normalize': normalize, 'seed': seed, 'skip_not_finite': skip_not_finite}
+    program = jit(
+        make_train_step(model, tx, **settings),
+        mesh,
+        in_shardings=(replicated(mesh), split_batch(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+
+    def step(state, batch):
+        check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        return program(state, put_batch(batch, mesh))
+
+    return step
+
+
 def make_train_step(
     model: nn.Module, tx: optax.GradientTransformation, **settings: Any
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds the step over a whole batch; the caller jits it, with the state donated.
+    """Builds the step over a whole batch as a pure function; the caller jits it, with the state donated.
 
     Args:
         model, tx, **settings: see `make_step_parts`.
@@ -68,10 +115,11 @@ def make_step_parts(
     """Builds the functions that make up a step.
 
     Args:
-        model: maps normalised images to `Logits`, of their size with `full_size=True`.
+        model: an `ANN`, or any network that `image_logits` takes.
         tx: the optimizer.
-        loss: maps main logits, auxiliary logits and labels, all of the image's size, to a `Loss` or a scalar;
-            takes a `losses.BatchTotals` too, named `totals`, for parts of a batch.
+        loss: maps main logits, auxiliary logits (None from a network without them) and labels, all of the
+            image's size, to a `Loss` or a scalar; takes a `losses.BatchTotals` too, named `totals`, for parts
+            of a batch.
         normalize: see `weights.inputs.normalizer`.
         seed: of dropout and random sampling; the step number is folded in, and the part's for dropout.
         skip_not_finite: keep everything but the step number as it was where the loss or the gradient is not
@@ -84,18 +132,18 @@ def make_step_parts(
         dropout_rng, sampling_rng = jax.random.split(rng)
         if part is not None:
             dropout_rng = jax.random.fold_in(dropout_rng, part)
-        logits, updates = model.apply(
+        logits, updates = image_logits(
+            model,
             {'params': params, 'batch_stats': state.batch_stats},
-            normalize(batch['image']),
+            FeatureMap.of(normalize(batch['image'])),
             train=True,
-            full_size=True,
             rngs={'dropout': dropout_rng, 'sampling': sampling_rng},
             mutable=['batch_stats'],
         )
-        main, auxiliary = (FeatureMap.of(x).array for x in logits)
+        main, auxiliary = (x and x.array for x in logits)
         # What lies below the image does not count.
         labels = split_rows(batch['label'], lambda *_: main.shape[1], IGNORE)
-        return main, auxiliary, labels, updates['batch_stats']
+        return main, auxiliary, labels, updates.get('batch_stats', {})
 
     def probabilities(state, batch, part=None):
         def main_of(params):

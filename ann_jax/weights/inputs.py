@@ -31,3 +31,6 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
         return ((image[..., ::-1] if bgr else image) - mean) / std
 
     return normalize
+
+
+imagenet_rgb = normalizer(**IMAGENET_RGB)

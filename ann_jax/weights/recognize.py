@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ann_jax.errors import DataError
 from ann_jax.models.ann import VARIANTS
+from ann_jax.models.blocks import AFNB, APNB
 from ann_jax.models.resnet import DEPTHS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB
 from ann_jax.weights.layouts import STEMS, Layout, State
@@ -81,7 +82,7 @@ def recognize(state: State) -> Recognized:
 
     fusion = shape('params', 'fusion', 'attention_0', 'value', 'kernel') is not None
     context = shape('params', 'context', 'attention_0', 'value', 'kernel') is not None
-    parts = ('afnb' if fusion else 'none', 'apnb' if context else 'none')
+    parts = (AFNB if fusion else None, APNB if context else None)
     narrow = model['width'] * (4 if bottleneck else 1)  # channels of Stage2; each stage doubles them
     stages = []
     while low := shape('params', 'fusion', f'attention_{len(stages)}', 'value', 'kernel'):
