@@ -51,5 +51,7 @@ setup(
         ],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
         'convert': ['safetensors>=0.5', 'torch>=2.6'],
+        # Ruff formats the signatures.
+        'docs': ['mkdocs>=1.6', 'mkdocs-material>=9.7', 'mkdocstrings-python>=2.0', 'ruff>=0.8'],
     },
 )

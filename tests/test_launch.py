@@ -40,10 +40,11 @@ def test_other_places_take_one_command(arguments, expected):
     assert expected in line and '--config=configs/scenes.py:runlocal' in line
 
 
-def test_the_readme_shows_what_the_launcher_prints():
-    text = (SCRIPT.parent.parent / 'README.md').read_text()
+def test_the_docs_show_what_the_launcher_prints():
+    text = (SCRIPT.parent.parent / 'docs/tpu_pods.md').read_text()
     command, printed = re.search(
-        r'        (python scripts/launch.py tpu (?:.|\n)*?)\n\n.*prints\n\n((?:        .*\n)+)', text
+        r'```bash\n(python scripts/launch.py tpu (?:.|\n)*?)```\n\n.*prints.*\n\n```bash\n((?:.|\n)*?)```',
+        text,
     ).groups()
     command = shlex.split(command.replace('\\\n', ' '))[2:]
     command.insert(command.index('--'), '--dry-run')
