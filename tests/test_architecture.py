@@ -14,7 +14,7 @@ LAYERS = {
     'network and data': ('models', 'data'),
     'keeping': ('runs', 'weights'),
     'jobs': ('training', 'inference', 'evaluation'),
-    'drivers': ('config', 'build', 'modes', 'benchmark', 'main'),
+    'drivers': ('config', 'build', 'modes', 'benchmark', 'tools', 'main'),
 }
 # What may be imported of the own layer.
 NEIGHBOURS = {
@@ -93,6 +93,7 @@ def test_torch_and_configs_stay_where_they_belong(path):
     roots = {name.split('.')[0] for name in imported(path)}
     references = ('benchmark/reference', 'benchmark/torch_ann', 'benchmark/mmseg_ann')
     assert 'torch' not in roots or room(path) in references
+    assert 'safetensors' not in roots
     assert 'ml_collections' not in roots or wing(room(path)) in LAYERS['drivers']
 
 

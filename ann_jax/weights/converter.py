@@ -1,30 +1,174 @@
-"""From a torch state dict to `Weights`, with all that is known of them."""
+"""From a file of torch to `Weights`, with all that is known of them."""
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.names import voc_colors
-from ann_jax.errors import ConfigError, unknown
+from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.resnet import ResNet
 from ann_jax.models.settings import network
-from ann_jax.weights.folder import BACKBONE_FACTS, Weights
+from ann_jax.weights.folder import BACKBONE_FACTS, Weights, save, sha256
 from ann_jax.weights.layouts import Conversion, State, from_torch
-from ann_jax.weights.recognize import read_meta, recognize
+from ann_jax.weights.pickles import Unread
+from ann_jax.weights.recognize import read_meta, recognize, strip
+from ann_jax.weights.torch_files import read
+
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 class Converted(NamedTuple):
-    """Weights, what became of every tensor, and what was assumed of them, for people to read."""
+    """What a conversion gives; printed, it tells what became of every tensor.
+
+    Attributes:
+        weights: the network's variables, and what is known of them.
+        conversion: torch keys that were used, and those that were left out.
+        notes: what was assumed, as the file does not say.
+    """
 
     weights: Weights
     conversion: Conversion
     notes: list[str]
 
+    def __str__(self):
+        weights, used, ignored = self.weights, self.conversion.used, self.conversion.ignored
+        lines = [f'{key} -> {"/".join(path)}' for key, path in used.items()]
+        lines += [f'{key} left out: {reason}' for key, reason in sorted(ignored.items())]
+        lines += ['', weights.source['layout']]
+        lines += [f'  {name}: {value}' for name, value in {**weights.model, **weights.input}.items()]
+        if weights.classes:
+            lines.append(f'  classes: {len(weights.classes)} ({", ".join(weights.classes[:4])}, ...)')
+        lines += [f'note: {note}' for note in self.notes]
+        reasons = ', '.join(sorted({reason.split(' of ')[0] for reason in ignored.values()}))
+        count = sum(np.prod(value.shape, dtype=int) for value in jax.tree.leaves(weights.variables))
+        lines.append(
+            f'{len(used)} tensors converted ({count:,} numbers), {len(ignored)} left out'
+            f'{f" ({reasons})" if reasons else ""}'
+        )
+        return '\n'.join(lines)
+
 
 def convert(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    part: str = 'all',
+    classes: str | None = None,
+    align_corners: bool | None = None,
+    output_stride: int = 8,
+) -> Converted:
+    """Converts a checkpoint of torch. Neither torch nor safetensors is needed, and no code of the file runs.
+
+        print(ann_jax.convert('ann.pth', 'weights/ann'))
+        seg = ann_jax.load('weights/ann')
+
+    Args:
+        path: .pth, .pt or .safetensors: a state dict, or one beside others under 'state_dict',
+            'model_state_dict' or 'model'. Its keys tell the layout: ResNets of torchvision, timm,
+            mmsegmentation and the authors, and whole ANNs of the last two.
+        out: folder to write, which must not exist; None to write nothing.
+        part: 'all', or 'backbone' to leave the heads out.
+        classes: dataset whose class names the classifier has, e.g. 'cityscapes'; None for what the file says.
+        align_corners: of the resizing of the logits; None for what the file says.
+        output_stride: of a whole ANN: 8, 16 or 32.
+
+    Raises:
+        DataError: the file cannot be read or is damaged, or its tensors are not those of a known network.
+        ConfigError: an argument is unusable, or the folder exists.
+    """
+    path, out = Path(path).expanduser(), None if out is None else Path(out).expanduser()
+    if out is not None and out.exists():
+        raise ConfigError(f'{out} exists: name a new folder, or remove it first')
+    for name, value, known in (
+        ('part', part, ('all', 'backbone')),
+        ('align_corners', align_corners, (None, True, False)),
+        ('output_stride', output_stride, OUTPUT_STRIDES),
+    ):
+        if value not in known:
+            raise ConfigError(f'{name}={value!r}: takes {", ".join(map(repr, known))}')
+    state, meta = read_state(path)
+    source = {'file': path.name, 'sha256': _check_name(path)}
+    try:
+        converted = convert_state(
+            state,
+            meta,
+            name=path.name,
+            part=part,
+            classes=classes,
+            align_corners=align_corners,
+            output_stride=output_stride,
+            source=source,
+        )
+    except DataError as error:
+        raise DataError(f'{path}: {error}') from error
+    if out is not None:
+        save(out, converted.weights)
+    return converted
+
+
+def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """Reads the state dict of a checkpoint.
+
+    Returns:
+        {key: array}, float32 where it is of floats, without wrappers and `module.`; and the `meta` that some
+        files hold.
+
+    Raises:
+        DataError: no weights can be read from it.
+    """
+    if not path.is_file():
+        raise DataError(f'{path}: no such file')
+    content, meta = read(path), {}
+    if isinstance(content, dict):
+        meta = content.get('meta')
+        for wrapper in ('state_dict', 'model_state_dict', 'model'):
+            if isinstance(content.get(wrapper), dict | Unread):
+                content = content[wrapper]
+                break
+    if isinstance(content, Unread):
+        raise DataError(
+            f'{path}: holds an object of {content.name}, not a state dict of names and tensors: open it '
+            'where it was made and save its state_dict() alone'
+        )
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DataError(f'{path}: holds a {type(content).__name__}, not a state dict of names and tensors')
+    state = {}
+    for key, value in strip(content).items():
+        unusual = value.name if isinstance(value, Unread) and '._rebuild' in value.name else None
+        if isinstance(value, np.ndarray) and value.dtype.kind == 'c':
+            unusual = value.dtype
+        if unusual:
+            raise DataError(
+                f'{path}: {key} is quantized, sparse or of an unusual type ({unusual}), which is not '
+                'supported: save it as an ordinary tensor of float32'
+            )
+        if isinstance(value, np.ndarray):
+            with np.errstate(over='ignore'):  # what float32 does not hold is found, and named, as infinite
+                state[key] = value.astype(np.float32, copy=False) if value.dtype.kind == 'f' else value
+    if not state:
+        raise DataError(f'{path}: holds no tensors, only {", ".join(list(content)[:4]) or "nothing"}')
+    return state, meta if isinstance(meta, dict) else {}
+
+
+def _check_name(path):
+    """Returns the checksum of a file; many are published under a name that ends in its first digits."""
+    digest = sha256(path)
+    if (name := re.search(r'-([0-9a-f]{8,64})$', path.stem)) and not digest.startswith(name[1]):
+        raise DataError(
+            f'{path}: its name promises a checksum that begins with {name[1]}, it is {digest[:8]}: get it '
+            'again, or rename it if you wrote it anew'
+        )
+    return digest
+
+
+def convert_state(
     state: State,
     meta: Mapping[str, Any],
     *,
@@ -62,7 +206,10 @@ def convert(
         target = {group: {'backbone': tree['backbone']} for group, tree in target.items()}
     conversion = from_torch(state, target, found.layout, part)
 
-    facts = read_meta(meta)
+    try:
+        facts = read_meta(meta)
+    except (TypeError, ValueError) as error:
+        raise DataError(f'its meta cannot be used ({error}): save its state dict alone') from error
     settings = found.model if whole else {key: found.model[key] for key in BACKBONE_FACTS}
     notes, named = [], {}
     if whole:

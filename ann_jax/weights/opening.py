@@ -10,6 +10,7 @@ from ann_jax.errors import ConfigError
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.weights import folder
 from ann_jax.weights.folder import FREE_SETTINGS, Weights, as_tuples
+from ann_jax.weights.torch_files import ENDINGS
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def open_weights(path: Path) -> Weights:
         path: a run, RUN/checkpoints/STEP, or a folder with a model.json.
 
     Raises:
-        ConfigError: there is none of them.
+        ConfigError: there is none of them, or it is a file of torch.
         DataError: a model folder, the checkpoint named, or every one of a run is damaged.
     """
     if (path / 'model.json').is_file():
@@ -32,6 +33,12 @@ def open_weights(path: Path) -> Weights:
     only = None
     if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
         path, only = path.parent.parent, int(path.name)
+    if path.suffix in ENDINGS and path.is_file():
+        out = path.with_suffix('')
+        raise ConfigError(
+            f"{path} is a file of torch: convert it once, by ann_jax.convert('{path}', '{out}') or "
+            f'python -m ann_jax.tools.convert_checkpoint {path} --out {out}, and name the folder {out}'
+        )
     if not (path / 'checkpoints').is_dir():
         raise ConfigError(f'{path} holds no checkpoint and no model.json: name a run, or a folder of weights')
     with contextlib.closing(Checkpoints(path / 'checkpoints')) as checkpoints:

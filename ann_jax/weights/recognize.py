@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ann_jax.errors import DataError
 from ann_jax.models.ann import VARIANTS
 from ann_jax.models.blocks import AFNB, APNB
@@ -137,12 +139,15 @@ def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         Some of 'classes', 'colors', 'align_corners', 'sizes', 'mean', 'std', 'bgr'.
     """
     facts = {}
-    names = meta.get('dataset_meta') or {'classes': meta.get('CLASSES'), 'palette': meta.get('PALETTE')}
-    if names.get('classes'):
-        facts['classes'] = [str(name) for name in names['classes']]
-    if names.get('palette'):
-        facts['colors'] = [[int(level) for level in color] for color in names['palette']]
-    text = str(meta.get('cfg') or meta.get('config') or '')
+    names = meta.get('dataset_meta')
+    if not isinstance(names, Mapping):
+        names = {'classes': meta.get('CLASSES'), 'palette': meta.get('PALETTE')}
+    classes, palette = names.get('classes'), names.get('palette')
+    if isinstance(classes, list | tuple) and classes and all(isinstance(name, str | int) for name in classes):
+        facts['classes'] = [str(name) for name in classes]
+    if isinstance(palette, list | tuple | np.ndarray) and len(palette):
+        facts['colors'] = [[int(level) for level in color] for color in palette]
+    text = next((text for name in ('cfg', 'config') if isinstance(text := meta.get(name), str)), '')
     numbers = r'\s*=\s*[\[(]([^\])]*)[\])]'
     if found := re.search(r'\balign_corners\s*=\s*(True|False)', text):
         facts['align_corners'] = found[1] == 'True'

@@ -1,0 +1,226 @@
+"""Reads .pth, .pt and .safetensors without their packages: NumPy arrays come out, and no code runs.
+
+A .pth file since torch 1.6 is a zip archive: ROOT/data.pkl describes the tree and names its storages, each of
+which lies in ROOT/data/KEY as raw numbers. Before, all stood in a row: pickles of a magic number, a version,
+facts of the machine, the tree, and the keys of the storages, whose numbers follow.
+Sources: torch/serialization.py, and the README of safetensors.
+"""
+
+import io
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ann_jax.errors import DataError
+from ann_jax.weights.pickles import Budget, Unread, load
+
+ENDINGS = ('.pth', '.pt', '.safetensors')
+
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+# Names of torch's classes of storages, less 'Storage' -> types of their numbers.
+_STORAGES = {
+    'Double': 'float64',
+    'Float': 'float32',
+    'Half': 'float16',
+    'BFloat16': 'bfloat16',
+    'Long': 'int64',
+    'Int': 'int32',
+    'Short': 'int16',
+    'Char': 'int8',
+    'Byte': 'uint8',
+    'Bool': 'bool',
+    'ComplexFloat': 'complex64',
+    'ComplexDouble': 'complex128',
+    'Untyped': 'uint8',
+}
+# Types without such a class: their tensors lie in bytes.
+_UNTYPED = ('uint16', 'uint32', 'uint64')
+_SAFETENSORS = {
+    'BF16': 'bfloat16',
+    'BOOL': 'bool',
+    **{f'F{bits}': f'float{bits}' for bits in (16, 32, 64)},
+    **{f'I{bits}': f'int{bits}' for bits in (8, 16, 32, 64)},
+    **{f'U{bits}': f'uint{bits}' for bits in (8, 16, 32, 64)},
+}
+
+
+def read(path: Path) -> Any:
+    """Reads a file of tensors.
+
+    Returns:
+        What was saved, in plain containers. Tensors and parameters are NumPy arrays of their type, bfloat16
+        widened to float32. Objects of other classes, and tensors that are no such array (sparse, quantized,
+        without numbers), are `Unread`.
+
+    Raises:
+        DataError: the file is damaged, is no such file, or names something that could run any code.
+    """
+    safetensors = path.suffix == '.safetensors'
+    try:
+        with open(path, 'rb') as file:
+            return _safetensors(file) if safetensors else _torch(file)
+    except DataError as error:
+        raise DataError(f'{path}: {error}') from error
+    except Exception as error:  # a damaged file can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        kind = 'safetensors' if safetensors else 'torch'
+        raise DataError(f'{path}: is no whole {kind} file ({reason}): get it again') from error
+
+
+def _torch(file):
+    budget = Budget(os.fstat(file.fileno()).st_size)
+    is_zip = file.read(4) == b'PK\x03\x04'
+    file.seek(0)
+    return _archive(file, budget) if is_zip else _legacy(file, budget)
+
+
+def _archive(file, budget):
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        budget.spend(sum(entry.file_size for entry in entries))
+        if (bad := archive.testzip()) is not None:
+            raise DataError(f'is damaged (checksum of {bad}): get it again')
+        root = entries[0].filename.split('/')[0]
+        byteorder = f'{root}/byteorder'
+        order = '>' if byteorder in archive.namelist() and archive.read(byteorder) == b'big' else '<'
+        storages = {}
+
+        def persistent(pid):
+            _, storage, key, _, count = pid
+            kind = _kind(storage)
+            if kind is None:
+                return storage
+            _check_key(key)
+            if (key, kind) not in storages:
+                raw = archive.read(f'{root}/data/{key}')
+                budget.spend(len(raw))
+                storages[key, kind] = _numbers(raw, kind, count, order)
+            return storages[key, kind]
+
+        pickled = io.BytesIO(archive.read(f'{root}/data.pkl'))
+        return load(pickled, budget, _rebuilders(budget, order), persistent)
+
+
+def _legacy(file, budget):
+    if (load(file, budget), load(file, budget)) != (_MAGIC, _VERSION):
+        raise ValueError('it does not begin as one')
+    load(file, budget)  # facts of the machine; the numbers are little-endian on all
+    storages = {}
+
+    def persistent(pid):
+        if pid[0] == 'module':  # a class, with its source
+            return pid[1]
+        _, storage, key, _, count, view = pid
+        kind = _kind(storage)
+        if kind is None or view is not None:
+            raise DataError(f'holds a {storage.name}, which is not supported: save it as tensors of float32')
+        _check_key(key)
+        if key not in storages:
+            budget.spend(count * _item(kind))
+            # The numbers come later in the file.
+            storages[key] = kind, np.empty(count, 'float32' if kind == 'bfloat16' else kind)
+        if storages[key][0] != kind:
+            raise ValueError(f'the storage {key} has two types')
+        return storages[key][1]
+
+    tree = load(file, budget, _rebuilders(budget, '<'), persistent)
+    for key in load(file, budget):
+        _check_key(key)
+        kind, numbers = storages.pop(key)
+        count = int.from_bytes(file.read(8), 'little')
+        if count != len(numbers):
+            raise ValueError(f'the storage {key} has {count} numbers, not {len(numbers)}')
+        numbers[:] = _numbers(file.read(count * _item(kind)), kind, count, '<')
+    if storages:
+        raise ValueError(f'{len(storages)} storages are absent')
+    return tree
+
+
+def _check_key(key):
+    """Refuses what may have no hash, or one that is too deep to compute."""
+    if not isinstance(key, str):
+        raise ValueError(f'a storage has a {type(key).__name__} as its key')
+
+
+def _kind(storage):
+    """The type of the numbers of a class of storages; None for one that is not read."""
+    module, _, name = storage.name.rpartition('.')
+    return _STORAGES.get(name.removesuffix('Storage')) if module.split('.')[0] == 'torch' else None
+
+
+def _item(kind):
+    return 2 if kind == 'bfloat16' else np.dtype(kind).itemsize
+
+
+def _numbers(raw, kind, count, order):
+    """(count,) numbers of the machine's byte order."""
+    dtype = np.dtype('uint16' if kind == 'bfloat16' else kind)
+    numbers = np.frombuffer(raw, dtype.newbyteorder(order), count).astype(dtype, copy=False)
+    return (numbers.astype(np.uint32) << 16).view(np.float32) if kind == 'bfloat16' else numbers
+
+
+def _rebuilders(budget, order):
+    """The functions that torch's pickles call."""
+
+    def tensor(storage, offset, size, stride, *_):
+        if isinstance(storage, Unread):
+            return Unread(f'torch._utils._rebuild_tensor of {storage.name}')
+        if len(size) != len(stride) or not all(
+            isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)
+        ):
+            raise ValueError(f'a tensor has the shape {size}, strides {stride} and offset {offset}')
+        budget.spend(math.prod(size))  # of an expanded tensor far more than is stored
+        if 0 in size:
+            return np.empty(size, storage.dtype)
+        if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= len(storage):
+            raise ValueError(f'a tensor of shape {size} reaches beyond its {len(storage)} numbers')
+        strides = [step * storage.itemsize if n > 1 else 0 for n, step in zip(size, stride, strict=True)]
+        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+
+    def typed_tensor(storage, offset, size, stride, _grad, _hooks, dtype, *_):
+        kind = dtype.name.removeprefix('torch.')
+        if kind not in _UNTYPED or order == '>':
+            return Unread(f'torch._utils._rebuild_tensor of {dtype.name}')
+        return tensor(storage.view(kind), offset, size, stride)
+
+    def of_subclass(function, _type, arguments, _state):
+        return made[function.name](*arguments) if function.name in made else Unread(function.name)
+
+    made = {
+        'torch.Size': lambda size=(): size,
+        'torch._utils._rebuild_tensor': tensor,
+        'torch._utils._rebuild_tensor_v2': tensor,
+        'torch._utils._rebuild_tensor_v3': typed_tensor,
+        'torch._utils._rebuild_parameter': lambda data, *_: data,
+        'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
+        'torch._tensor._rebuild_from_type_v2': of_subclass,
+    }
+    return made
+
+
+def _safetensors(file):
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), 'little')
+    if length > size - 8:
+        raise ValueError(f'its header has {length} bytes, the file {size}')
+    header = json.loads(file.read(length))
+    header.pop('__metadata__', None)
+    tensors, at = {}, 0
+    for key, facts in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+        (begin, end), shape, kind = facts['data_offsets'], facts['shape'], _SAFETENSORS.get(facts['dtype'])
+        if kind is None:
+            raise DataError(f'{key} has the type {facts["dtype"]}, which is not read here: save it as F32')
+        if not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise ValueError(f'{key} has the shape {shape}')
+        count = math.prod(shape)
+        if begin != at or end - begin != count * _item(kind):
+            raise ValueError(f'{key} lies at {begin} to {end}, which does not fit its shape and the file')
+        tensors[key], at = _numbers(file.read(end - begin), kind, count, '<').reshape(shape), end
+    if at != size - 8 - length:
+        raise ValueError(f'its tensors have {at} bytes, the file {size - 8 - length}')
+    return tensors
