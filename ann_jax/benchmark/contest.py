@@ -164,7 +164,7 @@ def _growth(run):
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would not be seen to be taken again
     try:
-        Path('/proc/self/clear_refs').write_text('5')  # the high-water mark starts anew
+        Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the high-water mark starts anew
     except OSError:
         return None
     before = _resident('VmRSS')
@@ -197,5 +197,7 @@ def device_memory() -> dict[str, int]:
 
 
 def _resident(key):
-    lines = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
+    lines = dict(
+        line.split(':') for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
+    )
     return int(lines[key].split()[0]) * 1024 / 1e6

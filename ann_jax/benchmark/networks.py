@@ -154,7 +154,7 @@ def _fits(program):
     limit = device_memory().get('bytes_limit')
     meminfo = Path('/proc/meminfo')
     if limit is None and on_cpu() and meminfo.exists():
-        lines = dict(line.split(':') for line in meminfo.read_text().splitlines())
+        lines = dict(line.split(':') for line in meminfo.read_text(encoding='ascii').splitlines())
         limit = int(lines['MemAvailable'].split()[0]) * 1024
     if plan is None or limit is None:
         return True

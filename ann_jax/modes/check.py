@@ -24,7 +24,7 @@ def check(config: ConfigDict) -> int:
         source = build.source(config, split, strict=False)
         threads = max(config.loader.threads, os.cpu_count() or 1)
         # A stream of its own, for what libjpeg says to the process's is caught meanwhile: see `examine_jpeg`.
-        with open(os.dup(2), 'w') as terminal:
+        with open(os.dup(2), 'w', encoding='locale', errors='replace') as terminal:
             progress = functools.partial(tqdm, desc=f'check {split}', unit='image', file=terminal)
             found = survey(source, progress, num_threads=threads)
         for error in found.errors:

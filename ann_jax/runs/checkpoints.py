@@ -251,7 +251,9 @@ class Checkpoints:
     def _read_scores(self) -> dict[int, float]:
         path = self.folder / 'scores.json'
         try:
-            return {int(step): float(miou) for step, miou in json.loads(path.read_text()).items()}
+            return {
+                int(step): float(miou) for step, miou in json.loads(path.read_text(encoding='utf-8')).items()
+            }
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:

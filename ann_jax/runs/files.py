@@ -28,5 +28,5 @@ def writing(path: Path) -> Iterator[None]:
 def write_json(path: Path, record: Mapping) -> None:
     """Replaces a file at once, so that a reader never sees half of it."""
     partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(record, indent=2) + '\n')
+    partial.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
     partial.replace(path)

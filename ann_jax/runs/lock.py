@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -12,12 +11,19 @@ from pathlib import Path
 from ann_jax.errors import ConfigError
 from ann_jax.runs.files import writing
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
     """Holds the folder for one run; the system lets go of it when the process ends, however it ends.
+
+    Where the system or the file system cannot lock files, it warns and goes on.
 
     Raises:
         ConfigError: another run holds it.
@@ -26,9 +32,11 @@ def lock(workdir: Path) -> Iterator[None]:
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         # Opened without truncation: what it holds is the other run's.
-        file = open(workdir / 'lock', 'a+')  # noqa: SIM115
+        file = open(workdir / 'lock', 'a+', encoding='utf-8')  # noqa: SIM115
     with file:
         try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):

@@ -23,7 +23,7 @@ def log_file(workdir: Path, index: int = 0) -> Iterator[None]:
     """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        handler = _Quiet(workdir / (f'log-{index}.txt' if index else 'log.txt'))
+        handler = _Quiet(workdir / (f'log-{index}.txt' if index else 'log.txt'), encoding='utf-8')
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     package = logging.getLogger('ann_jax')
     level = package.level

@@ -95,7 +95,7 @@ def save(folder: Path, weights: Weights) -> None:
             draft / 'weights.npz', **{name: np.asarray(array, np.float32) for name, array in flat.items()}
         )
         facts |= {'version': version, 'sha256': sha256(draft / 'weights.npz')}
-        (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n')
+        (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -108,7 +108,7 @@ def load(folder: Path) -> Weights:
         DataError: the folder is incomplete or damaged, or was written by a newer version.
     """
     try:
-        facts = json.loads((folder / 'model.json').read_text())
+        facts = json.loads((folder / 'model.json').read_text(encoding='utf-8'))
         version, digest = facts.pop('version'), facts.pop('sha256')
         if version > VERSION:
             raise DataError(f'{folder} was written by a newer version of ann_jax: update ann_jax')
@@ -117,7 +117,7 @@ def load(folder: Path) -> Weights:
         with np.load(folder / 'weights.npz', allow_pickle=False) as arrays:
             variables = traverse_util.unflatten_dict(dict(arrays), sep='/')
         return Weights(variables=variables, **{key: as_tuples(value) for key, value in facts.items()})
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, TypeError, UnicodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
         raise DataError(f'{folder} is not a whole model folder ({error}): make it anew') from error
 
 

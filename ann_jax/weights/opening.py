@@ -71,7 +71,7 @@ def _class_names(path, variables):
     """Names of the classes of a run that does not keep them: those of its scores, or numbers."""
     count = variables['params']['classifier']['bias'].shape[0]
     try:
-        names = list(json.loads((path / 'metrics.json').read_text())['iou'])
+        names = list(json.loads((path / 'metrics.json').read_text(encoding='utf-8'))['iou'])
     except (OSError, ValueError, KeyError):
         names = []
     if len(names) != count:
