@@ -46,7 +46,7 @@ def benchmark(config: ConfigDict, workdir: Path) -> None:
             module = importlib.import_module(f'ann_jax.benchmark.{SECTIONS[name]}')
         except ImportError as error:
             raise ConfigError(
-                f"benchmark.sections={name} takes {error.name}: pip install -e '.[convert]'"
+                f'benchmark.sections={name} takes {error.name}: pip install {error.name}'
             ) from None
         record[name] = getattr(module, name)(config, rates)
         print(f'\n{name}\n\n{table(record[name])}', flush=True)

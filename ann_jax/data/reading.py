@@ -34,4 +34,6 @@ def optional(module: str, where: object) -> ModuleType:
         return found
     except ImportError as e:
         package = module.split('.')[0].replace('_', '-')
-        raise DataError(f"{where} takes {package} ({e}): pip install {package}, or '.[datasets]' here") from e
+        if package == 'tensorflow-datasets':
+            package += ' array_record importlib_resources'  # it imports them, but does not declare them
+        raise DataError(f'{where} takes {module} ({e}): pip install {package}') from e

@@ -72,7 +72,7 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
             notes.append(_write_onnx(draft / 'model.onnx', logits, size))
         if (source / 'config.json').is_file():
             shutil.copy(source / 'config.json', draft)
-        (draft / 'README.md').write_text(_card(opened, config, source, notes))
+        (draft / 'README.md').write_text(_card(opened, config, source, notes), encoding='utf-8')
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -112,7 +112,7 @@ def _write_stablehlo(file, model, logits, size):
     try:
         file.write_bytes(program.serialize())
     except ImportError as error:
-        raise ConfigError("writing StableHLO takes flatbuffers: pip install -e '.[export]'") from error
+        raise ConfigError('writing StableHLO takes flatbuffers: pip install flatbuffers') from error
     loaded = jax_export.deserialize(bytearray(file.read_bytes()))
     sizes = [size, (size[0] // 2 + 1, size[1] // 3 * 2)] if model.takes_canvas else [size]
     worst = max(_difference(loaded.call, logits, each) for each in sizes)
@@ -125,7 +125,7 @@ def _write_onnx(file, logits, size):
         import onnxruntime
     except ImportError as error:
         raise ConfigError(
-            "writing ONNX takes jax2onnx and onnxruntime: pip install -e '.[export]'"
+            'writing ONNX takes jax2onnx and onnxruntime: pip install jax2onnx onnxruntime'
         ) from error
     shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     plain = with_forms_of('any', logits)  # the exporter knows no choice by platform
@@ -156,7 +156,7 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
     mean, deviation = opened.input['mean'], opened.input['std']
     settings, data = source / 'config.json', config.dataset.name
     if settings.is_file():
-        data = json.loads(settings.read_text())['dataset']['name']
+        data = json.loads(settings.read_text(encoding='utf-8'))['dataset']['name']
         data += '; all settings of the run are in config.json'
     more = f', backbone={opened.backbone}(...)' if opened.backbone else ''
     backbone = opened.backbone or f'ResNet-{opened.model["depth"]}'
@@ -178,7 +178,7 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
         '',
     ]
     if (scores := source / 'metrics.json').is_file():
-        record = json.loads(scores.read_text())
+        record = json.loads(scores.read_text(encoding='utf-8'))
         lines += [
             f'Scores on `{record["split"]}` (newest evaluation of the run, step {record["step"]}):',
             '',
