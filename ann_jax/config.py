@@ -32,7 +32,7 @@ def defaults() -> ConfigDict:
             'dataset': {
                 'name': '',
                 'root': '',  # folder of the dataset as its makers lay it out
-                'format': 'folder',  # or tfds: the folder of the records that scripts/write_tfds.py wrote
+                'format': 'folder',  # or tfds: the folder of the records that ann_jax.tools.write_tfds wrote
                 'train_split': 'train',
                 'eval_split': 'val',
                 'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error

@@ -1,9 +1,11 @@
-"""The command: python -m ann_jax.main --config=configs/cityscapes.py --workdir=runs/cityscapes."""
+"""The command: python -m ann_jax.main --config=configs/cityscapes.py --workdir=runs/cityscapes.
+
+`ann-jax` and `python -m ann_jax` are the same.
+"""
 
 import contextlib
 import logging
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -13,10 +15,14 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ann_jax import command
 from ann_jax.errors import ConfigError, DataError, SaveError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb.'
+logger = logging.getLogger('ann_jax.main')  # not __main__, the name under `python -m`
+
+_CONFIG = command.define_config(
+    'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb. A file wins over one '
+    'of that name that comes with ann_jax.'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config> if not given.')
 _MODE = flags.DEFINE_enum(
@@ -34,26 +40,24 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Number of processes.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
+_SHOWN = [flag.name for flag in (_CONFIG, _WORKDIR, _MODE, _COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX)]
+
+
+def run():
+    """The command, as `ann-jax` starts it."""
+    app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(argv):
     """Parses the command line; what is wrong with it ends the program with one line."""
-    # `from` is a word of Python, in whose syntax ml_collections reads the keys, and those from sys.argv.
-    sys.argv = argv = [re.sub(r'^--?config\.init\.from(?==|$)', '--config.init["from"]', arg) for arg in argv]
-    try:
-        rest = flags.FLAGS(argv)
-        _CONFIG.value.to_dict()  # a missing file shows only when its config is used
-        return rest
-    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
-        # An error inside a config file arrives quoted, with its traceback: the last line says what is wrong.
-        text = str(error).replace('\\n', '\n').strip('\'"\n ')
-        sys.exit(f'error: {text.splitlines()[-1].strip().removeprefix("ann_jax.errors.ConfigError: ")}')
+    sys.argv = argv = command.arguments(argv[1:])  # ml_collections reads the settings from sys.argv
+    return command.parse(argv, __doc__, names=_SHOWN)
 
 
-def main(argv):
+def main(_argv):
     """Runs the mode; an error of the user's ends it with one line and exit status 1."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected argument {argv[1]!r}: settings are --config.key=value')
+    # Names of classes may be in any script, also where the output goes to a file or an old terminal.
+    sys.stdout.reconfigure(errors='backslashreplace')
     logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
     logging.getLogger('ann_jax').setLevel(logging.INFO)
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent
@@ -67,8 +71,8 @@ def main(argv):
     from ann_jax.parallel import processes
 
     config = _CONFIG.value
-    name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
-    workdir = Path(_WORKDIR.value or f'runs/{name}').expanduser()
+    file = command.find_config(config_flags.get_config_filename(flags.FLAGS['config']))
+    workdir = Path(_WORKDIR.value or f'runs/{file.path.stem}').expanduser()
     if config.compilation_cache:
         jax.config.update('jax_compilation_cache_dir', str(Path(config.compilation_cache).expanduser()))
     try:
@@ -77,6 +81,8 @@ def main(argv):
         main_process = processes.is_main()
         if not main_process:
             logging.getLogger().handlers[0].setLevel(logging.WARNING)  # its log file holds the rest
+        if file.packaged:
+            logger.info('config: %s, which comes with ann_jax', file.path)
         with logging_redirect_tqdm() if main_process else contextlib.nullcontext():
             match _MODE.value:
                 case 'train':
@@ -112,5 +118,4 @@ def _leave_others(text):
 
 
 if __name__ == '__main__':
-    flags.mark_flag_as_required('config')
-    app.run(main, flags_parser=parse_flags)
+    run()

@@ -1,55 +1,8 @@
-r"""Writes the dataset of a config to ArrayRecord files, through TFDS and without TensorFlow.
-
-    python scripts/write_tfds.py --config=configs/cityscapes.py --config.dataset.root=/data/cityscapes \
-        --out=/data/records
-    python -m ann_jax.main --config=configs/cityscapes.py --config.dataset.root=/data/records \
-        --config.dataset.format=tfds
-
-Records hold the bytes of the images as published and the labels as class indices. Training reads them by
-random access, in worker processes too, and sees the same batches as from the folders. `pip install
-'.[datasets]'`.
-"""
+"""Writes the dataset of a config to ArrayRecord files. See `ann_jax/tools/write_tfds.py`."""
 
 import sys
-from dataclasses import replace
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from ann_jax import build
-from ann_jax.data import records
-from ann_jax.data.datasets import FolderSource
-from ann_jax.errors import ConfigError, DataError
-
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file of the dataset.')
-_OUT = flags.DEFINE_string('out', None, 'Folder to write to; gets <name of the dataset>/<version>/.')
-_SPLITS = flags.DEFINE_list('splits', [], 'Splits to write; those of training and evaluation if not given.')
-
-
-def sources(config, splits):
-    """Returns {part: samples} of all parts of the splits."""
-    if config.dataset.name == 'scenes':
-        return {split: build.source(config, split) for split in splits}
-    dataset = build.dataset(config)
-    parts = {part: None for split in splits for part in dataset.splits.get(split, (split,))}
-    alone = replace(dataset, splits={part: (part,) for part in parts})
-    return {part: FolderSource(alone, config.dataset.root, part) for part in parts}
-
-
-def main(argv):
-    """Writes; an error of the user's ends it with one line and exit status 1."""
-    config = _CONFIG.value
-    splits = _SPLITS.value or (config.dataset.train_split, config.dataset.eval_split)
-    try:
-        found = sources(config, splits)
-        folder = records.write(config.dataset.name, found, _OUT.value)
-    except (ConfigError, DataError) as error:
-        sys.exit(f'error: {error}')
-    counts = ', '.join(f'{len(source)} of {part}' for part, source in found.items())
-    flags_to_read = f'--config.dataset.format=tfds --config.dataset.root={_OUT.value}'
-    print(f'wrote {counts} to {folder}: read them with {flags_to_read}')
-
+from ann_jax.tools.write_tfds import main
 
 if __name__ == '__main__':
-    flags.mark_flags_as_required(['config', 'out'])
-    app.run(main)
+    sys.exit(main())

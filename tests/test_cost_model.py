@@ -1,7 +1,6 @@
 """FLOPs, bytes and exchanges of programs by definition, and what the page on scaling says of them."""
 
 import functools
-import importlib.util
 import re
 from pathlib import Path
 
@@ -24,19 +23,12 @@ from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.layers import Conv
 from ann_jax.models.resnet import ResNet, Stem
+from ann_jax.tools import cost_model
 from ann_jax.training.losses import segmentation_loss
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parent.parent
-
-
-@functools.cache
-def script():
-    spec = importlib.util.spec_from_file_location('cost_model', ROOT / 'scripts' / 'cost_model.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def with_gradients(function):
@@ -142,15 +134,15 @@ def test_chains_of_exchanges():
         return jax.lax.psum(jax.lax.psum(shifted * x, 'space'), 'data') + other.sum()
 
     shares = jax.shard_map(function, in_specs=P('data', 'space'), out_specs=P(), check_vma=False)
-    found = script().collectives(script().partitioned(shares, mesh, jnp.ones((4, 8))))
+    found = cost_model.collectives(cost_model.partitioned(shares, mesh, jnp.ones((4, 8))))
     share = 4 * 2 * 2
-    assert script().exchanges(found) == script().Exchanges(3 * share, share, 2, 1)
+    assert cost_model.exchanges(found) == cost_model.Exchanges(3 * share, share, 2, 1)
 
 
 def step_of(model):
     tx = sgd(poly_schedule(0.05, 10))
     loss = functools.partial(segmentation_loss, min_kept=500)
-    return script().Step(make_train_step(model, tx, loss=loss, normalize=NORMALIZE, seed=3), model, tx)
+    return cost_model.Step(make_train_step(model, tx, loss=loss, normalize=NORMALIZE, seed=3), model, tx)
 
 
 def of_dtype(dtype):
@@ -162,7 +154,7 @@ def exchanged(model, data, space, images, height):
     """The collectives of a step over images 33 wide."""
     step, mesh = step_of(model), mesh_of(data, space)
     args = step.arguments(mesh, images, height, 33)
-    return script().collectives(script().partitioned(step.function, mesh, *args))
+    return cost_model.collectives(cost_model.partitioned(step.function, mesh, *args))
 
 
 def gradients(model):
@@ -190,11 +182,11 @@ def test_gradients_and_statistics_of_a_step(dtype):
     of_network, of_float32 = gradients(model)
     statistics = sum(x.size for x in jax.tree.leaves(shape_variables(model)['batch_stats']))
     counted = jnp.dtype(dtype).itemsize * of_network + 4 * (of_float32 + statistics)
-    scalars = script().exchanges(found).sums - counted  # the loss, and the counts of its pixels
+    scalars = cost_model.exchanges(found).sums - counted  # the loss, and the counts of its pixels
     assert 0 <= scalars <= 64
     # The longest way leads through 14 of the 19 norms: mean, variance and, on the way back, the gradients of
     # scale and bias. At its end lies the gradient of the first kernel.
-    assert script().exchanges(found).sum_messages == 3 * 14 + 1
+    assert cost_model.exchanges(found).sum_messages == 3 * 14 + 1
 
 
 def halos(model, width):
@@ -231,14 +223,14 @@ def test_halos_of_a_step():
     rows = [each.bytes for each in permutes if not re.search('select_and_scatter|slice|pad$', each.operation)]
     of_features, of_logits = halos(model, 33)
     assert sum(rows) == 2 * (2 * of_features + 4 * of_logits)
-    assert sum(rows) < script().exchanges(found).halos < 1.25 * sum(rows)
+    assert sum(rows) < cost_model.exchanges(found).halos < 1.25 * sum(rows)
     # Keys and values of two blocks are summed in float32.
     anchors = [each.bytes for each in found if each.operation.startswith('psum')]
     assert anchors == 4 * [4 * 2 * 110 * 8]
 
 
 def test_all_reduce_over_rings_and_domains():
-    model = script()
+    model = cost_model
     chip = model.CHIPS[2]._replace(link=100.0, network=10.0, domain=8)
     assert model.all_reduce(800, chip, 1) == 0
     assert model.all_reduce(800, chip, 8) == pytest.approx(2 * 7 / 8 * 8, rel=1e-4)
@@ -249,5 +241,5 @@ def test_the_page_says_what_the_script_counts():
     config = defaults()
     config.model.dtype = 'bfloat16'
     step = step_of(build.model(config, 19))
-    line = script().headline(step.counts(769, 769), 769, 769)
+    line = cost_model.headline(step.counts(769, 769), 769, 769)
     assert line in (ROOT / 'docs' / 'scaling.md').read_text()

@@ -27,8 +27,8 @@ torch = pytest.importorskip('torch', reason='the scripts read and write files of
 safetensors = pytest.importorskip('safetensors.torch', reason='the scripts read and write safetensors')
 
 from ann_jax.benchmark.torch_ann import TorchANN  # noqa: E402
+from ann_jax.tools.export_checkpoint import main as export  # noqa: E402
 from scripts.convert_checkpoint import main as convert  # noqa: E402
-from scripts.export_checkpoint import main as export  # noqa: E402
 
 THIN = {'depth': 50, 'width': 4, 'key_channels': 8, 'head_channels': 12, 'aux_channels': 6, 'classes': 5}
 

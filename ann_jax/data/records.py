@@ -127,7 +127,7 @@ def _find(name, root):
         )
         raise DataError(
             f'{name}: --config.dataset.root={root!r} holds {several}; it is the folder that '
-            f'scripts/write_tfds.py wrote, or the data_dir of TFDS'
+            f'`python -m ann_jax.tools.write_tfds` wrote, or the data_dir of TFDS'
         )
     return str(found[0])
 

@@ -1,1 +1,1 @@
-"""Commands beside `ann_jax.main`: each is a module with a `main`."""
+"""Commands beside the main one, such as `python -m ann_jax.tools.launch`; `scripts/` holds shells of them."""

@@ -1,0 +1,175 @@
+"""The command line of the drivers: --config with its settings, help, and errors in one line.
+
+A config is a file, or the name of one that comes with the package; its argument follows a colon:
+
+    --config=mine.py    --config=configs/cityscapes.py:variant=apnb    --config=cityscapes:variant=apnb
+"""
+
+import importlib.machinery
+import importlib.util
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from ann_jax.errors import ConfigError, DataError, unknown
+
+
+class ConfigFile(NamedTuple):
+    """Where a config lies.
+
+    Attributes:
+        path: the file.
+        argument: what follows the colon; None without one.
+        packaged: whether it is one that comes with the package.
+    """
+
+    path: Path
+    argument: str | None
+    packaged: bool
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name."""
+    package = Path(__file__).parent
+    # A wheel holds them in the package; in a checkout they lie beside it.
+    inside, beside = package / 'configs', package.parent / 'configs'
+    return {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob('*.py'))}
+
+
+def find_config(text: str) -> ConfigFile:
+    """Finds a config: a file, else the one of that name which comes with the package.
+
+    Args:
+        text: 'mine.py', 'configs/scenes.py', 'scenes.py' or 'scenes', with an argument after a colon.
+
+    Raises:
+        ConfigError: there is neither; the message lists those of the package.
+    """
+    # The colon of a drive, as in C:\mine.py, is part of the path.
+    name, argument = re.fullmatch(r'((?:[A-Za-z]:[\\/])?[^:]*)(?::(.*))?', text, re.DOTALL).groups()
+    path = Path(name).expanduser()
+    if path.is_file():
+        return ConfigFile(path, argument, packaged=False)
+    known, stem = packaged_configs(), path.name.removesuffix('.py')
+    if stem in known and path.parent in (Path(), Path('configs')):
+        return ConfigFile(known[stem], argument, packaged=True)
+    raise ConfigError(f'no such file, and {unknown("config", stem, known)}')
+
+
+def load_config(text: str) -> ConfigDict:
+    """Runs `get_config` of a config and returns what it gives, locked.
+
+    Args:
+        text: as in `find_config`.
+
+    Raises:
+        ConfigError: there is no such config, its argument is wrong, or its code fails.
+    """
+    file = find_config(text)
+    loader = importlib.machinery.SourceFileLoader('ann_jax_config', str(file.path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    sys.modules[loader.name] = module
+    try:
+        loader.exec_module(module)
+        config = module.get_config(*(() if file.argument is None else (file.argument,)))
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:  # it is the user's code
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file.path)]
+        where = f'{file.path}, line {lines[-1]}' if lines else file.path
+        raise ConfigError(f'{where}: {type(error).__name__}: {error}') from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f'{file.path}: get_config() gives {type(config).__name__}, not a ConfigDict')
+    return config.lock()
+
+
+class _Parser(flags.ArgumentParser):
+    def parse(self, argument):
+        return load_config(argument)
+
+    def flag_type(self):
+        return 'config file'
+
+
+def define_config(
+    help_string: str, flag_values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
+) -> flags.FlagHolder:
+    """Defines --config, and with it --config.KEY=VALUE for each setting.
+
+    Args:
+        help_string: for --help.
+        flag_values: gets the flag.
+        argv: the command line that `parse` will get; sys.argv at the time if None.
+    """
+    holder = config_flags.DEFINE_config_file(
+        'config', None, help_string, flag_values=flag_values, sys_argv=argv
+    )
+    # Its own takes the colon of a drive for that of an argument, and knows no packaged configs.
+    flag_values['config'].parser = _Parser()
+    return holder
+
+
+def arguments(argv: Iterable[str] | None = None) -> list[str]:
+    """The command line with the program's name in front, as `define_config` and `parse` take it.
+
+    Args:
+        argv: without the name of the program; those of the process if None.
+    """
+    # `from` is a word of Python, in whose syntax ml_collections reads the keys.
+    rename = lambda text: re.sub(r'^--?config\.init\.from(?==|$)', '--config.init["from"]', text)
+    return [sys.argv[0], *map(rename, sys.argv[1:] if argv is None else argv)]
+
+
+def parse(
+    argv: list[str],
+    description: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    names: Iterable[str] | None = None,
+) -> list[str]:
+    """Parses the command line; what is wrong with it ends the program with one line.
+
+    Args:
+        argv: of `arguments`.
+        description: for --help.
+        flag_values: holds the flags, `config` among them.
+        names: of the flags that --help describes; None for all.
+
+    Returns:
+        The name of the program, all that is left over.
+    """
+    if {'-h', '-help', '--help', '--helpshort', '--helpfull'} & set(argv[1:]):
+        print(_help(description, [flag_values[name] for name in names or flag_values]))
+        sys.exit(0)
+    try:
+        rest = flag_values(argv)
+        if flag_values['config'].value is None:
+            known = ', '.join(packaged_configs())
+            raise ConfigError(f'--config is missing: name a file, or one that comes with ann_jax: {known}')
+        if len(rest) > 1:
+            raise ConfigError(f'unexpected argument {rest[1]!r}: settings are --config.key=value')
+        return rest
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+        text = str(error)
+        if isinstance(error, KeyError):  # it quotes its text
+            text = text.replace('\\n', '\n').strip('\'"\n ')
+        # Of several lines the last says what is wrong.
+        sys.exit(f'error: {text.strip().splitlines()[-1].strip()}')
+
+
+def _help(description, shown):
+    wrap = lambda text: textwrap.fill(
+        ' '.join(text.split()), 100, initial_indent='    ', subsequent_indent='    '
+    )
+    lines = [description.strip(), '']
+    for flag in shown:
+        lines += [f'--{flag.name}=...', wrap(flag.help)]
+    lines += ['--config.KEY=VALUE', wrap('A setting of the config, such as --config.train.steps=100.')]
+    return '\n'.join([*lines, '', 'Configs that come with ann_jax:', wrap(', '.join(packaged_configs()))])

@@ -1,0 +1,249 @@
+"""What a step of training costs from one chip to 256: read off its program, not measured.
+
+    python -m ann_jax.tools.cost_model --config=configs/cityscapes.py --config.model.dtype=bfloat16
+
+prints the tables of docs/scaling.md, which says what is counted and what is assumed. The step is traced, and
+compiled for eight simulated devices: that takes a minute or two on two cores, and no accelerator.
+"""
+
+import math
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from ann_jax import build, command
+from ann_jax.benchmark.counting import Counts, count
+from ann_jax.kernels.forms import with_forms_of
+from ann_jax.parallel.arrays import replicated, split_batch
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import Program
+from ann_jax.training.state import abstract_state
+from ann_jax.training.step import make_train_step
+
+
+class Chip(NamedTuple):
+    """Figures of the makers for one chip; rates per second, of a link in one direction."""
+
+    name: str
+    flops: float  # bfloat16, dense
+    memory: float  # bytes
+    link: float  # bytes to the chips of its domain, over all its links
+    domain: int  # chips that these links connect
+    network: float  # bytes to all others
+
+
+CHIPS = (
+    Chip('TPU v5e', 197e12, 819e9, 200e9, 256, 0),
+    Chip('TPU v5p', 459e12, 2765e9, 600e9, 8960, 0),
+    Chip('H100 SXM', 989e12, 3350e9, 450e9, 8, 50e9),
+    Chip('H200 SXM', 989e12, 4800e9, 450e9, 8, 50e9),
+)
+COUNTS = 1, 8, 64, 256
+MESHES = (8, 1), (4, 2), (1, 8)
+LATENCY = 10e-6  # seconds of a message of any size before its first byte: assumed
+COLLECTIVES = 'all-reduce', 'collective-permute', 'all-gather', 'all-to-all', 'reduce-scatter'
+ITEMSIZE = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
+
+
+class Collective(NamedTuple):
+    """What a device exchanges with others at one place of a program."""
+
+    kind: str  # of `COLLECTIVES`
+    bytes: int  # of the result
+    chain: tuple[int, int]  # the longest chain that ends here: how many all-reduces, and how many others
+    operation: str  # of the network
+
+
+class Exchanges(NamedTuple):
+    """Of a device in a step; messages are those of the longest chain, where each waits for the one before."""
+
+    sums: int  # bytes of all-reduces
+    halos: int  # bytes of all else
+    sum_messages: int
+    halo_messages: int
+
+
+class Times(NamedTuple):
+    """Seconds of a step: lower bounds, each part on its own."""
+
+    compute: float
+    memory: float
+    sums: float
+    halos: float
+
+    @property
+    def step(self) -> float:
+        """Nothing of the exchanges hidden behind the computation."""
+        return max(self.compute, self.memory) + self.sums + self.halos
+
+
+class Step(NamedTuple):
+    """A step of training, to be counted on any mesh."""
+
+    function: Callable
+    model: nn.Module
+    tx: optax.GradientTransformation
+
+    def arguments(self, mesh: Mesh, images: int, height: int, width: int) -> tuple[Any, dict[str, Any]]:
+        """The shapes of the state and of a batch, and how they lie on the mesh."""
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
+        batch = {'image': array(images, height, width, 3), 'label': array(images, height, width)}
+        return abstract_state(self.model, self.tx, replicated(mesh)), batch
+
+    def counts(self, height: int, width: int, space: int = 1) -> Counts:
+        """What a device computes and moves for as many crops as there are devices to a crop."""
+        mesh = make_mesh(jax.devices()[:space], space=space)
+        with jax.set_mesh(mesh):
+            # Its share of them, parameters included, is what all devices together do for one.
+            return count(self.function, *self.arguments(mesh, 1, height, width))
+
+
+def partitioned(function: Callable, mesh: Mesh, *args: Any) -> str:
+    """The program of one device as XLA splits it, before the compiler of a platform goes on with it.
+
+    That of CPUs, which is what compiles it here, turns bfloat16 into float32.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'}
+        options['xla_backend_optimization_level'] = 0
+        jitted = jax.jit(
+            with_forms_of('any', function), out_shardings=replicated(mesh), compiler_options=options
+        )
+        Program(jitted, mesh).lower(*args).compile()
+        (path,) = Path(folder).glob('*.after_spmd-partitioning.*')
+        return path.read_text(encoding='utf-8')
+
+
+def collectives(program: str) -> list[Collective]:
+    """What a program exchanges, read off its text, in order; what lies in a loop counts once.
+
+    Over a mesh of two axes XLA sums along one, and the result along the other. The second sum does not count:
+    XLA's compiler for GPUs makes one of both (its pass AllReduceFolder).
+    """
+    found, kinds, chains, computation = [], {}, {}, ''
+    longest = lambda names: max((chains.get(name, (0, 0)) for name in names), key=sum, default=(0, 0))
+    for line in program.splitlines():
+        if start := re.match(r'(?:ENTRY )?%([\w.-]+) \(', line):
+            computation = start[1]
+        if not (match := re.match(r' +(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)(.*)', line)):
+            continue
+        name, shapes, kinds[name], operands, rest = match.groups()
+        operands, kind = re.findall(r'%([\w.-]+)', operands), kinds[name]
+        called = longest(re.findall(r'(?:body|to_apply|calls)=%([\w.-]+)', rest))
+        chain = [a + b for a, b in zip(longest(operands), called, strict=True)]
+        if kind in COLLECTIVES and not kind == kinds.get(operands[0]) == 'all-reduce':
+            chain[kind != 'all-reduce'] += 1
+            operation = re.search(r'op_name="([^"]*)"', rest)
+            found.append(Collective(kind, size_of(shapes), tuple(chain), operation[1] if operation else ''))
+        chains[name] = tuple(chain)
+        chains[computation] = longest([name, computation])
+    return found
+
+
+def size_of(shapes: str) -> int:
+    """Bytes of arrays as a program writes them: f32[8,110,256]{2,1,0} and the like."""
+    arrays = re.findall(r'(\w+)\[([\d,]*)\]', shapes)
+    return sum(ITEMSIZE[dtype] * math.prod(map(int, re.findall(r'\d+', shape))) for dtype, shape in arrays)
+
+
+def exchanges(found: list[Collective]) -> Exchanges:
+    """The sum of what a program exchanges."""
+    sums = sum(each.bytes for each in found if each.kind == 'all-reduce')
+    chain = max((each.chain for each in found), key=sum, default=(0, 0))
+    return Exchanges(sums, sum(each.bytes for each in found) - sums, *chain)
+
+
+def predict(counts: Counts, exchanged: Exchanges, chip: Chip, chips: int) -> Times:
+    """Times of a step on several chips."""
+    return Times(
+        compute=counts.flops / chip.flops,
+        memory=counts.bytes / chip.memory,
+        sums=all_reduce(exchanged.sums, chip, chips, exchanged.sum_messages),
+        halos=exchanged.halos / chip.link + exchanged.halo_messages * LATENCY,
+    )
+
+
+def all_reduce(size: float, chip: Chip, chips: int, messages: int = 1) -> float:
+    """Seconds to sum `size` bytes over chips: rings in a domain, then each chip its share between domains."""
+    near = min(chips, chip.domain)
+    far = chips // near
+    time = 2 * (near - 1) / near * size / chip.link
+    if far > 1:
+        time += 2 * (far - 1) / far * size / near / chip.network
+    return time + (messages * LATENCY if chips > 1 else 0)
+
+
+def headline(counts: Counts, height: int, width: int) -> str:
+    """What a crop takes, in a line."""
+    return f'{counts.flops / 1e12:.2f} TFLOP and {counts.bytes / 1e9:.1f} GB per crop of {height} x {width}.'
+
+
+def tables(step: Step, height: int, width: int) -> str:
+    """The figures of docs/scaling.md, in Markdown."""
+    counts = {space: step.counts(height, width, space) for _, space in MESHES}
+    exchanged = {}
+    for data, space in MESHES:
+        mesh = make_mesh(data=data, space=space)
+        program = partitioned(step.function, mesh, *step.arguments(mesh, 8, height, width))
+        exchanged[data, space] = exchanges(collectives(program))
+    milliseconds = lambda *times: ' | '.join(f'{1e3 * time:.1f}' for time in times)
+    lines = [
+        headline(counts[1], height, width),
+        '',
+        '| chip | chips | compute | memory | sums | step | images/s |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for chip in CHIPS:
+        for chips in COUNTS:
+            times = predict(counts[1], exchanged[8, 1], chip, chips)
+            cells = milliseconds(times.compute, times.memory, times.sums, times.step)
+            lines.append(f'| {chip.name} | {chips} | {cells} | {chips / times.step:.0f} |')
+    lines += [
+        '',
+        '| data x space | MB of sums | messages | MB of halos | messages |',
+        '|---|---|---|---|---|',
+    ]
+    for data, space in MESHES:
+        each = exchanged[data, space]
+        cells = f'{each.sums / 1e6:.1f} | {each.sum_messages} | {each.halos / 1e6:.1f} | {each.halo_messages}'
+        lines.append(f'| {data} x {space} | {cells} |')
+    lines += [
+        '',
+        '| data x space | chip | compute | memory | sums | halos | step | images/s |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for data, space in MESHES:
+        for chip in CHIPS:
+            times = predict(counts[space], exchanged[data, space], chip, 8)
+            cells = milliseconds(*times, times.step)
+            lines.append(f'| {data} x {space} | {chip.name} | {cells} | {8 / times.step:.0f} |')
+    return '\n'.join(lines)
+
+
+def main(argv=None):
+    """Prints the tables for the network and crop of a config."""
+    argv, given = command.arguments(argv), flags.FlagValues()
+    command.define_config('Config file of the run.', given, argv)
+    flags.DEFINE_integer('classes', 19, 'Classes of the dataset.', flag_values=given)
+    command.parse(argv, __doc__, given)
+    config, classes = given.config, given.classes
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', 8)
+    jax.config.update('jax_enable_compilation_cache', False)  # what is found there is not split again
+    model, tx = build.model(config, classes), build.optimizer(config)
+    loss, normalize = build.loss(config, classes), build.normalize(config)
+    function = make_train_step(model, tx, loss=loss, normalize=normalize, seed=config.seed)
+    print(tables(Step(function, model, tx), *config.augment.crop))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,60 @@
+"""Writes a trained ANN as a torch state dict of the authors' or mmsegmentation's network.
+
+    python -m ann_jax.tools.export_checkpoint runs/cityscapes --layout=mmsegmentation --out ann.pth
+
+Takes a run (its best checkpoint) or a folder of converted weights. Writes .pth, which takes torch, or
+.safetensors, which takes safetensors: `pip install torch safetensors`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ann_jax.errors import ConfigError, DataError
+from ann_jax.weights.layouts import EXPORTS, to_torch
+from ann_jax.weights.opening import open_network
+
+
+def main(argv=None):
+    """Parses the command line and exports; an error of the user's ends it with one line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('source', type=Path, help='a run, or a folder of weights')
+    parser.add_argument('--layout', choices=EXPORTS, required=True)
+    parser.add_argument('--out', type=Path, required=True, help='.pth or .safetensors; must not exist')
+    options = parser.parse_args(argv)
+    try:
+        export(options.source, options.layout, options.out)
+    except (ConfigError, DataError) as error:
+        sys.exit(f'error: {error}')
+
+
+def export(source, layout, out):
+    """Reads, renames and writes."""
+    if out.suffix not in ('.pth', '.safetensors'):
+        raise ConfigError(f'--out={out}: ends in .pth or .safetensors')
+    if out.exists():
+        raise ConfigError(f'{out} exists: name another file, or remove it first')
+    weights = open_network(source)
+    state = to_torch(weights.variables, layout, weights.model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if out.suffix == '.safetensors':
+            from safetensors.numpy import save_file
+
+            save_file(state, out)
+        else:
+            import torch
+
+            names = {'classes': list(weights.classes), 'palette': [list(color) for color in weights.colors]}
+            tensors = {key: torch.from_numpy(array) for key, array in state.items()}
+            torch.save({'meta': {'dataset_meta': names}, 'state_dict': tensors}, out)
+    except ImportError as error:
+        raise ConfigError(f'writing {out.suffix} takes {error.name}: pip install {error.name}') from error
+    print(f'{len(state)} tensors in the layout of {layout}; written to {out}')
+    print('what the network needs to give the same numbers:')
+    for name, value in {**weights.model, **weights.input}.items():
+        print(f'  {name}: {value}')
+
+
+if __name__ == '__main__':
+    main()

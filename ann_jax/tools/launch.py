@@ -1,0 +1,94 @@
+"""Starts a run of several processes: on this machine, under Slurm, or on a Cloud TPU pod slice.
+
+    python -m ann_jax.tools.launch machine --processes=2 -- --config=configs/scenes.py --workdir=runs/scenes
+    python -m ann_jax.tools.launch slurm --nodes=4 --gpus=8 -- --config=configs/voc.py --workdir=/shared/run
+    python -m ann_jax.tools.launch tpu --name=SLICE --zone=ZONE --folder=ann_jax -- --config=... --workdir=...
+
+What follows `--` goes to `ann_jax.main`. `--dry-run` prints the commands and runs none. One process drives
+all devices of its machine, so `machine` is for trying out several.
+"""
+
+import argparse
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+
+
+def commands(options: argparse.Namespace, rest: list[str]) -> list[list[str]]:
+    """The commands that start the run; more than one run at once."""
+    run = ['-m', 'ann_jax.main', *rest]
+    if options.where == 'machine':
+        address = f'127.0.0.1:{options.port or free_port()}'
+        flags = [f'--coordinator={address}', f'--process_count={options.processes}']
+        return [[sys.executable, *run, *flags, f'--process_index={i}'] for i in range(options.processes)]
+    if options.where == 'slurm':
+        # srun sends SIGTERM to all processes before the time is up; the run saves and ends.
+        settings = [f'--nodes={options.nodes}', '--ntasks-per-node=1', '--kill-on-bad-exit=1']
+        settings += [f'--gpus-per-node={options.gpus}'] if options.gpus else []
+        settings += [f'--time={options.time}'] if options.time else []
+        return [['srun', *settings, options.python, *run]]
+    # Hosts of a slice do not tell in their environment that they are several: jax asks the machine.
+    run = shlex.join([options.python, *run, '--coordinator=auto'])
+    remote = f'cd {shlex.quote(options.folder)} && {run}'
+    where = [options.name, f'--zone={options.zone}', '--worker=all']
+    return [['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', *where, f'--command={remote}']]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Splits the command line at `--` into options and what goes to the run."""
+    cut = argv.index('--') if '--' in argv else len(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--dry-run', action='store_true')
+    places = parser.add_subparsers(dest='where', required=True)
+    machine = places.add_parser('machine', parents=[common])
+    machine.add_argument('--processes', type=int, default=2)
+    machine.add_argument('--port', type=int, default=0, help='0 for a free one')
+    slurm = places.add_parser('slurm', parents=[common])
+    slurm.add_argument('--nodes', type=int, default=1)
+    slurm.add_argument('--gpus', type=int, default=0, help='on each node')
+    slurm.add_argument('--time', default='', help="as Slurm takes it: '2-00:00:00'")
+    slurm.add_argument('--python', default='python')
+    tpu = places.add_parser('tpu', parents=[common])
+    tpu.add_argument('--name', required=True)
+    tpu.add_argument('--zone', required=True)
+    tpu.add_argument('--python', default='python', help='seen from the folder: env/bin/python')
+    tpu.add_argument('--folder', default='.', help='where the command is given, on each worker')
+    options = parser.parse_args(argv[:cut])
+    if not argv[cut + 1 :]:
+        parser.error('what follows -- goes to ann_jax.main: at least --config')
+    return options, argv[cut + 1 :]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Starts the processes, hands signals on to them, and waits; returns the worst exit status."""
+    options, rest = parse(sys.argv[1:] if argv is None else argv)
+    lines = commands(options, rest)
+    if options.dry_run:
+        print('\n'.join(map(shlex.join, lines)))
+        return 0
+    try:
+        running = [subprocess.Popen(line) for line in lines]
+    except FileNotFoundError:
+        sys.exit(f'error: there is no {lines[0][0]} on this machine: --dry-run prints the command')
+
+    def hand_on(number, _frame):
+        for process in running:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the processes itself
+    return max(abs(process.wait()) for process in running)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,58 @@
+r"""Writes the dataset of a config to ArrayRecord files, through TFDS and without TensorFlow.
+
+    python -m ann_jax.tools.write_tfds --config=configs/cityscapes.py --config.dataset.root=/data/cityscapes \
+        --out=/data/records
+    python -m ann_jax.main --config=configs/cityscapes.py --config.dataset.root=/data/records \
+        --config.dataset.format=tfds
+
+Records hold the bytes of the images as published and the labels as class indices. Training reads them by
+random access, in worker processes too, and sees the same batches as from the folders. Takes
+`pip install tensorflow-datasets array_record importlib_resources`.
+"""
+
+import sys
+from dataclasses import replace
+
+from absl import flags
+
+from ann_jax import build, command
+from ann_jax.data import records
+from ann_jax.data.datasets import FolderSource
+from ann_jax.errors import ConfigError, DataError
+
+
+def sources(config, splits):
+    """Returns {part: samples} of all parts of the splits."""
+    if config.dataset.name == 'scenes':
+        return {split: build.source(config, split) for split in splits}
+    dataset = build.dataset(config)
+    parts = {part: None for split in splits for part in dataset.splits.get(split, (split,))}
+    alone = replace(dataset, splits={part: (part,) for part in parts})
+    return {part: FolderSource(alone, config.dataset.root, part) for part in parts}
+
+
+def main(argv=None):
+    """Writes; an error of the user's ends it with one line and exit status 1."""
+    argv, given = command.arguments(argv), flags.FlagValues()
+    command.define_config('Config file of the dataset.', given, argv)
+    text = 'Folder to write to; gets <name of the dataset>/<version>/.'
+    flags.DEFINE_string('out', None, text, given)
+    text = 'Splits to write; those of training and evaluation if not given.'
+    flags.DEFINE_list('splits', [], text, given)
+    command.parse(argv, __doc__, given)
+    config, out = given.config, given.out
+    if not out:
+        sys.exit('error: --out is missing: name the folder to write to')
+    splits = given.splits or (config.dataset.train_split, config.dataset.eval_split)
+    try:
+        found = sources(config, splits)
+        folder = records.write(config.dataset.name, found, out)
+    except (ConfigError, DataError) as error:
+        sys.exit(f'error: {error}')
+    counts = ', '.join(f'{len(source)} of {part}' for part, source in found.items())
+    flags_to_read = f'--config.dataset.format=tfds --config.dataset.root={out}'
+    print(f'wrote {counts} to {folder}: read them with {flags_to_read}')
+
+
+if __name__ == '__main__':
+    main()
