@@ -4,18 +4,60 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
-version = re.search(r"__version__ = '(.+)'", Path('ann_jax/__init__.py').read_text())[1]
+version = re.search(r"__version__ = '(.+)'", Path('ann_jax/__init__.py').read_text(encoding='utf-8'))[1]
+# What an sdist holds beside the package: what building does not take, but testing and changing it does.
+MORE = (
+    '.ci/*',
+    '.github/**/*',
+    '.pytest.ini',
+    '.ruff.toml',
+    '*.md',
+    '*.cff',
+    'docs/**/*',
+    'examples/**/*',
+    'scripts/*.py',
+    'tests/**/*',
+)
+
+
+class Sdist(sdist):
+    """Adds `MORE`, for which there is no MANIFEST.in."""
+
+    def make_distribution(self):
+        """Writes the files that were found, and those."""
+        found = (path for pattern in MORE for path in Path().glob(pattern))
+        self.filelist.extend(sorted(str(p) for p in found if p.is_file() and '__pycache__' not in p.parts))
+        super().make_distribution()
+
 
 setup(
     name='ann_jax',
     version=version,
     description='Asymmetric Non-local Neural Networks for semantic segmentation in JAX',
-    long_description=Path('README.md').read_text(),
+    long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    packages=find_packages(include=['ann_jax', 'ann_jax.*']),
+    # A wheel has the configs in the package, where `ann_jax.command` finds them.
+    packages=[*find_packages(include=['ann_jax', 'ann_jax.*']), 'ann_jax.configs'],
+    package_dir={'ann_jax.configs': 'configs'},
     package_data={'ann_jax': ['py.typed']},
-    license='Apache-2.0',
+    entry_points={'console_scripts': ['ann-jax = ann_jax.main:run']},
+    cmdclass={'sdist': Sdist},
+    license_expression='Apache-2.0',
+    license_files=['LICENSE'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Operating System :: OS Independent',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
+    ],
+    project_urls={'Paper': 'https://arxiv.org/abs/1908.07678'},
     python_requires='>=3.11',
     install_requires=[
         'absl-py>=2.1',
@@ -42,6 +84,7 @@ setup(
         ],
         'dev': [
             'ann_jax[datasets]',
+            'build>=1.2',
             'flatbuffers>=24',
             'pytest>=8',
             'pytest-xdist>=3.6',
