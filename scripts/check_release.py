@@ -79,7 +79,7 @@ def build(out, work):
     ours, theirs = content(wheel), content(direct)
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
-        sys.exit(f'error: the wheel of the sdist differs from the one of this folder: {differing}')
+        sys.exit(f'error: the wheels of sdist and folder differ in {differing}; an old build/ may be why')
     here = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / 'ann_jax').rglob('*.py')}
     here |= {f'ann_jax/configs/{path.name}': path for path in (ROOT / 'configs').glob('*.py')}
     here['ann_jax/py.typed'] = ROOT / 'ann_jax' / 'py.typed'
