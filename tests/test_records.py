@@ -214,7 +214,7 @@ def test_files_without_random_access_are_told_the_cure(written):
 
 def test_what_cannot_be_opened(written, tmp_path, monkeypatch):
     _, records = written
-    expect(['no records', 'write_tfds.py'], RecordSource, 'camvid', tmp_path / 'absent', 'train')
+    expect(['no records', 'ann_jax.tools.write_tfds'], RecordSource, 'camvid', tmp_path / 'absent', 'train')
     expect(['no records'], RecordSource, 'ade20k', records, 'train')
     monkeypatch.chdir(records)
     expect(["--config.dataset.root='' holds no records"], RecordSource, 'camvid', '', 'train')
