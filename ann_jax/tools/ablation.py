@@ -56,7 +56,9 @@ def table(workdir, variants, seeds):
         for seed in seeds:
             scores = json.loads((folder(workdir, variant, seed) / 'metrics.json').read_text(encoding='utf-8'))
             cars, people = (
-                np.mean([scores['iou'][name] for name in pair]) for pair in (LOOK_ALIKES[:2], LOOK_ALIKES[2:])
+                # None, the IoU of a class that never occurs, becomes nan.
+                np.mean(np.array([scores['iou'][name] for name in pair], float))
+                for pair in (LOOK_ALIKES[:2], LOOK_ALIKES[2:])
             )
             runs.append([scores['miou'], cars, people])
         mean, deviation = np.mean(runs, 0), np.std(runs, 0, ddof=min(1, len(seeds) - 1))
