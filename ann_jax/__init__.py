@@ -9,7 +9,7 @@ import importlib
 
 __version__ = '0.1.0'
 
-# Name -> the module that defines it. docs/api.md says what each is, and what is promised.
+# Name -> the module that defines it. docs/api.md says what each is for, and what is stable.
 _PUBLIC = {
     # Networks
     'ANN': 'models.ann',
@@ -22,29 +22,33 @@ _PUBLIC = {
     'initial_variables': 'models.initializers',
     'fold': 'models.fold',
     # Functions on arrays
-    'sample_anchors': 'kernels.anchors',
     'segmentation_loss': 'training.losses',
     'ohem_cross_entropy': 'training.losses',
     'cross_entropy': 'training.losses',
+    'sample_anchors': 'kernels.anchors',
     'confusion_matrix': 'evaluation.metrics',
     'scores': 'evaluation.metrics',
-    'sliding_window': 'inference.functions',
-    'multi_scale': 'inference.functions',
     'normalizer': 'weights.inputs',
     'IGNORE': 'typing',
-    # A loop of one's own
+    # Inference protocols
+    'sliding_window': 'inference.functions',
+    'multi_scale': 'inference.functions',
+    # Data
+    'Dataset': 'data.classes',
+    'FolderSource': 'data.datasets',
+    'SceneSource': 'data.scenes',
+    'Augment': 'data.transforms',
+    'train_batches': 'data.pipeline',
+    'eval_batches': 'data.pipeline',
+    # Your own loop
     'make_mesh': 'parallel.mesh',
     'create_state': 'training.state',
     'make_step': 'training.step',
     'make_eval': 'evaluation.evaluate',
-    'poly_schedule': 'training.optimizers',
     'sgd': 'training.optimizers',
-    'Augment': 'data.transforms',
-    'FolderSource': 'data.datasets',
-    'SceneSource': 'data.scenes',
-    'train_batches': 'data.pipeline',
-    'eval_batches': 'data.pipeline',
-    # Whole runs
+    'poly_schedule': 'training.optimizers',
+    # The whole run
+    'load_config': 'command',
     'defaults': 'config',
     'train': 'modes.train',
     'evaluate': 'modes.evaluate',
@@ -52,6 +56,12 @@ _PUBLIC = {
     'load': 'inference.segmenter',
     'Segmenter': 'inference.segmenter',
     'Result': 'inference.segmenter',
+    'convert': 'weights.converter',
+    'Weights': 'weights.folder',
+    # Protocols: what parts of one's own are
+    'Backbone': 'typing',
+    'Source': 'typing',
+    'Writer': 'typing',
     # Errors
     'ConfigError': 'errors',
     'DataError': 'errors',

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import inspect
 import re
 import shlex
 import sys
@@ -35,17 +34,6 @@ FENCED = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 # Packages that the pages use; none is needed here, and some would use the network.
 FAKES = 'wandb', 'mlflow', 'tensorflow_datasets'
 
-# Written about, and not there yet. A name leaves this list when it comes: see `test_nothing_waits_in_vain`.
-PENDING_NAMES = {
-    *('APNB', 'AFNB', 'NB', 'FNB', 'fold'),
-    *('segmentation_loss', 'ohem_cross_entropy', 'cross_entropy', 'sample_anchors', 'confusion_matrix'),
-    *('scores', 'sliding_window', 'multi_scale', 'make_mesh', 'create_state', 'make_step', 'make_eval'),
-    *('sgd', 'poly_schedule', 'SceneSource', 'FolderSource', 'train_batches', 'Augment', 'defaults'),
-    *('Result', 'convert', 'Weights', 'ConfigError', 'DataError', 'SaveError'),
-}
-PENDING_KEYWORDS = {('train', 'writer')}
-PENDING_FILES = {'examples/own_loop.py', 'docs/contributing.md'}
-
 
 class Block(NamedTuple):
     language: str
@@ -67,13 +55,6 @@ def prose(name):
 
 
 each_page = pytest.mark.parametrize('name', TEXTS)
-
-
-def test_nothing_waits_in_vain():
-    assert not PENDING_NAMES & set(ann_jax.__all__)
-    for name, keyword in PENDING_KEYWORDS:
-        assert keyword not in inspect.signature(getattr(ann_jax, name)).parameters
-    assert not [path for path in PENDING_FILES if (ROOT / path).exists()]
 
 
 # Form
@@ -104,7 +85,7 @@ def test_links_lead_somewhere(name):
         path, _, anchor = target.partition('#')
         if not path.startswith('https://'):
             file = ROOT / name if not path else ((ROOT / name).parent / path).resolve()
-            assert file.exists() or file.relative_to(ROOT).as_posix() in PENDING_FILES, target
+            assert file.exists(), target
             assert not anchor or anchor in anchors(file), target
 
 
@@ -114,8 +95,8 @@ def test_files_exist(name):
     wings = {path.name for path in (ROOT / 'ann_jax').iterdir() if path.is_dir()}
     for path in re.findall(r'(?<![\w/.}-])(?:\w+/)+\w+\.(?:py|md|txt|png)\b', TEXTS[name]):
         first = path.split('/')[0]
-        if first in folders or path in PENDING_FILES:
-            assert (ROOT / path).exists() or path in PENDING_FILES, path
+        if first in folders:
+            assert (ROOT / path).exists(), path
         elif first in wings:
             assert (ROOT / 'ann_jax' / path).exists(), path
 
@@ -203,32 +184,20 @@ def test_settings_exist(name):
 
 
 def taken(tree):
-    """(name, keywords) of what a block takes from `ann_jax`."""
+    """What a block takes from `ann_jax`."""
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id='ann_jax'), attr=name)):
-                yield name, {keyword.arg for keyword in node.keywords}
             case ast.Attribute(value=ast.Name(id='ann_jax'), attr=name):
-                yield name, set()
+                yield name
             case ast.ImportFrom(module='ann_jax'):
-                yield from ((alias.name, set()) for alias in node.names)
-
-
-def waits(block):
-    """Whether a block takes something that is not there yet."""
-    return any(
-        name in PENDING_NAMES or any((name, keyword) in PENDING_KEYWORDS for keyword in keywords)
-        for name, keywords in taken(ast.parse(block.text))
-    )
+                yield from (alias.name for alias in node.names)
 
 
 @each_page
 def test_python_takes_public_names(name):
     for block in blocks(name, 'python'):
-        for attribute, _ in taken(ast.parse(block.text)):
-            assert attribute in PENDING_NAMES or attribute in ann_jax.__all__, (
-                f'line {block.line}: {attribute}'
-            )
+        for attribute in taken(ast.parse(block.text)):
+            assert attribute in ann_jax.__all__, f'line {block.line}: {attribute}'
 
 
 @pytest.fixture
@@ -289,8 +258,6 @@ def test_python_runs(name, stage):
     scope = {'__name__': '__main__'}
     prepare(name)
     for block in blocks(name, 'python'):
-        if waits(block):
-            pytest.skip(f'from line {block.line} on it takes what is not there yet')
         source = '\n' * (block.line - 1) + block.text  # an error names the line of the page
         exec(compile(source, name, 'exec'), scope)
     for package, fake in stage.items():
@@ -304,7 +271,7 @@ def test_python_runs(name, stage):
 def test_the_page_of_the_api_lists_the_public_names():
     rows = re.search(r'^\| for \| names \|\n(.*?)\n\n', TEXTS['docs/api.md'], re.MULTILINE | re.DOTALL)[1]
     listed = re.findall(r'`(\w+)`', rows)
-    assert sorted(listed) == sorted(PENDING_NAMES | set(ann_jax.__all__))
+    assert sorted(listed) == sorted(ann_jax.__all__)
 
 
 def test_the_reference_holds_the_public_names():
