@@ -48,6 +48,7 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
             height=c.scenes.height,
             width=c.scenes.width,
             seed=c.scenes.seed,
+            version=c.scenes.version,
         )
     else:
         samples = FolderSource(dataset(config), c.root, split, strict=strict)

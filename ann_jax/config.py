@@ -44,7 +44,14 @@ def defaults() -> ConfigDict:
                 'label_ending': '.png',
                 'label_map': '',
                 # Read by the embedded dataset only, whose pictures are drawn on the fly.
-                'scenes': {'seed': 0, 'train_count': 10_000, 'eval_count': 100, 'height': 96, 'width': 208},
+                'scenes': {
+                    'version': 3,  # 1 and 2 are those that runs of early commits see: `data/early_scenes.py`
+                    'seed': 0,
+                    'train_count': 10_000,
+                    'eval_count': 100,
+                    'height': 96,
+                    'width': 208,
+                },
             },
             'augment': {
                 'crop': (769, 769),
@@ -278,7 +285,7 @@ def adopt(config: ConfigDict, **sections: Mapping[str, Any]) -> list[str]:
     lines = []
     for section, values in sections.items():
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        given = {key: config[section][key] for key in values}
+        given = {key: value for key, value in config[section].to_dict().items() if key in values}
         lines += differences(given, values, f'{section}.')
         config[section].update(values)
     return lines

@@ -9,6 +9,10 @@ class DataError(ValueError):
     """Input that cannot be used; the message names the file, the values and the cure."""
 
 
+class VersionError(DataError):
+    """A file of another version of this package, understood in part; the message says what can be taken."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the key, the value and the cure."""
 

@@ -179,3 +179,20 @@ def test_only_attention_carries_the_cue_to_the_objects(variant, depends):
         assert (np.abs(one - other).max() > 1e-4) == depends
         if not depends:
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ('version', 'classes', 'counts', 'color'),
+    [
+        (1, 'traffic light, structure', (378, 1309, 239, 319, 2187, 696, 1559, 5333), (115.7, 128.3, 127.1)),
+        (2, 'barrier, structure', (1009, 1316, 1728, 669, 1481, 359, 1552, 5238), (102.8, 119.6, 125.1)),
+    ],
+)
+def test_early_versions_are_drawn_as_their_commits_drew_them(version, classes, counts, color):
+    """Pixels of class 8 and more and of IGNORE, and the mean colour, as f5baaa6 and 798c65b gave them."""
+    source = SceneSource(split='train', count=4, height=96, width=192, seed=5, version=version)
+    assert ', '.join(source.dataset.classes[8:10]) == classes and len(source.dataset.colors) == 15
+    samples = [source[index] for index in range(4)]
+    found = np.bincount(np.stack([sample['label'] for sample in samples]).ravel(), minlength=256)
+    assert (*found[8:15], found[IGNORE]) == counts
+    np.testing.assert_allclose(np.mean([s['image'] for s in samples], (0, 1, 2)), color, atol=0.1)

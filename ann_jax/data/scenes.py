@@ -17,6 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ann_jax.data import early_scenes
 from ann_jax.data import scene_objects as draw
 from ann_jax.data.classes import Dataset
 from ann_jax.data.decode import encode_png
@@ -25,6 +26,8 @@ from ann_jax.errors import DataError, unknown
 from ann_jax.typing import IGNORE, Sample
 
 SPLITS = ('train', 'val', 'test')
+# Versions of the scenes -> names of their classes; the last is today's, see `early_scenes`.
+VERSIONS = {1: early_scenes.classes(1), 2: early_scenes.classes(2), 3: CLASSES}
 OBJECTS_END = 0.27  # ambiguous objects end before this share of the width ...
 CUES_START = 0.785  # ... and the cues start after this one, or both mirrored
 
@@ -55,19 +58,23 @@ class SceneSource:
         height: int = 96,
         width: int = 208,
         seed: int = 0,
+        version: int = 3,
     ):
-        """Takes any of `SPLITS`.
+        """Takes any of `SPLITS` and of `VERSIONS`.
 
         Raises:
-            DataError: another split, or a size below 64x128.
+            DataError: another split or version, or a size below 64x128.
         """
+        if version not in VERSIONS:
+            raise DataError(unknown('scenes version', version, VERSIONS))
         if split not in SPLITS:
             raise DataError(unknown('scenes split', split, SPLITS))
         if height < 64 or width < 128:
             raise DataError(f'a scene needs at least 64x128 pixels, not {height}x{width}')
-        self.dataset = Dataset(name='scenes', classes=CLASSES, colors=COLORS, label_map=None)
+        colors = COLORS if version == 3 else early_scenes.COLORS
+        self.dataset = Dataset(name='scenes', classes=VERSIONS[version], colors=colors, label_map=None)
         self.split, self.count = split, count
-        self._render = partial(render, height=height, width=width)
+        self._render = partial(render, height=height, width=width, version=version)
         self._key = (seed, SPLITS.index(split))
 
     def __len__(self):
@@ -86,7 +93,7 @@ class SceneSource:
         return sample, encode_png(sample['image'])
 
 
-def render(key, height, width, *, lowered=None, crane=None):
+def render(key, height, width, *, lowered=None, crane=None, version=3):
     """Draws the scene of a key, a tuple of non-negative integers.
 
     Args:
@@ -95,6 +102,7 @@ def render(key, height, width, *, lowered=None, crane=None):
         width: at least 128; twice the height looks best.
         lowered: overrides the barrier's coin and changes nothing else.
         crane: overrides the structure's coin and changes nothing else.
+        version: a key of `VERSIONS`.
 
     Returns:
         image (height, width, 3) uint8, label (height, width) uint8, and a `SceneInfo`.
@@ -109,12 +117,13 @@ def render(key, height, width, *, lowered=None, crane=None):
     _draw_buildings(canvas, rng, ground)
     _draw_ground(canvas, rng, ground, kerb, near)
     _draw_far_furniture(canvas, rng, ground, kerb)
-    boxes = _draw_cues(canvas, rng, ground, kerb, lowered, crane)
+    boxes = _draw_cues(canvas, rng, ground, kerb, lowered, crane, version)
     _draw_far_people(canvas, rng, ground, kerb, draw.WORKER if crane else draw.PEDESTRIAN)
     _draw_traffic(canvas, rng, kerb, near, draw.STOPPED if lowered else draw.MOVING)
     _draw_near_people(canvas, rng, near, draw.WORKER if crane else draw.PEDESTRIAN)
     _draw_near_furniture(canvas, rng)
     image, label = canvas.finish()
+    label = label if version == 3 else early_scenes.CLASS_OF[label]
     image = _light(image, rng)
 
     if rng.random() < 0.5:
@@ -201,14 +210,17 @@ def _draw_near_furniture(canvas, rng):
         canvas.oval(x, y, size, size * rng.uniform(0.6, 1.4), (92, 84, 72), IGNORE)
 
 
-def _draw_cues(canvas, rng, ground, kerb, lowered, crane):
+def _draw_cues(canvas, rng, ground, kerb, lowered, crane, version):
     """Draws structure and barrier on the right, and returns the boxes of barrier and structure."""
     unit, width = canvas.unit, canvas.width
     half = 26 * unit
     x, foot = rng.uniform(CUES_START * width + half, 0.994 * width - half), ground + rng.uniform(6, 8) * unit
     jib, color = 1 if rng.random() < 0.5 else -1, draw.shade((246, 190, 40), rng.uniform(0.85, 1.05))
-    draw.structure(canvas, x, foot, jib, crane, color)
     structure_box = _box(canvas, x - half, foot - 78 * unit, x + half, foot)
+    if version == 1:
+        lamp = early_scenes.draw_cues(canvas, rng, x, foot, jib, color, kerb, lowered, crane)
+        return _box(canvas, *lamp), structure_box
+    draw.structure(canvas, x, foot, jib, crane, color)
 
     side, foot = 1 if rng.random() < 0.5 else -1, kerb + rng.uniform(-2, 2) * unit
     draw.barrier(canvas, rng, x - side * 18 * unit, foot, side, lowered)

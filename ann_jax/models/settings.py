@@ -5,9 +5,39 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ann_jax.models.ann import ANN
-from ann_jax.models.resnet import ResNet
+from ann_jax.errors import ConfigError
+from ann_jax.kernels.anchors import SAMPLINGS
+from ann_jax.models.ann import ANN, VARIANTS
+from ann_jax.models.blocks import SHARES
+from ann_jax.models.resnet import DEPTHS, PLANS, ResNet
 from ann_jax.typing import Backbone
+
+OF_BACKBONE = (
+    'depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool',
+)  # fmt: skip
+OF_HEAD = (
+    'variant', 'fuse_stages', 'sampling', 'sizes', 'share', 'out_norm', 'key_channels', 'head_channels',
+    'aux_channels', 'conv_bias', 'align_corners',
+)  # fmt: skip
+# What variables do not depend on, and settings may leave out.
+OPTIONAL = ('dropout', 'dtype', 'remat')
+CHOICES = {
+    'depth': DEPTHS,
+    'output_stride': PLANS,
+    'variant': VARIANTS,
+    'sampling': SAMPLINGS,
+    'share': SHARES,
+}
+
+
+def unknown_settings(settings: Mapping[str, Any], needed: tuple[str, ...]) -> list[str]:
+    """What `network` cannot build, a text each: settings and values it does not know, those of `needed`."""
+    known = {*OF_BACKBONE, *OF_HEAD, *OPTIONAL}
+    lines = [f'model.{key}={value!r}' for key, value in settings.items() if key not in known]
+    for key, choices in CHOICES.items():
+        if key in settings and settings[key] not in choices:
+            lines.append(f'model.{key}={settings[key]!r}')
+    return lines + [f'no model.{key}' for key in needed if key not in settings]
 
 
 def network(settings: Mapping[str, Any], num_classes: int, backbone: Backbone | None = None) -> ANN:
@@ -17,22 +47,25 @@ def network(settings: Mapping[str, Any], num_classes: int, backbone: Backbone | 
         settings: as `config.model`.
         num_classes: outputs of the classifier.
         backbone: in place of the `ResNet` of the settings.
+
+    Raises:
+        ConfigError: there are settings that the network would be built without.
     """
+    if ignored := sorted(settings.keys() - {*OF_BACKBONE, *OF_HEAD, *OPTIONAL}):
+        raise ConfigError(f'unknown settings of the network: {", ".join(f"model.{key}" for key in ignored)}')
     settings = {key: tuple(each) if isinstance(each, list) else each for key, each in settings.items()}
     dtype = jnp.dtype(settings.get('dtype', 'float32'))
     of = lambda *keys: {key: settings[key] for key in keys}
     if backbone is None:
         backbone = ResNet(
-            **of('depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation'),
-            **of('ceil_pool'),
+            **of(*OF_BACKBONE),
             remat=settings.get('remat', ()),
             dtype=dtype,
         )
     return ANN(
         num_classes,
         backbone,
-        **of('variant', 'fuse_stages', 'sampling', 'sizes', 'share', 'out_norm', 'key_channels'),
-        **of('head_channels', 'aux_channels', 'conv_bias', 'align_corners'),
+        **of(*OF_HEAD),
         dropout=settings.get('dropout', 0.0),
         dtype=dtype,
     )

@@ -1,6 +1,7 @@
 """What a run goes on from: its newest whole checkpoint, other weights, or nothing."""
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ann_jax.config import adopt, differences
+from ann_jax.config import adopt, defaults, differences
 from ann_jax.errors import ConfigError
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import initial_variables
 from ann_jax.parallel.arrays import replicated
-from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.runs import history
+from ann_jax.runs.checkpoints import Checkpoints, Damaged, read_facts
 from ann_jax.training.state import TrainState, abstract_state, create_state
-from ann_jax.weights.folder import BACKBONE_FACTS, Weights, start
+from ann_jax.weights.folder import BACKBONE_FACTS, Weights, as_tuples, start
 from ann_jax.weights.opening import open_weights
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,44 @@ FREE = (
     'dataset.scenes.eval_count',
     'model.remat',
 )
+# Settings that a run may change; the log says that it did.
+LOGGED = ('optim', 'train', 'mesh', 'model.remat')
+
+
+def keep_settings(config: ConfigDict, workdir: Path) -> None:
+    """Gives the config of a run that goes on what its commit computed where it had no setting yet.
+
+    Of the settings in FIXED nothing else is possible. The others keep what the config says unless that is the
+    default. To be called before anything is built from the config; `first_state` logs it.
+
+    Args:
+        config: of the run, changed in place.
+        workdir: its folder; without a checkpoint in it, nothing is done.
+
+    Raises:
+        VersionError: another version wrote its newest checkpoint, and this one cannot read what it holds.
+    """
+    folder = workdir / 'checkpoints'
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    for step in sorted(steps, reverse=True):
+        path = folder / str(step)
+        try:
+            facts = read_facts(path)
+        except Damaged:
+            continue  # `first_state` tells
+        _, added = history.complete(history.saved_config(facts, path))
+        now, default = history.flat(config.to_dict()), history.flat(defaults().to_dict())
+        kept = {
+            name: value
+            for name, value in as_tuples(added).items()
+            if name in now and (_is_fixed(name) or now[name] == default.get(name))
+        }
+        config.update_from_flattened_dict(kept)
+        return
+
+
+def _is_fixed(name):
+    return name.startswith(FIXED) and not name.startswith(FREE)
 
 
 def first_state(
@@ -61,9 +101,12 @@ def first_state(
     """
 
     def restore(step, facts):
-        saved = facts['config']
+        path = workdir / 'checkpoints' / str(step)
+        saved, _ = history.complete(history.saved_config(facts, path))
+        _refuse_unknown(saved, config, path, facts)
         if config.init['from']:
-            adopt(config, model=saved['model'], input=saved['input'])
+            model = {key: value for key, value in saved['model'].items() if key != 'remat'}
+            adopt(config, model=model, input=saved['input'])
         _refuse_changes(saved, config, workdir)
         if facts.get('backbone', '') != backbone:
             raise ConfigError(
@@ -75,7 +118,8 @@ def first_state(
     steps = checkpoints.steps
     if steps:
         begin = time.perf_counter()
-        first, _, state = checkpoints.first_whole(steps, restore)
+        first, facts, state = checkpoints.first_whole(steps, restore)
+        _note(facts, config, workdir)
         logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - begin)
         checkpoints.set_aside(step for step in steps if step > first)
         return state, first
@@ -89,6 +133,7 @@ def first_state(
 def _open_init(config: ConfigDict) -> Weights:
     """Opens the weights that training starts from; the config follows what they fix."""
     weights = open_weights(Path(config.init['from']).expanduser())
+    weights.refuse_unknown(config.init.parts)
     taken = weights.model
     if config.init.parts == 'backbone':
         taken = {key: taken[key] for key in BACKBONE_FACTS}
@@ -100,10 +145,48 @@ def _open_init(config: ConfigDict) -> Weights:
 
 def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
     lines = differences(saved, config.to_dict())
-    changes = [line for line in lines if line.startswith(FIXED) and not line.startswith(FREE)]
+    changes = [line for line in lines if _is_fixed(line)]
     if changes:
+        run = history.flat(saved)
+        names = [line.split(':')[0] for line in changes]
+        flags = ' '.join(_flag(name, run[name]) for name in names if name in run)
         raise ConfigError(
             f'{workdir} holds a run with other settings ({"; ".join(changes)}): '
-            'use those, or another --workdir; to start another network from its weights: '
+            f'use those ({flags}), or another --workdir; to start another network from its weights: '
             f'--config.init.from={workdir} with --config.init.parts'
         )
+    if others := [line for line in lines if line.startswith(LOGGED)]:
+        logger.info('goes on with other settings than it had: %s', '; '.join(others))
+
+
+def _note(facts, config, workdir):
+    """Logs what the run keeps as it was, and what it may not find as it was."""
+    _, added = history.complete(facts['config'])
+    now = history.flat(config.to_dict())
+    history.note(workdir, {name: value for name, value in as_tuples(added).items() if now.get(name) == value})
+    c = config.augment
+    if 'model.out_norm' in added and {*c.scale_range, *c.aspect_range} != {1.0}:
+        logger.info(
+            '%s may be older than commit 798c65b, before which an image was resized and then cut: its crops '
+            'now differ by less than half a pixel',
+            workdir,
+        )
+
+
+def _refuse_unknown(saved: dict, config: ConfigDict, path: Path, facts: dict) -> None:
+    """Refuses to go on without a setting that a newer version had; GONE has those that do not matter."""
+    run, now = history.flat(saved), history.flat(config.to_dict())
+    unknown = [f'{name}={run[name]!r}' for name in run if name not in now and _is_fixed(name)]
+    if unknown:
+        raise history.not_understood(
+            path,
+            facts.get('version'),
+            f'it was trained with settings that are unknown here ({"; ".join(unknown)})',
+            f'start a new run from its weights: --config.init.from={path} and another --workdir, and with '
+            '--config.init.parts=backbone if the settings are of the network',
+        )
+
+
+def _flag(name, value):
+    text = str(tuple(value) if isinstance(value, list) else value).replace(' ', '')
+    return shlex.quote(f'--config.{name}={text}')

@@ -21,7 +21,7 @@ from ann_jax.config import validate
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.report import Report
-from ann_jax.modes.resume import first_state
+from ann_jax.modes.resume import first_state, keep_settings
 from ann_jax.parallel.arrays import put_batch, put_flag, replicated
 from ann_jax.parallel.mesh import check_batch_size
 from ann_jax.parallel.processes import all_agree, is_main
@@ -71,6 +71,7 @@ def train(
     """
     workdir = Path(workdir).expanduser()
     validate(config)
+    keep_settings(config, workdir)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
     source = train_source or build.source(config, config.dataset.train_split)

@@ -6,6 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ann_jax.config import adopt
+from ann_jax.data.scenes import VERSIONS
+from ann_jax.runs import history
+from ann_jax.runs.checkpoints import read_facts
 from ann_jax.typing import Backbone
 from ann_jax.weights.folder import Weights
 from ann_jax.weights.opening import open_network
@@ -16,11 +19,11 @@ logger = logging.getLogger(__name__)
 def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = None) -> tuple[Weights, Path]:
     """The weights to use, and where they lie: the run in the workdir, or without one those of `init.from`.
 
-    The config follows what the weights fix, whatever it says.
+    The config follows what the weights fix, whatever it says; scenes are drawn as the run's commit drew them.
 
     Raises:
         ConfigError: there are none, or their backbone is not of this package and was not given.
-        DataError: they are damaged.
+        DataError: they are damaged, or of another version.
     """
     is_run = (workdir / 'checkpoints').is_dir()
     path = workdir if is_run else Path(config.init['from'] or workdir).expanduser()
@@ -28,4 +31,19 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
     opened.network(backbone)  # refuses a backbone that is missing
     for line in adopt(config, model=opened.model, input=opened.input):
         logger.info('as trained, not as given: %s', line)
+    for line in adopt(config, dataset={'scenes': _scenes(config, opened)}):
+        logger.info('as trained, not as given: %s', line)
     return opened, path
+
+
+def _scenes(config, opened):
+    """Settings of the scenes: of the config, but for those that the run of the weights does not have."""
+    scenes = config.dataset.scenes.to_dict()
+    if opened.path.parent.name == 'checkpoints':
+        _, added = history.complete(history.saved_config(read_facts(opened.path), opened.path))
+        prefix = 'dataset.scenes.'
+        scenes |= {name.removeprefix(prefix): added[name] for name in added if name.startswith(prefix)}
+    for version, classes in VERSIONS.items():
+        if opened.classes == classes:
+            scenes['version'] = version
+    return scenes

@@ -10,6 +10,7 @@ checkpoints/damaged.<step>/   set aside: what it holds is not what was saved
 Orbax restores a flipped byte in silence, so the facts hold a checksum of every array and of themselves.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,15 +23,66 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ann_jax import __version__
 from ann_jax.errors import ConfigError, DataError, SaveError, listed
 from ann_jax.parallel import processes
 from ann_jax.runs.files import write_json, writing
+from ann_jax.runs.history import not_understood
 
 logger = logging.getLogger(__name__)
 
 
+ITEMS = ('state', 'facts')
+# Of the first commits: the config was the facts, and the score was saved with the state.
+EARLY_ITEMS = ('config', 'metrics')
+
+
 class Damaged(DataError):
     """A checkpoint that does not hold what was saved."""
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What the checkpoint in a folder was saved with; of the first ones that is the config alone.
+
+    Raises:
+        Damaged: it is not what was saved, or not a checkpoint.
+        VersionError: it keeps none that this version knows.
+    """
+    items = _items(folder)
+    item = next((name for name in ('facts', 'config') if name in items), None)
+    if item is None:
+        others = items.keys() - {*ITEMS, *EARLY_ITEMS}
+        if others:
+            raise not_understood(
+                folder,
+                None,
+                f'it holds {", ".join(sorted(items))} in place of {" and ".join(ITEMS)}',
+                'nothing of it can be taken',
+            )
+        files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if files and not items:
+            raise Damaged(f'{folder} is no checkpoint: it holds {", ".join(files[:5])}')
+    try:
+        facts = dict(ocp.JsonCheckpointHandler().restore(folder / (item or 'facts')))
+    except Exception as error:
+        raise _damaged(folder, error) from error
+    if item == 'config':
+        return {'config': facts}
+    checksum = facts.pop('checksum', None)
+    if checksum is not None and checksum != _digest_json(facts):
+        raise _damaged(folder, 'its facts are not those that were saved')
+    return facts
+
+
+def _items(folder):
+    """Names of what a checkpoint holds or, by orbax's record, held -> whether it is there."""
+    try:
+        record = json.loads((folder / '_CHECKPOINT_METADATA').read_text(encoding='utf-8'))['item_handlers']
+        names = set(record) if isinstance(record, dict) else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        names = set()
+    there = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    return {name: name in there for name in names | there}
 
 
 @dataclass(frozen=True)
@@ -68,7 +120,7 @@ class Checkpoints:
             SaveError: this or the save before it failed; earlier checkpoints are whole.
         """
         arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
-        facts = facts | {'arrays': arrays}
+        facts = facts | {'version': __version__, 'arrays': arrays}
         facts = facts | {'checksum': _digest_json(facts)}
         try:
             self._manager.save(
@@ -119,6 +171,7 @@ class Checkpoints:
 
         Raises:
             DataError: none is whole.
+            VersionError: the first whole one is of another version.
             ConfigError: from `read`.
         """
         errors = []
@@ -134,7 +187,7 @@ class Checkpoints:
             logger.warning('%s: using the checkpoint before it', errors[-1])
         raise DataError(
             f'{self.folder} holds no whole checkpoint ({"; ".join(map(str, errors))}): '
-            'remove it to start anew, or bring back a copy'
+            'move it away to start anew, or bring back a copy'
         )
 
     def restore(self, step: int, like: Any) -> Any:
@@ -143,15 +196,19 @@ class Checkpoints:
         Raises:
             Damaged: it is not what was saved.
             ConfigError: it has arrays of other names or shapes than `like`; the message lists them.
+            VersionError: it has parts that this version does not know.
         """
-        arrays = self.facts(step).get('arrays')
-        if arrays is not None:
-            self._refuse_others(step, arrays, like)
+        facts = self.facts(step)
+        arrays = facts.get('arrays')
+        if arrays is None:
+            arrays = {name: _kind(x) for name, x in _leaves(self._saved(step))}
+        self._refuse_parts(step, facts, arrays, like)
+        self._refuse_others(step, arrays, like)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             state = self._manager.restore(step, args=args)['state']
         except Exception as error:  # any error: the names and shapes fit, so the files are to blame
-            raise self._damaged(step, error) from error
+            raise _damaged(self.folder / str(step), error) from error
         self._verify(step, state)
         return state
 
@@ -160,19 +217,34 @@ class Checkpoints:
 
         Raises:
             Damaged: they are not what was saved.
+            VersionError: there is no such branch.
         """
-        folder = self.folder / str(step) / 'state'
+        folder = self.folder / str(step)
+        found = self._saved(step)
+        if missing := [name for name in names if name not in found]:
+            raise not_understood(
+                folder,
+                self.facts(step).get('version'),
+                f'its state is {", ".join(map(str, found)) or "empty"} and has no {", ".join(missing)}',
+                'nothing of it can be taken',
+            )
+        tree = {name: found[name] for name in names}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        args = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
         try:
-            handler = ocp.PyTreeCheckpointHandler()
-            found = handler.metadata(folder).tree
-            tree = {name: found[name] for name in names}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            args = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
-            content = handler.restore(folder, args=args)
+            content = ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=args)
         except Exception as error:
-            raise self._damaged(step, error) from error
+            raise _damaged(folder, error) from error
         self._verify(step, content)
         return content
+
+    def _saved(self, step):
+        """Shapes and dtypes of the saved tree, in dicts and lists."""
+        folder = self.folder / str(step)
+        try:
+            return ocp.PyTreeCheckpointHandler().metadata(folder / 'state').tree
+        except Exception as error:
+            raise _damaged(folder, error) from error
 
     def _verify(self, step, tree):
         arrays = self.facts(step).get('arrays')
@@ -181,28 +253,15 @@ class Checkpoints:
             return
         for name, x in _leaves(jax.device_get(tree)):
             if name not in arrays or _digest(np.asarray(x)) != arrays[name][-1]:
-                raise self._damaged(step, f'{name} has other values than were saved')
+                raise _damaged(self.folder / str(step), f'{name} has other values than were saved')
 
     def facts(self, step: int) -> dict[str, Any]:
-        """What a checkpoint was saved with; of the first ones, before 0.1.0, that is the config alone.
+        """What a checkpoint was saved with, see `read_facts`.
 
         Raises:
-            Damaged: it is not what was saved.
+            Damaged, VersionError: as there.
         """
-        folder = self.folder / str(step)
-        early = (folder / 'config').is_dir() and not (folder / 'facts').exists()
-        item = 'config' if early else 'facts'
-        try:
-            args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-            facts = dict(self._manager.restore(step, args=args)[item])
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        if early:
-            return {'config': facts}
-        checksum = facts.pop('checksum', None)
-        if checksum is not None and checksum != _digest_json(facts):
-            raise self._damaged(step, 'its facts are not those that were saved')
-        return facts
+        return read_facts(self.folder / str(step))
 
     def set_aside(self, steps: Iterable[int]) -> None:
         """Takes checkpoints out of the way, so that their steps can be saved anew; nothing is deleted.
@@ -249,21 +308,39 @@ class Checkpoints:
             raise self._cannot_save(error) from error
 
     def _read_scores(self) -> dict[int, float]:
+        scores = {}
+        for step in self.steps:  # those of the first commits lie with the state
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                saved = json.loads((self.folder / str(step) / 'metrics' / 'metrics').read_text(encoding='utf-8'))
+                scores[step] = float(saved['miou'])
         path = self.folder / 'scores.json'
         try:
-            return {
-                int(step): float(miou) for step, miou in json.loads(path.read_text(encoding='utf-8')).items()
-            }
+            return scores | {int(step): float(miou) for step, miou in json.loads(path.read_text(encoding='utf-8')).items()}
         except FileNotFoundError:
-            return {}
+            return scores
         except (OSError, ValueError, AttributeError) as error:
             logger.warning('%s is damaged (%s): the best checkpoint is unknown', path, error)
-            return {}
+            return scores
 
     def _write_scores(self):
         if processes.is_main():
             with writing(self.folder):
                 write_json(self.folder / 'scores.json', self._scores)
+
+    def _refuse_parts(self, step, facts, arrays, like):
+        """Refuses items and branches that a newer version added, and that going on would lose."""
+        folder = self.folder / str(step)
+        branches = jax.tree_util.tree_leaves_with_path(like, is_leaf=lambda tree: tree is not like)
+        known = {jax.tree_util.keystr(path, simple=True) for path, _ in branches}
+        unknown = {name.split('/')[0] for name in arrays} - known
+        unknown |= _items(folder).keys() - {*ITEMS, *EARLY_ITEMS}
+        if unknown:
+            raise not_understood(
+                folder,
+                facts.get('version'),
+                f'it also holds {", ".join(sorted(unknown))}, which going on would lose',
+                f'start a new run from its weights with --config.init.from={folder} and another --workdir',
+            )
 
     def _refuse_others(self, step, arrays, like):
         expected = {name: _kind(x) for name, x in _leaves(like)}
@@ -280,16 +357,17 @@ class Checkpoints:
                 'and another --workdir'
             )
 
-    def _damaged(self, step, why):
-        text = ' '.join(str(why).split())
-        return Damaged(f'{self.folder / str(step)} is damaged ({text[:300] or type(why).__name__})')
-
     def _cannot_save(self, error):
         text = ' '.join(str(error).split())
         return SaveError(
             f'cannot save a checkpoint to {self.folder}: {text[:300]}. Free space, or make it writable, and '
             f'give the same command again; checkpoints written before are whole'
         )
+
+
+def _damaged(folder, why):
+    text = ' '.join(str(why).split())
+    return Damaged(f'{folder} is damaged ({text[:300] or type(why).__name__})')
 
 
 def _leaves(tree):

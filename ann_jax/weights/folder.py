@@ -4,8 +4,10 @@ folder/model.json    settings of the network, normalisation of its input, classe
 folder/weights.npz   the variables, float32, under names such as 'params/backbone/stem/conv1/kernel'
 """
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import zipfile
@@ -17,10 +19,15 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from ann_jax import __version__
+from ann_jax.data.names import voc_colors
 from ann_jax.errors import ConfigError, DataError, listed
 from ann_jax.models.ann import ANN
-from ann_jax.models.settings import network
+from ann_jax.models.settings import OF_BACKBONE, OF_HEAD, network, unknown_settings
+from ann_jax.runs import history
 from ann_jax.typing import Backbone
+
+logger = logging.getLogger(__name__)
 
 VERSION = 2  # 2: 'backbone' in model.json
 # What the weights of a backbone fix of `config.model`.
@@ -28,6 +35,9 @@ BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool')
 # What weights do not fix.
 FREE_SETTINGS = ('dropout', 'dtype', 'remat')
 PARTS = ('all', 'backbone', 'but_classifier')
+FACTS = {'model', 'input', 'classes', 'colors', 'source', 'backbone'}
+WRITER = 'ann_jax'  # in `source`: the version of this package that wrote the folder
+INPUT = ('mean', 'std', 'bgr')
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Weights:
         colors: RGB of each class.
         source: where the weights come from, for people to read.
         backbone: name of the class of the backbone; '' for the `ResNet` of `model`.
+        path: where they lie: a folder of weights, or RUN/checkpoints/STEP.
+        version: of this package, that wrote them; '' if they do not say.
     """
 
     variables: dict[str, Any]
@@ -51,6 +63,31 @@ class Weights:
     colors: tuple[tuple[int, int, int], ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     backbone: str = ''
+    path: Path = Path()
+    version: str = ''
+
+    def refuse_unknown(self, parts: str = 'all') -> None:
+        """Refuses weights whose network, or whose backbone alone, this version cannot build as it was.
+
+        Args:
+            parts: one of `PARTS`.
+
+        Raises:
+            VersionError: a setting or value is not known, or a known one is missing.
+        """
+        if parts == 'backbone':
+            model = {key: self.model[key] for key in BACKBONE_FACTS if key in self.model}
+            lines, cure = unknown_settings(model, BACKBONE_FACTS), 'nothing of it can be taken'
+        else:
+            needed = BACKBONE_FACTS if not self.classes else OF_HEAD + (() if self.backbone else OF_BACKBONE)
+            lines = unknown_settings(self.model, needed)
+            cure = 'train a new head on its backbone, --config.init.from={} --config.init.parts=backbone'
+            cure = cure.format(self.path)
+        lines += [f'input.{key}={value!r}' for key, value in self.input.items() if key not in INPUT]
+        lines += [f'no input.{key}' for key in INPUT if key not in self.input]
+        if lines:
+            what = f'the settings of its network hold what is unknown here ({"; ".join(lines)})'
+            raise history.not_understood(self.path, self.version, what, cure)
 
     def network(self, backbone: Backbone | None = None, **settings: Any) -> ANN:
         """The network of the weights.
@@ -61,7 +98,9 @@ class Weights:
 
         Raises:
             ConfigError: they are those of a backbone alone, or of one that has to be given.
+            VersionError: see `refuse_unknown`.
         """
+        self.refuse_unknown()
         if not self.classes:
             raise ConfigError(
                 'these weights are a backbone alone, which tells no classes: train a head first'
@@ -82,7 +121,9 @@ def save(folder: Path, weights: Weights) -> None:
     """
     if folder.exists():
         raise ConfigError(f'{folder} exists: name a new folder, or remove it first')
-    facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name != 'variables'}
+    facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name in FACTS}
+    # In `source`, for older versions refuse a key that they do not know.
+    facts['source'] = facts['source'] | {WRITER: __version__}
     version = VERSION
     if not weights.backbone:
         del facts['backbone']
@@ -105,20 +146,66 @@ def load(folder: Path) -> Weights:
     """Reads a model folder.
 
     Raises:
-        DataError: the folder is incomplete or damaged, or was written by a newer version.
+        DataError: the folder is incomplete or damaged, or model.json is of another program.
+        VersionError: it was written by a newer version, or lacks what every version writes.
     """
+    cure = 'move it away and make it anew, or bring back a copy'
     try:
         facts = json.loads((folder / 'model.json').read_text(encoding='utf-8'))
-        version, digest = facts.pop('version'), facts.pop('sha256')
+        if not isinstance(facts, dict) or not {'version', 'sha256', 'model'} & facts.keys():
+            raise DataError(f'{folder}/model.json is not of ann_jax: name a run, or a folder of weights')
+        version, digest = facts.pop('version', VERSION), facts.pop('sha256', None)
+        source = facts.get('source') or {}
+        writer = source.get(WRITER, '')
+        refusal = functools.partial(history.not_understood, folder, writer)
+        plain = f'{folder}/weights.npz holds the arrays by name, for numpy.load'
         if version > VERSION:
-            raise DataError(f'{folder} was written by a newer version of ann_jax: update ann_jax')
-        if sha256(folder / 'weights.npz') != digest:
-            raise DataError(f'{folder}/weights.npz is not what model.json says was written: make it anew')
+            raise refusal(f'format {version} of model.json is newer than {VERSION}', plain)
+        if missing := [key for key in ('model', 'input') if key not in facts]:
+            raise refusal(f'model.json has no {", ".join(missing)}', plain)
+        if digest is None:
+            logger.warning('%s has no checksum: its content cannot be verified', folder)
+        elif sha256(folder / 'weights.npz') != digest:
+            raise DataError(f'{folder}/weights.npz is not what model.json says was written: {cure}')
         with np.load(folder / 'weights.npz', allow_pickle=False) as arrays:
             variables = traverse_util.unflatten_dict(dict(arrays), sep='/')
-        return Weights(variables=variables, **{key: as_tuples(value) for key, value in facts.items()})
-    except (OSError, KeyError, TypeError, UnicodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
-        raise DataError(f'{folder} is not a whole model folder ({error}): make it anew') from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
+        raise DataError(f'{folder} is damaged ({error}): {cure}') from error
+    if more := sorted(facts.keys() - FACTS):
+        logger.warning('%s also holds %s, which this version does not know', folder, ', '.join(more))
+    classes, colors = class_facts(facts, variables, folder)
+    model, added = facts['model'], {}
+    if classes:
+        model, added = complete_model(model)
+    history.note(folder, added)
+    return Weights(
+        variables=variables,
+        model=as_tuples(model),
+        input=as_tuples(facts['input']),
+        classes=classes,
+        colors=colors,
+        source=as_tuples(source),
+        backbone=facts.get('backbone', ''),
+        path=folder,
+        version=writer,
+    )
+
+
+def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of a network in today's, without those that weights do not fix, and which were added."""
+    whole, added = history.complete({'model': saved})
+    fixed = {key: value for key, value in whole['model'].items() if key not in FREE_SETTINGS}
+    return fixed, {name: value for name, value in added.items() if name.removeprefix('model.') in fixed}
+
+
+def class_facts(facts: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> tuple[tuple, tuple]:
+    """Names and colours of the classes that weights tell; without such facts numbers, and VOC's colours."""
+    classifier = variables['params'].get('classifier', {})
+    count = len(classifier['bias']) if 'bias' in classifier else 0
+    classes = as_tuples(facts.get('classes', [f'class {i}' for i in range(count)]))
+    if 'classes' not in facts and count:
+        logger.info('%s keeps no names of its %d classes', path, count)
+    return classes, as_tuples(facts.get('colors', voc_colors(len(classes))))
 
 
 def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:

@@ -5,17 +5,15 @@ import json
 import logging
 from pathlib import Path
 
-from ann_jax.data.names import voc_colors
+from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError
 from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.runs.history import complete, note, saved_config
 from ann_jax.weights import folder
-from ann_jax.weights.folder import FREE_SETTINGS, Weights, as_tuples
+from ann_jax.weights.folder import Weights, as_tuples
 from ann_jax.weights.torch_files import ENDINGS
 
 logger = logging.getLogger(__name__)
-
-# Settings of the network that the first runs lack -> what their commits computed.
-BEFORE = {'out_norm': False}
 
 
 def open_weights(path: Path) -> Weights:
@@ -27,6 +25,7 @@ def open_weights(path: Path) -> Weights:
     Raises:
         ConfigError: there is none of them, or it is a file of torch.
         DataError: a model folder, the checkpoint named, or every one of a run is damaged.
+        VersionError: another version wrote it, and this one does not know what is in it.
     """
     if (path / 'model.json').is_file():
         return folder.load(path)
@@ -54,30 +53,37 @@ def open_weights(path: Path) -> Weights:
             step, facts, variables = only, checkpoints.facts(only), read(only, None)
     kind = 'its best' if step == best else 'its newest whole one' if only is None else 'as named'
     logger.info('%s at step %d, %s', path, step, kind)
-    settings = BEFORE | facts['config']['model']
-    classes = facts.get('classes') or _class_names(path, variables)
+    found = path / 'checkpoints' / str(step)
+    saved = saved_config(facts, found)
+    if 'classes' not in facts and (names := _class_names(path, saved, variables)):
+        facts['classes'] = names
+    classes, colors = folder.class_facts(facts, variables, path)
+    model, added = folder.complete_model(saved['model'])
+    note(path, added)
     return Weights(
         variables=variables,
-        model=as_tuples({key: value for key, value in settings.items() if key not in FREE_SETTINGS}),
-        input=as_tuples(facts['config']['input']),
-        classes=tuple(classes),
-        colors=as_tuples(facts['colors'] if 'colors' in facts else voc_colors(len(classes))),
+        model=as_tuples(model),
+        input=as_tuples(saved['input']),
+        classes=classes,
+        colors=colors,
         source={'run': path.name, 'step': step},
         backbone=facts.get('backbone', ''),
+        path=found,
+        version=facts.get('version', ''),
     )
 
 
-def _class_names(path, variables):
-    """Names of the classes of a run that does not keep them: those of its scores, or numbers."""
+def _class_names(path, saved, variables):
+    """Names of the classes of a run that does not keep them: those of the scenes, or of its scores."""
     count = variables['params']['classifier']['bias'].shape[0]
-    try:
-        names = list(json.loads((path / 'metrics.json').read_text(encoding='utf-8'))['iou'])
-    except (OSError, ValueError, KeyError):
-        names = []
-    if len(names) != count:
-        names = [f'class {i}' for i in range(count)]
-    logger.info('%s keeps no names and colours of classes: %s, ...', path, ', '.join(names[:3]))
-    return names
+    data = complete(saved)[0]['dataset']
+    names = []
+    if (data.get('root') and data.get('name') or data.get('stand_in') or data.get('name')) == 'scenes':
+        names = list(VERSIONS[data['scenes']['version']])
+    else:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            names = list(json.loads((path / 'metrics.json').read_text(encoding='utf-8'))['iou'])
+    return names if len(names) == count else None
 
 
 def open_network(path: Path) -> Weights:
