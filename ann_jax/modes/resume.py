@@ -15,9 +15,10 @@ from ann_jax.config import adopt, defaults, differences
 from ann_jax.errors import ConfigError
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import initial_variables
+from ann_jax.models.settings import unknown_settings
 from ann_jax.parallel.arrays import replicated
 from ann_jax.runs import history
-from ann_jax.runs.checkpoints import Checkpoints, Damaged, read_facts
+from ann_jax.runs.checkpoints import Checkpoints, Damaged, read_facts, unknown_parts
 from ann_jax.training.state import TrainState, abstract_state, create_state
 from ann_jax.weights.folder import BACKBONE_FACTS, Weights, as_tuples, start
 from ann_jax.weights.opening import open_weights
@@ -119,7 +120,7 @@ def first_state(
     if steps:
         begin = time.perf_counter()
         first, facts, state = checkpoints.first_whole(steps, restore)
-        _note(facts, config, workdir)
+        _note(facts, config, workdir, checkpoints.folder / str(first))
         logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - begin)
         checkpoints.set_aside(step for step in steps if step > first)
         return state, first
@@ -159,8 +160,9 @@ def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
         logger.info('goes on with other settings than it had: %s', '; '.join(others))
 
 
-def _note(facts, config, workdir):
+def _note(facts, config, workdir, path):
     """Logs what the run keeps as it was, and what it may not find as it was."""
+    history.note_unknown(path, unknown_parts(path, facts))
     _, added = history.complete(facts['config'])
     now = history.flat(config.to_dict())
     history.note(workdir, {name: value for name, value in as_tuples(added).items() if now.get(name) == value})
@@ -177,6 +179,7 @@ def _refuse_unknown(saved: dict, config: ConfigDict, path: Path, facts: dict) ->
     """Refuses to go on without a setting that a newer version had; GONE has those that do not matter."""
     run, now = history.flat(saved), history.flat(config.to_dict())
     unknown = [f'{name}={run[name]!r}' for name in run if name not in now and _is_fixed(name)]
+    unknown += [line for line in unknown_settings(saved['model'], ()) if line not in unknown]
     if unknown:
         raise history.not_understood(
             path,

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 ITEMS = ('state', 'facts')
 # Of the first commits: the config was the facts, and the score was saved with the state.
 EARLY_ITEMS = ('config', 'metrics')
+FACTS = {'config', 'classes', 'colors', 'backbone', 'version', 'arrays'}
 
 
 class Damaged(DataError):
@@ -51,8 +52,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     items = _items(folder)
     item = next((name for name in ('facts', 'config') if name in items), None)
     if item is None:
-        others = items.keys() - {*ITEMS, *EARLY_ITEMS}
-        if others:
+        if _unknown_items(folder):
             raise not_understood(
                 folder,
                 None,
@@ -72,6 +72,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if checksum is not None and checksum != _digest_json(facts):
         raise _damaged(folder, 'its facts are not those that were saved')
     return facts
+
+
+def unknown_parts(folder: Path, facts: Mapping[str, Any]) -> set[str]:
+    """Names of items and facts of a checkpoint that this version does not know."""
+    return _unknown_items(folder) | (facts.keys() - FACTS)
+
+
+def _unknown_items(folder):
+    return _items(folder).keys() - {*ITEMS, *EARLY_ITEMS}
 
 
 def _items(folder):
@@ -261,6 +270,7 @@ class Checkpoints:
         Raises:
             Damaged, VersionError: as there.
         """
+        self._manager.wait_until_finished()  # a save of this step may be under way
         return read_facts(self.folder / str(step))
 
     def set_aside(self, steps: Iterable[int]) -> None:
@@ -333,7 +343,7 @@ class Checkpoints:
         branches = jax.tree_util.tree_leaves_with_path(like, is_leaf=lambda tree: tree is not like)
         known = {jax.tree_util.keystr(path, simple=True) for path, _ in branches}
         unknown = {name.split('/')[0] for name in arrays} - known
-        unknown |= _items(folder).keys() - {*ITEMS, *EARLY_ITEMS}
+        unknown |= _unknown_items(folder)
         if unknown:
             raise not_understood(
                 folder,

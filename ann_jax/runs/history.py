@@ -7,7 +7,8 @@ to GONE the value that means what the code does now.
 
 import functools
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,14 @@ def note(path: Path, added: Mapping[str, Any]) -> None:
         logger.info('%s is older than these settings and keeps what it computed: %s', path, shown)
 
 
+def note_unknown(path: Path, names: Iterable[str]) -> None:
+    """Warns of what a newer version added to a checkpoint or to a folder of weights, which is left there."""
+    if names := sorted(names):
+        logger.warning(
+            '%s also holds %s, which this version does not know: the rest is taken', path, ', '.join(names)
+        )
+
+
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Settings by names such as 'model.remat'."""
     settings = {}
@@ -133,7 +142,9 @@ def not_understood(path: Path, version: str | None, what: str, cure: str) -> Ver
         what: it has that this version does not know.
         cure: what can be taken of it, and how.
     """
+    numbers = lambda text: [int(part) for part in re.findall(r'\d+', text)[:3]]
+    newer = 'newer' if version and numbers(version) > numbers(__version__) else 'newer or changed'
     return VersionError(
-        f'{path} was written by another version of ann_jax ({version or "it does not say which"}; this is '
+        f'{path} was written by a {newer} version of ann_jax ({version or "it does not say which"}; this is '
         f'{__version__}): {what}. Use that version, or: {cure}'
     )

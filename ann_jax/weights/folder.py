@@ -171,16 +171,11 @@ def load(folder: Path) -> Weights:
             variables = traverse_util.unflatten_dict(dict(arrays), sep='/')
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
         raise DataError(f'{folder} is damaged ({error}): {cure}') from error
-    if more := sorted(facts.keys() - FACTS):
-        logger.warning('%s also holds %s, which this version does not know', folder, ', '.join(more))
+    history.note_unknown(folder, facts.keys() - FACTS)
     classes, colors = class_facts(facts, variables, folder)
-    model, added = facts['model'], {}
-    if classes:
-        model, added = complete_model(model)
-    history.note(folder, added)
     return Weights(
         variables=variables,
-        model=as_tuples(model),
+        model=as_tuples(facts['model']),
         input=as_tuples(facts['input']),
         classes=classes,
         colors=colors,

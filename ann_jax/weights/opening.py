@@ -1,14 +1,15 @@
 """Trained weights, whatever they lie in: a run's workdir, one of its checkpoints, or a folder of weights."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 from pathlib import Path
 
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError
-from ann_jax.runs.checkpoints import Checkpoints
-from ann_jax.runs.history import complete, note, saved_config
+from ann_jax.runs.checkpoints import Checkpoints, unknown_parts
+from ann_jax.runs.history import complete, note, note_unknown, saved_config
 from ann_jax.weights import folder
 from ann_jax.weights.folder import Weights, as_tuples
 from ann_jax.weights.torch_files import ENDINGS
@@ -28,7 +29,12 @@ def open_weights(path: Path) -> Weights:
         VersionError: another version wrote it, and this one does not know what is in it.
     """
     if (path / 'model.json').is_file():
-        return folder.load(path)
+        loaded = folder.load(path)
+        if not loaded.classes:
+            return loaded
+        model, added = folder.complete_model(loaded.model)
+        note(path, added)
+        return dataclasses.replace(loaded, model=as_tuples(model))
     only = None
     if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
         path, only = path.parent.parent, int(path.name)
@@ -60,6 +66,7 @@ def open_weights(path: Path) -> Weights:
     classes, colors = folder.class_facts(facts, variables, path)
     model, added = folder.complete_model(saved['model'])
     note(path, added)
+    note_unknown(found, unknown_parts(found, facts))
     return Weights(
         variables=variables,
         model=as_tuples(model),
