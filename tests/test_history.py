@@ -362,7 +362,7 @@ def test_a_folder_of_weights_names_its_version_and_what_is_unknown(tmp_path, cap
     with pytest.raises(DataError, match='model.json is not of ann_jax'):
         open_weights(folder)
     file.write_text(json.dumps(whole)[:-20])
-    with pytest.raises(DataError, match='is damaged.*move it away'):
+    with pytest.raises(DataError, match='damaged.*move it away'):
         open_weights(folder)
 
 

@@ -170,7 +170,7 @@ def load(folder: Path) -> Weights:
         with np.load(folder / 'weights.npz', allow_pickle=False) as arrays:
             variables = traverse_util.unflatten_dict(dict(arrays), sep='/')
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
-        raise DataError(f'{folder} is damaged ({error}): {cure}') from error
+        raise DataError(f'{folder} is not a whole model folder, but damaged ({error}): {cure}') from error
     history.note_unknown(folder, facts.keys() - FACTS)
     classes, colors = class_facts(facts, variables, folder)
     return Weights(
