@@ -170,7 +170,7 @@ def _note(facts, config, workdir, path):
     if 'model.out_norm' in added and {*c.scale_range, *c.aspect_range} != {1.0}:
         logger.info(
             '%s may be older than commit 798c65b, before which an image was resized and then cut: its crops '
-            'now differ by less than half a pixel',
+            'now lie a pixel or so elsewhere',
             workdir,
         )
 
