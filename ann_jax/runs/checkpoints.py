@@ -321,11 +321,12 @@ class Checkpoints:
         scores = {}
         for step in self.steps:  # those of the first commits lie with the state
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                saved = json.loads((self.folder / str(step) / 'metrics' / 'metrics').read_text(encoding='utf-8'))
-                scores[step] = float(saved['miou'])
+                file = self.folder / str(step) / 'metrics' / 'metrics'
+                scores[step] = float(json.loads(file.read_text(encoding='utf-8'))['miou'])
         path = self.folder / 'scores.json'
         try:
-            return scores | {int(step): float(miou) for step, miou in json.loads(path.read_text(encoding='utf-8')).items()}
+            record = json.loads(path.read_text(encoding='utf-8'))
+            return scores | {int(step): float(miou) for step, miou in record.items()}
         except FileNotFoundError:
             return scores
         except (OSError, ValueError, AttributeError) as error:
