@@ -86,6 +86,7 @@ setup(
             'ann_jax[datasets]',
             'build>=1.2',
             'flatbuffers>=24',
+            'mypy>=1.13',
             'pytest>=8',
             'pytest-xdist>=3.6',
             'ruff>=0.8',
