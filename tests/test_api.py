@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from reference import assert_close, quick
 
 import ann_jax
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.kernels.resizing import resize_bilinear
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.parallel.mesh import make_mesh
@@ -132,6 +132,17 @@ def test_what_a_loop_cannot_do_is_refused():
     state, batch = ann_jax.create_state(variables, tx), random_batch(size=6)
     with pytest.raises(ConfigError, match='batch size=6 does not divide over 8 devices; .* 8'):
         ann_jax.make_step(net, tx, loss=plain_entropy)(state, batch)
+    one = make_mesh(jax.devices()[:1])
+    for label, message in (
+        (np.int32(-1), 'the label -1'),
+        (np.uint8(3), 'the label 3, but the network has 3'),
+    ):
+        model = small_ann()[0] if label == 3 else net
+        wrong = batch | {'label': np.full((6, 18, 14), label)}
+        with pytest.raises(DataError, match=message):
+            ann_jax.make_step(model, tx, one, loss=plain_entropy)(state, wrong)
+        with pytest.raises(DataError, match=message):
+            ann_jax.make_eval(model, one)(variables, wrong)
     split = make_mesh(data=2, space=4)
     with pytest.raises(ConfigError, match='mesh.space=4: rows of images can be split for an ANN alone'):
         ann_jax.make_step(net, tx, split, loss=plain_entropy)(state, batch)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ann_jax.data import names
 from ann_jax.data.names import voc_colors
+from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
 INVALID = 254  # mark in a lookup table: this raw value should not occur
@@ -293,3 +294,20 @@ DATASETS: dict[str, Dataset] = {
         ),
     )
 }
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Refuses labels without a class, which a loss would count in silence.
+
+    Raises:
+        DataError: names the first value that is neither a class index nor IGNORE, or the dtype if it is not
+            an integer.
+    """
+    if labels.dtype.kind not in 'iu':
+        raise DataError(f'labels are {labels.dtype}: give integers, class indices or {IGNORE}')
+    bad = (labels != IGNORE) & ((labels < 0) | (labels >= num_classes))
+    if bad.any():
+        raise DataError(
+            f'the batch has the label {labels[bad][0]}, but the network has {num_classes} classes, 0 to '
+            f'{num_classes - 1}: map it to one of them, or to {IGNORE}, which is ignored'
+        )

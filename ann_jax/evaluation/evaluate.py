@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from ann_jax.data.classes import check_labels
 from ann_jax.data.pipeline import Replacing, eval_batches
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.metrics import Scores, confusion_matrix
@@ -105,7 +106,8 @@ def make_eval(
         A function from variables (`TrainState.variables`) and a batch to a confusion matrix: (K, K) int32,
         rows are true classes, pixels labelled IGNORE do not count. A batch is one of `make_step` or of
         `data.pipeline.eval_batches`. It raises ConfigError where the batch does not divide over the
-        devices, or holds images of several sizes that the network cannot tell apart.
+        devices, or holds images of several sizes that the network cannot tell apart, and DataError where a
+        label is no class.
     """
     mesh = mesh or make_mesh()
 
@@ -120,6 +122,8 @@ def make_eval(
 
     def evaluate_batch(variables, batch):
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        if isinstance(batch['label'], np.ndarray):
+            check_labels(batch['label'], getattr(model, 'num_classes', IGNORE))
         keys = ['image', 'label']
         # Sizes that fill the canvas need no masks.
         if 'size' in batch and (np.asarray(batch['size']) != batch['label'].shape[1:]).any():

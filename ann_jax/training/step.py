@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from ann_jax.data.classes import check_labels
 from ann_jax.kernels.reductions import global_norm
 from ann_jax.models.ann import image_logits
 from ann_jax.models.feature_map import FeatureMap
@@ -65,7 +67,7 @@ def make_step(
         `main_loss`, `auxiliary_loss`, `kept`, `pixel_accuracy`, `gradient_norm`. A batch holds `image`,
         (B, H, W, 3) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; of several
         processes, the share of this one. It is compiled once for each shape, and raises ConfigError where the
-        batch does not divide over the devices.
+        batch does not divide over the devices, DataError where a label is no class.
     """
     mesh = mesh or make_mesh()
     settings = {'loss': loss, 'normalize': normalize, 'seed': seed, 'skip_not_finite': skip_not_finite}
@@ -77,8 +79,13 @@ def make_step(
         donate_argnums=0,
     )
 
+    # The network tells how many classes it has; another one can have no more than IGNORE leaves.
+    num_classes = getattr(model, 'num_classes', IGNORE)
+
     def step(state, batch):
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        if isinstance(batch['label'], np.ndarray):  # what is on a device already is not fetched
+            check_labels(batch['label'], num_classes)
         return program(state, put_batch(batch, mesh))
 
     return step
