@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -57,7 +58,8 @@ def parse_flags(argv):
 def main(_argv):
     """Runs the mode; an error of the user's ends it with one line and exit status 1."""
     # Names of classes may be in any script, also where the output goes to a file or an old terminal.
-    sys.stdout.reconfigure(errors='backslashreplace')
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook has another
+        sys.stdout.reconfigure(errors='backslashreplace')
     logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
     logging.getLogger('ann_jax').setLevel(logging.INFO)
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent

@@ -187,6 +187,22 @@ def test_sigterm_and_ctrl_c_leave_a_checkpoint_and_the_run_resumes_bit_for_bit(
             np.testing.assert_array_equal(a, b)
 
 
+def test_output_may_go_to_any_stream(environment):
+    """In a notebook sys.stdout is no file."""
+    program = (
+        'import contextlib, io, runpy, sys\n'
+        'with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n'
+        "    runpy.run_module('ann_jax.main', run_name='__main__')\n"
+        'print(out.getvalue())'
+    )
+    arguments = command('scenes.py:runlocal', '--mode=check', '--config.dataset.scenes.train_count=2')[3:]
+    result = subprocess.run(
+        [sys.executable, '-c', program, *arguments],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert 'usable: no problems' in result.stdout, result.stderr
+
+
 def test_the_log_tells_what_happened(finished):
     text = (finished[0] / 'log.txt').read_text()
     for word in (
