@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,13 @@ def test_layout_names_the_real_folders():
         DATASETS['ade20k'].layout
         == 'images/training|validation/**/*.jpg and annotations/training|validation/**/*.png'
     )
+
+
+def test_a_part_that_no_layout_has(tmp_path):
+    """What `write_tfds --splits=vall` asks for."""
+    write_tree('cityscapes', tmp_path)
+    alone = replace(DATASETS['cityscapes'], splits={'vall': ('vall',)})
+    expect(["'vall'", "did you mean 'val'", 'train_extra'], FolderSource, alone, tmp_path, 'vall')
 
 
 def test_empty_split(tmp_path):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ann_jax.data import archives
 from ann_jax.data.classes import Dataset, Layout
-from ann_jax.errors import DataError
+from ann_jax.errors import DataError, unknown
 
 
 class _Found(NamedTuple):
@@ -67,7 +67,8 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
 
 def _choose(dataset, root, part):
     """Returns the number of the layout that fits the files best, the first of equals, and what it finds."""
-    best, best_rank = None, ()
+    best = None
+    best_rank: tuple[bool, ...] = ()
     for number, layout in enumerate(dataset.layouts):
         if layout.parts and part not in layout.parts:
             continue
@@ -77,6 +78,9 @@ def _choose(dataset, root, part):
             best, best_rank = (number, found), rank
         if all(rank):
             break
+    if best is None:
+        known = [part for layout in dataset.layouts for part in layout.parts]
+        raise DataError(unknown(f'part of {dataset.name}', part, dict.fromkeys(known)))
     return best
 
 
@@ -127,7 +131,8 @@ def _list_files(root, folder, endings):
     top = os.path.join(root, folder)
     if not os.path.isdir(top):
         return {}, top, ''
-    files, clash = {}, ''
+    files: dict[str, str] = {}
+    clash = ''
     for where, _, names in os.walk(top, followlinks=True):
         for name in names:
             stem = without_ending(name, endings)
