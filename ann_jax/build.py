@@ -37,6 +37,7 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
     c = config.dataset
     stands_in = bool(c.stand_in and not c.root)
     name = c.stand_in if stands_in else c.name
+    samples: Source
     if c.format == 'tfds' and not stands_in:
         samples = RecordSource(name, c.root, split)
     elif name == 'scenes':

@@ -53,7 +53,9 @@ def find_config(text: str) -> ConfigFile:
         ConfigError: there is neither; the message lists those of the package.
     """
     # The colon of a drive, as in C:\mine.py, is part of the path.
-    name, argument = re.fullmatch(r'((?:[A-Za-z]:[\\/])?[^:]*)(?::(.*))?', text, re.DOTALL).groups()
+    parts = re.fullmatch(r'((?:[A-Za-z]:[\\/])?[^:]*)(?::(.*))?', text, re.DOTALL)
+    assert parts  # any text matches
+    name, argument = parts.groups()
     path = Path(name).expanduser()
     if path.is_file():
         return ConfigFile(path, argument, packaged=False)
@@ -74,7 +76,9 @@ def load_config(text: str) -> ConfigDict:
     """
     file = find_config(text)
     loader = importlib.machinery.SourceFileLoader('ann_jax_config', str(file.path))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec  # a SourceFileLoader always has one
+    module = importlib.util.module_from_spec(spec)
     sys.modules[loader.name] = module
     try:
         loader.exec_module(module)

@@ -169,7 +169,7 @@ def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown name or variant, with the nearest known one, or a value of another type.
     """
-    values = {'variant': 'full', 'protocol': 'single', 'runlocal': False} | spec
+    values: dict[str, Any] = {'variant': 'full', 'protocol': 'single', 'runlocal': False} | spec
     for item in filter(None, (argument or '').split(',')):
         name, has_value, text = item.partition('=')
         if name not in values:

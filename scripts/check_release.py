@@ -62,8 +62,8 @@ def main():
     parser.add_argument('--wheel', type=Path, help='build nothing, try this wheel')
     parser.add_argument('--environment', type=Path, help='folder that keeps the environment of the wheel')
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        work = Path(work)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
         wheel = options.wheel or build(options.out or work / 'dist', work)
         try_wheel(wheel.resolve(), options.environment or work / 'wheel', work)
     print('the release works')

@@ -7,6 +7,7 @@ samples have a path. SciPy and h5py are imported only when they are needed.
 import functools
 import json
 import os
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ from ann_jax.data.reading import optional, read_file
 from ann_jax.errors import DataError
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True)
+class Slice:
     """One picture of a stack in an HDF5 file, whose axes MATLAB wrote in reverse."""
 
     file: str  # absolute, or relative to where the program runs
@@ -82,7 +84,8 @@ def runs(text: str) -> list[int]:
     Each number, from the fourth on less the one two before, is in groups of five bits, the lowest first, as
     characters from '0' on; bit 5 says that another group follows, and bit 4 of the last is the sign.
     """
-    numbers, value, shift = [], 0, 0
+    numbers: list[int] = []
+    value, shift = 0, 0
     for character in text:
         group = ord(character) - 48
         value |= (group & 31) << shift
@@ -108,11 +111,11 @@ def context_masks(path: str, part: str) -> dict[str, Masks]:
 def _context_parts(path, _):
     try:
         content = json.loads(read_file(path, 'list'))
-        masks = {image['image_id']: [] for image in content['images']}
+        masks: dict[int, list[tuple[int, str]]] = {image['image_id']: [] for image in content['images']}
         for record in content['annos_segmentation']:
             runs = record['segmentation']['counts']
             masks[record['image_id']].append((int(record['category_id']), str(runs)))
-        parts = {}
+        parts: dict[str, dict[str, Masks]] = {}
         for image in content['images']:
             name = os.path.splitext(image['file_name'])[0]
             size = int(image['height']), int(image['width'])

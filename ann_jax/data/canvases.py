@@ -13,7 +13,8 @@ class Canvases:
 
     def __init__(self, exact_only: bool = False):
         """`exact_only`: every size gets a canvas of its own, for networks that take no padding."""
-        self._known, self._exact_only = [], exact_only
+        self._known: list[tuple[int, int]] = []
+        self._exact_only = exact_only
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the canvas for an image."""

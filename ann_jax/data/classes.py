@@ -48,6 +48,7 @@ class Layout:
     @cached_property
     def lut(self) -> np.ndarray:
         """(at least 257,) uint8: raw value -> class index, IGNORE, or INVALID; the last is INVALID."""
+        assert self.label_map is not None  # a `Dataset` gives its own to a layout without one
         lut = np.full(max(256, *self.label_map) + 2, INVALID, np.uint8)
         lut[list(self.label_map)] = list(self.label_map.values())
         return lut
@@ -137,9 +138,9 @@ def _context(name, classes, colors, first):
     # All but 59 of the 459 classes count as background.
     among_459 = dict.fromkeys(range(460), scored[0])
     among_459 |= {raw: scored[i] for i, raw in enumerate(names.PASCAL_CONTEXT_459, 1)}
-    common = {'images': 'JPEGImages', 'image_endings': ('.jpg',)}
+    photos = Layout(images='JPEGImages', image_endings=('.jpg',))
     lists = 'ImageSets/SegmentationContext/{part}.txt'
-    mat = Layout(labels='trainval', label_ending='.mat', variable='LabelMap', label_map=among_459, **common)
+    mat = replace(photos, labels='trainval', label_ending='.mat', variable='LabelMap', label_map=among_459)
     return Dataset(
         name=name,
         classes=classes,
@@ -147,8 +148,8 @@ def _context(name, classes, colors, first):
         label_map={**scored, 255: IGNORE},
         splits=_TRAIN_VAL,
         layouts=(
-            Layout(labels='SegmentationClassContext', lists=lists, **common),
-            Layout(archive='trainval_merged.json', label_map=among_459, **common),
+            replace(photos, labels='SegmentationClassContext', lists=lists),
+            replace(photos, archive='trainval_merged.json', label_map=among_459),
             replace(mat, lists=lists),
             replace(mat, lists='ImageSets/Main/{part}.txt'),
         ),

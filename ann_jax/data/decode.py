@@ -56,8 +56,8 @@ def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndar
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if image is not None:
                 return image
-        with Image.open(io.BytesIO(data)) as image:
-            return to_rgb(image, upright)
+        with Image.open(io.BytesIO(data)) as opened:
+            return to_rgb(opened, upright)
     except _DECODER_ERRORS as e:
         raise DataError(
             f'cannot read the image {where}: {_reason(e)}; copy or download the file again'

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grain
 import numpy as np
@@ -23,6 +24,8 @@ from ann_jax.typing import IGNORE, Batch, Sample, Source
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar('T')
+
 
 @dataclass(frozen=True)
 class _RandomMap(grain.transforms.RandomMap):
@@ -30,11 +33,11 @@ class _RandomMap(grain.transforms.RandomMap):
 
     augment: Augment
 
-    def random_map(self, element: Sample, rng: np.random.Generator) -> Batch:
+    def random_map(self, element: Sample, rng: np.random.Generator) -> Sample:
         draw = self.augment.draw(rng, *element['label'].shape)
         sample = self.augment.apply(element, draw)
         problem = element.get('problem', '')
-        return Batch(image=sample['image'], label=sample['label'], name=element['name'], problem=problem)
+        return Sample(image=sample['image'], label=sample['label'], name=element['name'], problem=problem)
 
 
 class Replacing:
@@ -60,10 +63,32 @@ class Replacing:
                 label = (
                     np.full_like(sample['label'], IGNORE) if step and self._unlabelled else sample['label']
                 )
-                return Sample(sample, label=label, problem=problem)
+                return {**sample, 'label': label, 'problem': problem}
             except DataError as error:
                 problem = problem or str(error)
         raise DataError(f'no sample can be used; the first: {problem}')
+
+
+class ClosingIterator(Iterator[T]):
+    """The elements of a grain reader; reports a worker that died as a `DataError`."""
+
+    def __init__(self, reader):
+        self._iterator = iter(reader)
+
+    def __next__(self) -> T:
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if 'terminated unexpectedly' not in str(error):
+                raise
+            raise DataError(
+                f'a data worker died ({error}): mostly memory ran out, so use fewer loader.workers; '
+                'the same command resumes'
+            ) from error
+
+    def close(self) -> None:
+        """Ends the threads and the workers."""
+        self._iterator.close()
 
 
 def train_batches(
@@ -78,7 +103,7 @@ def train_batches(
     num_workers: int = 0,
     num_threads: int = 2,
     prefetch: int = 4,
-) -> Iterator[Batch]:
+) -> ClosingIterator[Batch]:
     """Returns an endless iterator of augmented batches: every sample once an epoch, in a new order each time.
 
     Args:
@@ -107,31 +132,9 @@ def train_batches(
     samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment))
     # Batched before the split over workers: they take whole batches in turn, so their number changes nothing.
     batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
-    return _Batches(_read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch))
-
-
-class _Batches:
-    """The iterator of a reader; the death of a worker is the user's to mend."""
-
-    def __init__(self, reader):
-        self._iterator = iter(reader)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        try:
-            return next(self._iterator)
-        except RuntimeError as error:
-            if 'terminated unexpectedly' not in str(error):
-                raise
-            raise DataError(
-                f'a data worker died ({error}): mostly memory ran out, so use fewer loader.workers; '
-                'the same command resumes'
-            ) from error
-
-    def close(self):
-        self._iterator.close()
+    return ClosingIterator(
+        _read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch)
+    )
 
 
 def eval_batches(
@@ -176,9 +179,10 @@ def eval_batches(
 
 
 def _eval_batches(reader, batch_size, rows, canvases):
-    iterator = _Batches(reader)
+    iterator: ClosingIterator[Sample] = ClosingIterator(reader)
     try:
-        group, canvas = [], None
+        group: list[Sample] = []
+        canvas: tuple[int, int] | None = None
         for sample in iterator:
             if sample.get('problem'):
                 logger.warning('not evaluated: %s', sample['problem'])

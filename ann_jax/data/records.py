@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.decode import decode_raw, encode_png, examine_jpeg, map_label, match
@@ -50,8 +51,8 @@ class RecordSource:
             if form not in ('array_record', 'parquet'):
                 raise DataError(f"{form} has no random access: let TFDS write file_format='array_record'")
             features, written = builder.info.features, builder.info.splits
-            self._keys = next((keys for keys in (_OURS, _STOCK) if set(keys) <= set(features)), None)
-            if self._keys is None:
+            keys = next((keys for keys in (_OURS, _STOCK) if set(keys) <= set(features)), None)
+            if keys is None:
                 raise DataError(f'its features are {", ".join(features)}, not {", ".join(_OURS)}')
             self.dataset = _describe(name, builder.info.metadata or {}, written)
             parts = self.dataset.splits.get(split, (split,))
@@ -60,14 +61,14 @@ class RecordSource:
             if absent:
                 raise DataError(unknown('split', absent[0], written))
             raw = tfds.decode.SkipDecoding()
-            decoders = {self._keys[1]: raw, self._keys[2]: raw}
+            decoders = {keys[1]: raw, keys[2]: raw}
             self._parts = [(part, builder.as_data_source(part, decoders=decoders)) for part in parts]
         except Exception as e:  # TFDS raises what the files make it stumble over
             reason = ' '.join(str(e).split())
             raise DataError(
                 f'cannot read {name} in {self._folder}: {reason}; or write the records again'
             ) from e
-        self.split = split
+        self.split, self._keys = split, keys
         self._starts = [0]
         for _, records in self._parts:
             self._starts.append(self._starts[-1] + len(records))
@@ -171,7 +172,9 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
     classes = tfds.features.Image(shape=(None, None, 1), encoding_format='png')
     metadata = {key: list(getattr(dataset, key)) for key in ('classes', 'colors', 'categories')}
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    base: Any = tfds.core.GeneratorBasedBuilder
+
+    class Builder(base, skip_registration=True):  # type: ignore[call-arg]  # TFDS's own argument
         VERSION = tfds.core.Version(VERSION)
 
         def _info(self):

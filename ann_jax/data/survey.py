@@ -17,7 +17,7 @@ class Survey(NamedTuple):
     errors: list[str]
     pixels: np.ndarray  # (K + 1,) int64: pixels per class, the last of ignored ones
     images: np.ndarray  # (K + 1,) int64: images that hold the class
-    sizes: Counter  # (height, width) -> images
+    sizes: Counter[tuple[int, int]]  # (height, width) -> images
     blank: list[str]  # names of samples of which no pixel has a class
 
 
@@ -33,7 +33,8 @@ def survey(
         num_threads: samples read at a time.
     """
     classes = source.dataset.num_classes
-    errors, sizes, blank = list(source.problems), Counter(), []
+    errors, blank = list(source.problems), []
+    sizes: Counter[tuple[int, int]] = Counter()
     pixels, images = np.zeros((2, classes + 1), np.int64)
     pool = ThreadPoolExecutor(num_threads)
     try:

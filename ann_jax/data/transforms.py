@@ -78,7 +78,8 @@ class Augment:
         columns = draw.left + _nearest(draw.width, draw.new_width)
         label = sample['label'].take(rows, 0).take(columns, 1)  # faster than one index with both
         if draw.brightness:
-            image = cv2.add(image, (draw.brightness,) * 4)  # stops at 0 and 255
+            # Stops at 0 and 255. OpenCV's stubs know no scalars.
+            image = cv2.add(image, (draw.brightness,) * 4)  # type: ignore[call-overload]
         if draw.flip:
             image, label = cv2.flip(image, 1), cv2.flip(label, 1)
         return Sample(

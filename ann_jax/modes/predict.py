@@ -73,7 +73,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     # Images such as a.jpg and a.png, which would be written under one name.
     stems = Counter(path.relative_to(root).with_suffix('') for path in files)
     clashing = {stem for stem, count in stems.items() if count > 1}
-    errors, done = [], 0
+    errors: list[str] = []
+    done = 0
     results = segmenter.stream(files, errors)
     with tqdm(total=len(files), desc='predict', unit='image') as bar:
         for result in results:
@@ -85,8 +86,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
             except OSError as error:
                 raise SaveError(f'cannot write to {out}: {error}; name a folder to write into') from error
             bar.update(min(done + len(errors), len(files)) - bar.n)
-    for error in errors:
-        print(error)
+    for problem in errors:
+        print(problem)
     if not done:
         raise DataError(f'none of the {len(files)} images could be used')
     if 'submission' in kinds:

@@ -20,6 +20,7 @@ from ann_jax import __version__, build
 from ann_jax.config import validate
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
+from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.resume import first_state, keep_settings
 from ann_jax.parallel.arrays import put_batch, put_flag, replicated
@@ -121,7 +122,8 @@ def train(
                 evaluation, state, number, config.dataset.eval_split, report, checkpoints, log, stop
             )
 
-        number, scores = first, None
+        number = first
+        scores: Scores | None = None
         try:
             if first and is_due(first) and not checkpoints.scored(first):
                 scores = score(first)  # the run before was stopped in this evaluation
@@ -149,6 +151,7 @@ def train(
             return
         best = checkpoints.best
         logger.info('finished; %d steps left out, %d samples replaced', log.skipped, log.replaced)
+    assert scores is not None  # the last step is due
     _print(report.table(scores))
     _print(f'step {steps} of {steps}, best checkpoint at step {best}; written to {workdir}')
 

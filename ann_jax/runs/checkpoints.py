@@ -391,7 +391,8 @@ def _kind(array):
 
 
 def _digest(array):
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    # NumPy's stubs tell of the buffer from Python 3.12 on; `.data` would refuse bfloat16.
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()  # type: ignore[arg-type]
 
 
 def _digest_json(facts):

@@ -110,7 +110,7 @@ def note_unknown(path: Path, names: Iterable[str]) -> None:
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Settings by names such as 'model.remat'."""
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             settings |= flat(value, f'{prefix}{key}.')

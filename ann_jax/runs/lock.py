@@ -13,8 +13,8 @@ from ann_jax.runs.files import writing
 
 try:
     import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 logger = logging.getLogger(__name__)
 

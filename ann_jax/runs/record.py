@@ -34,13 +34,15 @@ class Record:
             silent: write nothing, as all but one of several processes.
             writer: takes curves, pictures and texts in place of TensorBoard's event files.
         """
-        self._workdir, self._silent = workdir, silent
-        self._writer, self._events = writer, None
+        self._workdir = workdir
+        self._writer: Writer | None = None  # None: silent
+        self._events: TensorBoard | None = None
         if not silent:
             with writing(workdir):
                 (workdir / 'pictures').mkdir(parents=True, exist_ok=True)
                 if writer is None:
-                    self._writer = self._events = TensorBoard(workdir / 'tensorboard', first_step)
+                    writer = self._events = TensorBoard(workdir / 'tensorboard', first_step)
+            self._writer = writer
 
     def config(self, step: int, config: Mapping) -> None:
         """Writes config.json."""
@@ -53,21 +55,21 @@ class Record:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds points to curves."""
-        if self._silent:
+        if self._writer is None:
             return
         with writing(self._workdir):
             self._writer.scalars(step, values)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Adds a text in Markdown."""
-        if self._silent:
+        if self._writer is None:
             return
         with writing(self._workdir):
             self._writer.text(step, {name: text})
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes one picture, (H, W, 3) uint8, over the one of an earlier evaluation."""
-        if self._silent:
+        if self._writer is None:
             return
         file = self._workdir / 'pictures' / f'{name.replace("/", "_")}.png'
         with writing(self._workdir):
@@ -81,6 +83,6 @@ class Record:
                 self._events.close()
 
     def _json(self, name, content):
-        if not self._silent:
+        if self._writer is not None:
             with writing(self._workdir):
                 write_json(self._workdir / name, content)

@@ -113,8 +113,11 @@ def partitioned(function: Callable, mesh: Mesh, *args: Any) -> str:
     That of CPUs, which is what compiles it here, turns bfloat16 into float32.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'}
-        options['xla_backend_optimization_level'] = 0
+        options = {
+            'xla_dump_to': folder,
+            'xla_dump_hlo_pass_re': 'spmd-partitioning',
+            'xla_backend_optimization_level': 0,
+        }
         jitted = jax.jit(
             with_forms_of('any', function), out_shardings=replicated(mesh), compiler_options=options
         )
@@ -129,22 +132,27 @@ def collectives(program: str) -> list[Collective]:
     Over a mesh of two axes XLA sums along one, and the result along the other. The second sum does not count:
     XLA's compiler for GPUs makes one of both (its pass AllReduceFolder).
     """
-    found, kinds, chains, computation = [], {}, {}, ''
+    found: list[Collective] = []
+    kinds: dict[str, str] = {}
+    chains: dict[str, tuple[int, int]] = {}
+    computation = ''
     longest = lambda names: max((chains.get(name, (0, 0)) for name in names), key=sum, default=(0, 0))
     for line in program.splitlines():
         if start := re.match(r'(?:ENTRY )?%([\w.-]+) \(', line):
             computation = start[1]
         if not (match := re.match(r' +(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)(.*)', line)):
             continue
-        name, shapes, kinds[name], operands, rest = match.groups()
-        operands, kind = re.findall(r'%([\w.-]+)', operands), kinds[name]
-        called = longest(re.findall(r'(?:body|to_apply|calls)=%([\w.-]+)', rest))
-        chain = [a + b for a, b in zip(longest(operands), called, strict=True)]
+        name, shapes, kind, inside, rest = match.groups()
+        kinds[name], operands = kind, re.findall(r'%([\w.-]+)', inside)
+        called = re.findall(r'(?:body|to_apply|calls)=%([\w.-]+)', rest)
+        sums, others = (
+            before + within for before, within in zip(longest(operands), longest(called), strict=True)
+        )
         if kind in COLLECTIVES and not kind == kinds.get(operands[0]) == 'all-reduce':
-            chain[kind != 'all-reduce'] += 1
+            sums, others = (sums + 1, others) if kind == 'all-reduce' else (sums, others + 1)
             operation = re.search(r'op_name="([^"]*)"', rest)
-            found.append(Collective(kind, size_of(shapes), tuple(chain), operation[1] if operation else ''))
-        chains[name] = tuple(chain)
+            found.append(Collective(kind, size_of(shapes), (sums, others), operation[1] if operation else ''))
+        chains[name] = sums, others
         chains[computation] = longest([name, computation])
     return found
 

@@ -18,19 +18,19 @@ import sys
 
 def commands(options: argparse.Namespace, rest: list[str]) -> list[list[str]]:
     """The commands that start the run; more than one run at once."""
-    run = ['-m', 'ann_jax.main', *rest]
+    module = ['-m', 'ann_jax.main', *rest]
     if options.where == 'machine':
         address = f'127.0.0.1:{options.port or free_port()}'
         flags = [f'--coordinator={address}', f'--process_count={options.processes}']
-        return [[sys.executable, *run, *flags, f'--process_index={i}'] for i in range(options.processes)]
+        return [[sys.executable, *module, *flags, f'--process_index={i}'] for i in range(options.processes)]
     if options.where == 'slurm':
         # srun sends SIGTERM to all processes before the time is up; the run saves and ends.
         settings = [f'--nodes={options.nodes}', '--ntasks-per-node=1', '--kill-on-bad-exit=1']
         settings += [f'--gpus-per-node={options.gpus}'] if options.gpus else []
         settings += [f'--time={options.time}'] if options.time else []
-        return [['srun', *settings, options.python, *run]]
+        return [['srun', *settings, options.python, *module]]
     # Hosts of a slice do not tell in their environment that they are several: jax asks the machine.
-    run = shlex.join([options.python, *run, '--coordinator=auto'])
+    run = shlex.join([options.python, *module, '--coordinator=auto'])
     remote = f'cd {shlex.quote(options.folder)} && {run}'
     where = [options.name, f'--zone={options.zone}', '--worker=all']
     return [['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', *where, f'--command={remote}']]

@@ -1,7 +1,7 @@
 """From a file of torch to `Weights`, with all that is known of them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,8 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     """
     if not path.is_file():
         raise DataError(f'{path}: no such file')
-    content, meta = read(path), {}
+    content = read(path)
+    meta: Any = None
     if isinstance(content, dict):
         meta = content.get('meta')
         for wrapper in ('state_dict', 'model_state_dict', 'model'):
@@ -197,7 +198,7 @@ def convert_state(
     """
     found = recognize(state)
     whole = bool(found.layout.heads) and part == 'all'
-    if found.layout.heads:
+    if found.num_classes is not None:
         model = network(found.model, found.num_classes)
     else:
         model = ANN(1, ResNet(**found.model), 'baseline')
@@ -211,7 +212,8 @@ def convert_state(
     except (TypeError, ValueError) as error:
         raise DataError(f'its meta cannot be used ({error}): save its state dict alone') from error
     settings = found.model if whole else {key: found.model[key] for key in BACKBONE_FACTS}
-    notes, named = [], {}
+    notes: list[str] = []
+    named: dict[str, Any] = {}
     if whole:
         settings = {**settings, 'output_stride': output_stride}
         settings['sizes'] = facts.get('sizes', settings['sizes'])
@@ -244,6 +246,7 @@ def _align_corners(given, name, facts, settings, notes):
 
 
 def _classes(given, facts, count, notes):
+    names: Sequence[str] | None
     if given:
         if given not in DATASETS:
             raise ConfigError(unknown('dataset', given, DATASETS))

@@ -132,9 +132,8 @@ def save(folder: Path, weights: Weights) -> None:
     draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
     draft.mkdir(parents=True)
     try:
-        np.savez(
-            draft / 'weights.npz', **{name: np.asarray(array, np.float32) for name, array in flat.items()}
-        )
+        arrays: dict[str, Any] = {name: np.asarray(array, np.float32) for name, array in flat.items()}
+        np.savez(draft / 'weights.npz', **arrays)
         facts |= {'version': version, 'sha256': sha256(draft / 'weights.npz')}
         (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
         draft.rename(folder)

@@ -1,6 +1,7 @@
 """How the images were normalised that weights were trained on; it belongs with the weights."""
 
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,23 @@ import numpy as np
 
 Normalize = Callable[[jax.Array], jax.Array]
 
+
+class Normalization(TypedDict):
+    """The arguments of `normalizer`, as `config.input` holds them."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool
+
+
 # Normalisation of torchvision's, timm's and mmseg's weights; also a good one for training from nothing.
-IMAGENET_RGB = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375), 'bgr': False}
+IMAGENET_RGB: Normalization = {
+    'mean': (123.675, 116.28, 103.53),
+    'std': (58.395, 57.12, 57.375),
+    'bgr': False,
+}
 # Normalisation of the authors' weights: blue first, means only.
-AUTHORS_BGR = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.0, 1.0, 1.0), 'bgr': True}
+AUTHORS_BGR: Normalization = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.0, 1.0, 1.0), 'bgr': True}
 
 
 def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Normalize:
@@ -24,11 +38,11 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
     Returns:
         A function from (B, H, W, 3) uint8 RGB to float32.
     """
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    offset, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def normalize(image):
         image = image.astype(jnp.float32)
-        return ((image[..., ::-1] if bgr else image) - mean) / std
+        return ((image[..., ::-1] if bgr else image) - offset) / scale
 
     return normalize
 

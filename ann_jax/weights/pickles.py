@@ -83,7 +83,10 @@ def load(
         Exception: it is damaged; of any kind.
     """
     functions = {**_PLAIN, **(functions or {})}
-    stack, marks, memo = [], [], {}
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    value: Any  # each opcode has its own type of argument
 
     def above_mark():
         start = marks.pop()
@@ -107,8 +110,10 @@ def load(
                 pass
             case 'NONE':
                 stack.append(None)
-            case 'NEWTRUE' | 'NEWFALSE' as name:
-                stack.append(name == 'NEWTRUE')
+            case 'NEWTRUE':
+                stack.append(True)
+            case 'NEWFALSE':
+                stack.append(False)
             case 'BINPUT' | 'LONG_BINPUT' | 'PUT':
                 memo[value] = stack[-1]
             case 'MEMOIZE':
@@ -120,7 +125,8 @@ def load(
             case 'EMPTY_TUPLE':
                 stack.append(())
             case 'TUPLE1' | 'TUPLE2' | 'TUPLE3' as name:
-                stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
+                size = int(name[-1])
+                stack[-size:] = [tuple(stack[-size:])]
             case 'TUPLE':
                 stack.append(tuple(above_mark()))
             case 'EMPTY_LIST':
@@ -149,10 +155,11 @@ def load(
                 items = above_mark()
                 _put(stack[-1], zip(items[::2], items[1::2], strict=True))
             case 'GLOBAL':
-                stack.append(_named(*value.split(' ', 1), functions))
+                module, attribute = value.split(' ', 1)
+                stack.append(_named(module, attribute, functions))
             case 'STACK_GLOBAL':
-                name, module = stack.pop(), stack.pop()
-                stack.append(_named(module, name, functions))
+                attribute, module = stack.pop(), stack.pop()
+                stack.append(_named(module, attribute, functions))
             case 'REDUCE' | 'NEWOBJ':
                 arguments = stack.pop()
                 stack[-1] = call(stack[-1], arguments)
@@ -162,7 +169,7 @@ def load(
             case 'BUILD':
                 state = stack.pop()
                 _build(stack[-1], state, budget)
-            case 'BINPERSID':
+            case 'BINPERSID' if persistent:
                 stack[-1] = persistent(stack[-1])
             case 'POP':
                 stack.pop()
@@ -225,7 +232,8 @@ def _build(target, state, budget):
     if isinstance(target, np.dtype):
         if state[1] not in ('<', '>', '=', '|'):
             raise ValueError(f'its pickle has a byte order {state[1]!r}')
-        target.__setstate__((3, state[1], None, None, None, -1, -1, 0))
+        state = (3, state[1], None, None, None, -1, -1, 0)
+        target.__setstate__(state)  # type: ignore[attr-defined]  # NumPy's stubs lack it
     elif isinstance(target, np.ndarray):
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, np.dtype) or isinstance(raw, list):
@@ -235,7 +243,8 @@ def _build(target, state, budget):
         if not whole or math.prod(shape) * dtype.itemsize != len(raw):
             raise ValueError(f'its pickle has {len(raw)} bytes for an array of shape {shape}')
         budget.spend(len(raw))
-        target.__setstate__((1, shape, dtype, bool(fortran), raw))
+        state = (1, shape, dtype, bool(fortran), raw)
+        target.__setstate__(state)
 
 
 def _bytes(raw):
@@ -264,7 +273,7 @@ def _array(raw, dtype, shape, order):
 
 
 # Containers and NumPy's objects: 'module.name' -> what makes one.
-_PLAIN = {
+_PLAIN: dict[str, Callable[..., Any]] = {
     'collections.OrderedDict': _dict,
     'collections.Counter': _dict,
     'collections.defaultdict': lambda _=None, pairs=(): _dict(pairs),

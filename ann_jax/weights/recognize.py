@@ -11,7 +11,7 @@ from ann_jax.errors import DataError
 from ann_jax.models.ann import VARIANTS
 from ann_jax.models.blocks import AFNB, APNB
 from ann_jax.models.resnet import DEPTHS
-from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB
+from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, Normalization
 from ann_jax.weights.layouts import STEMS, Layout, State
 
 
@@ -27,7 +27,7 @@ class Recognized(NamedTuple):
 
     layout: Layout
     model: dict[str, Any]
-    input: dict[str, Any]
+    input: Normalization
     num_classes: int | None
 
 
@@ -86,7 +86,7 @@ def recognize(state: State) -> Recognized:
     context = shape('params', 'context', 'attention_0', 'value', 'kernel') is not None
     parts = (AFNB if fusion else None, APNB if context else None)
     narrow = model['width'] * (4 if bottleneck else 1)  # channels of Stage2; each stage doubles them
-    stages = []
+    stages: list[int] = []
     while low := shape('params', 'fusion', f'attention_{len(stages)}', 'value', 'kernel'):
         stages.append(2 + round(math.log2(low[1] / narrow)))
     attention = 'fusion' if fusion else 'context'
@@ -138,7 +138,7 @@ def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Some of 'classes', 'colors', 'align_corners', 'sizes', 'mean', 'std', 'bgr'.
     """
-    facts = {}
+    facts: dict[str, Any] = {}
     names = meta.get('dataset_meta')
     if not isinstance(names, Mapping):
         names = {'classes': meta.get('CLASSES'), 'palette': meta.get('PALETTE')}

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def _rebuilders(budget, order):
     def of_subclass(function, _type, arguments, _state):
         return made[function.name](*arguments) if function.name in made else Unread(function.name)
 
-    made = {
+    made: dict[str, Callable[..., Any]] = {
         'torch.Size': lambda size=(): size,
         'torch._utils._rebuild_tensor': tensor,
         'torch._utils._rebuild_tensor_v2': tensor,
