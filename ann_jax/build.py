@@ -1,4 +1,4 @@
-"""From the config to the objects of a run; what lies below takes explicit arguments."""
+"""Builds the objects of a run from its config; the layers below take explicit arguments."""
 
 import functools
 import inspect
@@ -28,7 +28,7 @@ from ann_jax.weights.inputs import normalizer
 
 
 def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True) -> Source:
-    """The samples of a split, the first `limit` of them if that is not 0.
+    """The samples of a split; only the first `limit` if that is not 0.
 
     Raises:
         DataError: see `FolderSource` and `RecordSource`.
@@ -42,7 +42,7 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
         samples = RecordSource(name, c.root, split)
     elif name == 'scenes':
         train = split == c.train_split
-        # A stand-in has not the splits of the dataset it stands in for, such as 'trainval'.
+        # The scenes lack some splits of the dataset they stand in for, such as 'trainval'.
         samples = SceneSource(
             split=('train' if train else 'val') if stands_in else split,
             count=c.scenes.train_count if train else c.scenes.eval_count,
@@ -57,11 +57,11 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
 
 
 def dataset(config: ConfigDict) -> Dataset:
-    """What the dataset of the config is: a row of the table or, with the name `folder`, the user's own.
+    """The dataset of the config: a row of the table or, with the name `folder`, the user's own.
 
     Raises:
-        DataError: no dataset has the name.
-        ConfigError: the description of the user's own cannot be used.
+        DataError: the name is unknown.
+        ConfigError: a setting of the user's own dataset cannot be used.
     """
     c = config.dataset
     if c.name == 'folder':
@@ -97,21 +97,21 @@ def augment(config: ConfigDict) -> Augment:
 
 
 def model(config: ConfigDict, num_classes: int, backbone: Backbone | None = None) -> ANN:
-    """The network; with a backbone from elsewhere in place of the config's ResNet, if one is given."""
+    """The network, with the given backbone or else the config's ResNet."""
     return network(config.model.to_dict(), num_classes, backbone)
 
 
 def mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices, or those given, as `config.mesh` arranges them.
+    """The mesh of all devices, or of those given, in the shape of `config.mesh`.
 
     Raises:
-        ConfigError: they cannot be arranged so.
+        ConfigError: they do not fit that shape.
     """
     return make_mesh(devices, data=config.mesh.data, space=config.mesh.space)
 
 
 def normalize(config: ConfigDict) -> Callable:
-    """What the backbone's input passes first."""
+    """The normalisation of the backbone's input."""
     return normalizer(mean=tuple(config.input.mean), std=tuple(config.input.std), bgr=config.input.bgr)
 
 
@@ -161,7 +161,7 @@ def batch_totals(config: ConfigDict) -> Callable:
 
 
 def check_parts(config: ConfigDict, loss: Callable) -> None:
-    """Refuses to compute a batch in parts by a loss that knows of no larger batch.
+    """Refuses to accumulate gradients with a loss that does not know about the rest of the batch.
 
     Raises:
         ConfigError: it does not take `totals`.
@@ -174,7 +174,7 @@ def check_parts(config: ConfigDict, loss: Callable) -> None:
 
 
 def protocol(config: ConfigDict, model: ANN, mesh: Mesh) -> TestProtocol:
-    """How an image is tested: whole or in windows, at one scale or several."""
+    """The test protocol: whole images or windows, at one or several scales."""
     c = config.eval
     return make_protocol(
         model,
@@ -191,15 +191,17 @@ def protocol(config: ConfigDict, model: ANN, mesh: Mesh) -> TestProtocol:
 def evaluation(
     config: ConfigDict, mesh: Mesh, samples: Source | None = None, backbone: Backbone | None = None
 ) -> Evaluation:
-    """The evaluation split with all that scoring a network on it takes.
+    """The evaluation split, with all that is needed to score a network on it.
 
     Args:
-        config, mesh: of the run.
-        samples, backbone: in place of those of the config.
+        config: of the run.
+        mesh: of the run.
+        samples: in place of the config's.
+        backbone: in place of the config's.
 
     Raises:
         DataError: the split cannot be used.
-        ConfigError: the batch does not divide over the devices.
+        ConfigError: the batch cannot be divided over the devices.
     """
     batch_size = config.eval.batch_size or mesh.shape['data']
     check_batch_size(batch_size, mesh, 'eval.batch_size')

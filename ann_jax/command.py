@@ -1,4 +1,4 @@
-"""The command line of the drivers: --config with its settings, help, and errors in one line.
+"""The command line of the drivers: --config and its settings, help, and one-line errors.
 
 A config is a file, or the name of one that comes with the package; its argument follows a colon:
 
@@ -22,12 +22,12 @@ from ann_jax.errors import ConfigError, DataError, unknown
 
 
 class ConfigFile(NamedTuple):
-    """Where a config lies.
+    """The location of a config.
 
     Attributes:
         path: the file.
-        argument: what follows the colon; None without one.
-        packaged: whether it is one that comes with the package.
+        argument: the text after the colon; None if there is none.
+        packaged: whether it comes with the package.
     """
 
     path: Path
@@ -38,19 +38,19 @@ class ConfigFile(NamedTuple):
 def packaged_configs() -> dict[str, Path]:
     """The configs that come with the package, by name."""
     package = Path(__file__).parent
-    # A wheel holds them in the package; in a checkout they lie beside it.
+    # In a wheel they are in the package, in a checkout beside it.
     inside, beside = package / 'configs', package.parent / 'configs'
     return {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob('*.py'))}
 
 
 def find_config(text: str) -> ConfigFile:
-    """Finds a config: a file, else the one of that name which comes with the package.
+    """Finds a config: a file, or else the config of that name that comes with the package.
 
     Args:
         text: 'mine.py', 'configs/scenes.py', 'scenes.py' or 'scenes', with an argument after a colon.
 
     Raises:
-        ConfigError: there is neither; the message lists those of the package.
+        ConfigError: there is neither; the message lists the packaged ones.
     """
     # The colon of a drive, as in C:\mine.py, is part of the path.
     parts = re.fullmatch(r'((?:[A-Za-z]:[\\/])?[^:]*)(?::(.*))?', text, re.DOTALL)
@@ -66,7 +66,7 @@ def find_config(text: str) -> ConfigFile:
 
 
 def load_config(text: str) -> ConfigDict:
-    """Runs `get_config` of a config and returns what it gives, locked.
+    """Runs `get_config` of a config and returns the result, locked.
 
     Args:
         text: as in `find_config`.
@@ -91,7 +91,7 @@ def load_config(text: str) -> ConfigDict:
         where = f'{file.path}, line {lines[-1]}' if lines else file.path
         raise ConfigError(f'{where}: {type(error).__name__}: {error}') from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f'{file.path}: get_config() gives {type(config).__name__}, not a ConfigDict')
+        raise ConfigError(f'{file.path}: get_config() returns {type(config).__name__}, not a ConfigDict')
     return config.lock()
 
 
@@ -116,7 +116,7 @@ def define_config(
     holder = config_flags.DEFINE_config_file(
         'config', None, help_string, flag_values=flag_values, sys_argv=argv
     )
-    # Its own takes the colon of a drive for that of an argument, and knows no packaged configs.
+    # The original takes the colon of a drive for that of an argument, and knows no packaged configs.
     flag_values['config'].parser = _Parser()
     return holder
 
@@ -127,7 +127,7 @@ def arguments(argv: Iterable[str] | None = None) -> list[str]:
     Args:
         argv: without the name of the program; those of the process if None.
     """
-    # `from` is a word of Python, in whose syntax ml_collections reads the keys.
+    # ml_collections parses keys as Python, where `from` is a keyword.
     rename = lambda text: re.sub(r'^--?config\.init\.from(?==|$)', '--config.init["from"]', text)
     return [sys.argv[0], *map(rename, sys.argv[1:] if argv is None else argv)]
 
@@ -138,7 +138,7 @@ def parse(
     flag_values: flags.FlagValues = flags.FLAGS,
     names: Iterable[str] | None = None,
 ) -> list[str]:
-    """Parses the command line; what is wrong with it ends the program with one line.
+    """Parses the command line; errors end the program with one line.
 
     Args:
         argv: of `arguments`.
@@ -147,7 +147,7 @@ def parse(
         names: of the flags that --help describes; None for all.
 
     Returns:
-        The name of the program, all that is left over.
+        What is left: the name of the program.
     """
     if {'-h', '-help', '--help', '--helpshort', '--helpfull'} & set(argv[1:]):
         print(_help(description, [flag_values[name] for name in names or flag_values]))
@@ -156,13 +156,15 @@ def parse(
         rest = flag_values(argv)
         if flag_values['config'].value is None:
             known = ', '.join(packaged_configs())
-            raise ConfigError(f'--config is missing: name a file, or one that comes with ann_jax: {known}')
+            raise ConfigError(
+                f'--config is missing: name a file, or a config that comes with ann_jax: {known}'
+            )
         if len(rest) > 1:
             raise ConfigError(f'unexpected argument {rest[1]!r}: settings are --config.key=value')
         return rest
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         text = str(error)
-        if isinstance(error, KeyError):  # it quotes its text
+        if isinstance(error, KeyError):  # its text is quoted
             text = text.replace('\\n', '\n').strip('\'"\n ')
         # Of several lines the last says what is wrong.
         sys.exit(f'error: {text.strip().splitlines()[-1].strip()}')

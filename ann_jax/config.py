@@ -27,25 +27,25 @@ def defaults() -> ConfigDict:
     return ConfigDict(
         {
             'seed': 0,
-            # Devices: `data` splits a batch, `space` the rows of each image; -1 is what the other leaves.
+            # Devices: `data` splits batches, `space` the rows of each image; -1: all that the other leaves.
             'mesh': {'data': -1, 'space': 1},
             'dataset': {
                 'name': '',
-                'root': '',  # folder of the dataset as its makers lay it out
-                'format': 'folder',  # or tfds: the folder of the records that ann_jax.tools.write_tfds wrote
+                'root': '',  # folder of the dataset, as it is distributed
+                'format': 'folder',  # or tfds: records that ann_jax.tools.write_tfds wrote
                 'train_split': 'train',
                 'eval_split': 'val',
                 'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error
-                # Read by name='folder' only, the user's own dataset: see `data/own.py`.
+                # Only for name='folder', the user's own dataset: see `data/own.py`.
                 'classes': '',
                 'images': 'images/{split}',
                 'labels': 'labels/{split}',
                 'lists': '',
                 'label_ending': '.png',
                 'label_map': '',
-                # Read by the embedded dataset only, whose pictures are drawn on the fly.
+                # Only for the embedded dataset, which is drawn on the fly.
                 'scenes': {
-                    'version': 3,  # 1 and 2 are those that runs of early commits see: `data/early_scenes.py`
+                    'version': 3,  # 1 and 2: as early commits drew them, see `data/early_scenes.py`
                     'seed': 0,
                     'train_count': 10_000,
                     'eval_count': 100,
@@ -59,12 +59,12 @@ def defaults() -> ConfigDict:
                 'aspect_range': (0.9, 1.1),
                 'flip': True,
                 'brightness': 10,
-                'resize_short': 0,  # length the short side is brought to before all else; 0 for none
+                'resize_short': 0,  # length to which the short side is resized first; 0 to leave it
             },
             'loader': {
                 'workers': 0,
                 'threads': 2,
-                'bad_samples': 'stop',  # or skip: go on without what cannot be read, logged and counted
+                'bad_samples': 'stop',  # or skip: log, count and do without what cannot be read
             },
             'input': dict(AUTHORS_BGR),
             'model': {
@@ -88,7 +88,7 @@ def defaults() -> ConfigDict:
                 'conv_bias': True,
                 'align_corners': True,
                 'dtype': 'float32',
-                'remat': (),  # stages, of 2,3,4,5, that are computed again for the gradient: less memory
+                'remat': (),  # of the stages 2,3,4,5, those recomputed in the backward pass: less memory
             },
             'loss': {
                 'ohem': True,
@@ -124,34 +124,34 @@ def defaults() -> ConfigDict:
                 'backward': False,  # blocks with their gradients too
                 'image_sizes': '257x257',  # Table 2 has 1024x2048
                 'dtypes': 'float32',  # or float32,bfloat16
-                'variants': 'baseline,nb,apnb,full',  # the first is what the others are compared with
+                'variants': 'baseline,nb,apnb,full',  # the others are compared with the first
                 'reference_sizes': '257x257',  # inference beside PyTorch; '' for none
                 'reference_step_sizes': '129x129',  # training steps beside PyTorch
                 'reference_batch': 2,  # of those steps
-                'reference_compile': False,  # torch.compile as a further contestant
+                'reference_compile': False,  # also with torch.compile
             },
             'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
             'init': {
-                'from': '',  # a run or a folder of converted weights to start from; '' for random weights
+                'from': '',  # a run or a weights folder to start from; '' for random weights
                 'parts': 'all',  # what is taken from it: all, backbone, or but_classifier
             },
             'train': {
                 'steps': 60_000,
                 'batch_size': 16,  # over all devices
-                'accumulate': 1,  # parts that a batch is computed in, one after the other: less memory
+                'accumulate': 1,  # parts of a batch, computed one after the other: less memory
                 'log_every': 50,
                 'checkpoint_every': 1000,
                 'eval_every': 5000,
-                'not_finite': 'stop',  # or skip: leave out a step whose loss or gradient is NaN or infinite
+                'not_finite': 'stop',  # or skip: skip steps whose loss or gradient is NaN or infinite
             },
             'eval': {
-                'batch_size': 0,  # over all devices; 0 for one image per place of mesh.data
+                'batch_size': 0,  # over all devices; 0 for one image per index of mesh.data
                 'limit': 0,  # images evaluated; 0 for all
                 'pictures': 8,
                 'scales': (1.0,),
-                'flip': False,  # mirror images count too
+                'flip': False,  # also average over mirror images
                 'crop': (),  # height and width of sliding windows; () for the whole image
-                'stride': (),  # distance of the windows
+                'stride': (),  # from one window to the next
                 'average': 'logits',  # over scales and flips: logits (the authors) or probabilities (mmseg)
             },
         }
@@ -163,11 +163,11 @@ def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
 
     Args:
         argument: what follows the colon of `--config=file.py:argument`.
-        **spec: known names and their defaults, whose types the values take. `variant`, `protocol` and
-            `runlocal` are known always.
+        **spec: known names and their defaults, which also give the types. `variant`, `protocol` and
+            `runlocal` are always known.
 
     Raises:
-        ConfigError: an unknown name or variant, with the nearest known one, or a value of another type.
+        ConfigError: a name or variant is unknown (suggests the nearest), or a value has another type.
     """
     values: dict[str, Any] = {'variant': 'full', 'protocol': 'single', 'runlocal': False} | spec
     for item in filter(None, (argument or '').split(',')):
@@ -177,13 +177,15 @@ def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
         kind = type(values[name])
         if kind is bool:
             if has_value and text.lower() not in ('true', 'false'):
-                raise ConfigError(f'config argument {name} is true or false, not {text!r}')
+                raise ConfigError(f'config argument {name} must be true or false, not {text!r}')
             values[name] = text.lower() != 'false'
         else:
             try:
                 values[name] = kind(text)
             except ValueError as error:
-                raise ConfigError(f'config argument {name} takes {kind.__name__}, not {text!r}') from error
+                raise ConfigError(
+                    f'config argument {name} must be of type {kind.__name__}, not {text!r}'
+                ) from error
     if values['variant'] not in VARIANTS:
         raise ConfigError(unknown('variant', values['variant'], VARIANTS))
     if values['protocol'] not in PROTOCOLS:
@@ -197,9 +199,9 @@ def finish(
     """Applies the arguments and locks the config; `runlocal` shrinks the run to a minute on a laptop.
 
     Args:
-        config: a dataset's.
-        argument: what `parse_argument` gave.
-        paper_test: settings of `eval` for protocol=paper; without them that is a single scale.
+        config: of a dataset.
+        argument: the result of `parse_argument`.
+        paper_test: settings of `eval` for protocol=paper; None for the defaults, a single scale.
     """
     config.model.variant = argument['variant']
     if argument['protocol'] == 'paper':
@@ -217,7 +219,7 @@ def finish(
             aux_channels=16,
         )
         config.loss.min_kept = 1000
-        # The embedded scenes that stand in for absent data have classes of their own.
+        # The embedded scenes that stand in for missing data have their own classes.
         config.loss.class_weights = ()
         config.train.update(steps=10, batch_size=2, log_every=2, checkpoint_every=5, eval_every=10)
         config.eval.update(batch_size=0, limit=4, pictures=2)
@@ -227,15 +229,15 @@ def finish(
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses values that would fail late or in silence, before any file is opened.
+    """Refuses values that would otherwise fail late or silently, before any file is opened.
 
     Raises:
-        ConfigError: names the key, the value and what it takes.
+        ConfigError: a value cannot be used; names the key, the value and what it must be.
     """
 
-    def check(key, value, good, takes):
+    def check(key, value, good, rule):
         if not good:
-            raise ConfigError(f'{key}={value!r}: takes {takes}')
+            raise ConfigError(f'{key}={value!r}: must be {rule}')
 
     for key in (
         'train.steps',
@@ -274,14 +276,14 @@ def validate(config: ConfigDict) -> None:
     check('dataset.format', form, form in ('folder', 'tfds'), 'folder or tfds')
     if config.dataset.name != 'folder':
         for key in ('classes', 'label_map', 'lists'):
-            value, takes = config.dataset[key], 'a value with --config=configs/folder.py only'
-            check(f'dataset.{key}', value, not value, takes)
+            value = config.dataset[key]
+            check(f'dataset.{key}', value, not value, 'empty without --config=configs/folder.py')
     dtype = config.model.dtype
     check('model.dtype', dtype, dtype in ('float32', 'bfloat16'), 'float32 or bfloat16')
 
 
 def adopt(config: ConfigDict, **sections: Mapping[str, Any]) -> list[str]:
-    """Takes over settings that weights fix, and returns what that changed, one 'key: given -> taken' each."""
+    """Takes over settings that weights determine; returns the changes, each as 'key: given -> taken'."""
     lines = []
     for section, values in sections.items():
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
@@ -292,13 +294,13 @@ def adopt(config: ConfigDict, **sections: Mapping[str, Any]) -> list[str]:
 
 
 def differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = '') -> list[str]:
-    """Settings that differ between two configs, one 'key: saved -> given' each."""
+    """Differences between two configs, each as 'key: saved -> given'."""
     lines = []
     for key in sorted(saved.keys() | given.keys()):
         old, new = saved.get(key), given.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f'{prefix}{key}.')
-        # JSON, which the saved one went through, has no tuples.
+        # The saved config has been through JSON, which has no tuples.
         elif (list(old) if isinstance(old, tuple) else old) != (list(new) if isinstance(new, tuple) else new):
             lines.append(f'{prefix}{key}: {old} -> {new}')
     return lines

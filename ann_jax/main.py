@@ -22,10 +22,10 @@ from ann_jax.errors import ConfigError, DataError, SaveError
 logger = logging.getLogger('ann_jax.main')  # not __main__, the name under `python -m`
 
 _CONFIG = command.define_config(
-    'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb. A file wins over one '
-    'of that name that comes with ann_jax.'
+    'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb. A file takes '
+    'precedence over a config of that name that comes with ann_jax.'
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config> if not given.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Working directory; runs/<name of the config> if not given.')
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
@@ -37,10 +37,10 @@ _MODE = flags.DEFINE_enum(
 _COORDINATOR = flags.DEFINE_string(
     'coordinator',
     None,
-    'host:port of process 0, for a run of several processes; auto on TPU pods; Slurm needs none.',
+    'host:port of process 0, for a run of several processes; auto on TPU pods; not needed under Slurm.',
 )
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Number of processes.')
-_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
+_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Index of this process, from 0.')
 _SHOWN = [flag.name for flag in (_CONFIG, _WORKDIR, _MODE, _COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX)]
 
 
@@ -50,20 +50,20 @@ def run():
 
 
 def parse_flags(argv):
-    """Parses the command line; what is wrong with it ends the program with one line."""
+    """Parses the command line; errors end the program with one line."""
     sys.argv = argv = command.arguments(argv[1:])  # ml_collections reads the settings from sys.argv
     return command.parse(argv, __doc__, names=_SHOWN)
 
 
 def main(_argv):
-    """Runs the mode; an error of the user's ends it with one line and exit status 1."""
-    # Names of classes may be in any script, also where the output goes to a file or an old terminal.
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook has another
+    """Runs the mode; user errors end it with one line and exit status 1."""
+    # Class names may be in any script, even if the output goes to a file or an old terminal.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook
         sys.stdout.reconfigure(errors='backslashreplace')
     logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
     logging.getLogger('ann_jax').setLevel(logging.INFO)
-    logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # tells which backends are absent
-    absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl talk much
+    logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # lists the missing backends
+    absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl are verbose
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     import jax
 
@@ -82,7 +82,7 @@ def main(_argv):
         processes.join(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
         main_process = processes.is_main()
         if not main_process:
-            logging.getLogger().handlers[0].setLevel(logging.WARNING)  # its log file holds the rest
+            logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in its log file
         if file.packaged:
             logger.info('config: %s, which comes with ann_jax', file.path)
         with logging_redirect_tqdm() if main_process else contextlib.nullcontext():
@@ -110,7 +110,7 @@ def main(_argv):
 
 
 def _leave_others(text):
-    """Ends one of several processes at once: at exit it would wait for the others, which wait for it."""
+    """Ends one of several processes immediately: at exit it would wait for the others, which wait for it."""
     import jax
 
     if jax.process_count() > 1:

@@ -2,14 +2,14 @@ r"""ANN on CamVid (SegNet's split: 367 training images, 480 x 360 and 11 classes
 
     python -m ann_jax.main --config=configs/camvid.py --config.dataset.root=/data/camvid --workdir=runs/camvid
 
-On two CPU cores in about an hour, with a backbone that fits:
+In about an hour on two CPU cores, with a small backbone:
 
     python -m ann_jax.main --config=configs/camvid.py:small --config.dataset.root=/data/camvid \
         --workdir=runs/camvid_small
 
 The root holds images/{train,val,test} and labels/{train,val,test}, or train, trainannot, val, valannot,
-... as SegNet's authors lay it out. `configs/camvid.py:classes=32` reads the makers' own 960 x 720 images
-and labels in 701_StillsRaw_full/ and LabeledApproved_full/: 31 classes, and Void, which is not scored.
+... as in SegNet's release. `configs/camvid.py:classes=32` reads the original 960 x 720 images and labels
+in 701_StillsRaw_full/ and LabeledApproved_full/: 31 classes, and Void, which is not scored.
 
 Arguments: `variant` (a row of Table 6), `small`, `classes` (11 or 32), `runlocal`.
 """
@@ -19,7 +19,7 @@ from ann_jax.errors import ConfigError
 
 
 def get_config(argument=None):
-    """ANN-ResNet-50 trained from nothing; `small`: ResNet-18 of half the width at output stride 16."""
+    """ANN-ResNet-50 trained from scratch; `small`: ResNet-18 of half the width at output stride 16."""
     argument = parse_argument(argument, small=False, classes=11)
     if argument['classes'] not in (11, 32):
         raise ConfigError(f'classes must be 11 or 32, not {argument["classes"]}')

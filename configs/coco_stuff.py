@@ -6,7 +6,7 @@ r"""ANN-ResNet-101 on COCO-Stuff-10K (171 classes; 9,000 training and 1,000 test
 The labels are MATLAB files: `pip install scipy`.
 
 Published: 37.2 mIoU on test, whole image, single scale (Table 8), from a backbone trained on ImageNet.
-The paper gives no schedule: crop, rates and steps are a choice.
+The paper gives no schedule: crop, rates and steps are our choice.
 
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """

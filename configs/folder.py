@@ -4,16 +4,16 @@ r"""ANN-ResNet-50 on a folder of your own images and labels.
         --config.dataset.classes=background,road,car --workdir=runs/mine
 
 with images/train/*.jpg, images/val/*.jpg, labels/train/*.png and labels/val/*.png below the root. An
-image and its label have one name. Labels are greyscale or palette PNGs whose values are class indices;
+image and its label share a name. Labels are greyscale or palette PNGs whose values are class indices;
 255 is not scored.
 
-    --config.dataset.classes=names.txt                  a name in each line; with red, green and blue after
-                                                        it, labels may also be pictures of these colours
+    --config.dataset.classes=names.txt                  a name per line; followed by red, green and blue if
+                                                        labels are painted in these colours
     --config.dataset.images=photos --config.dataset.labels=masks --config.dataset.lists={split}.txt
                                                         other folders; train.txt and val.txt list names, or an
-                                                        image and its label in each line
+                                                        image and its label per line
     --config.dataset.images={split}_images.txt --config.dataset.labels={split}_labels.txt
-                                                        two lists of files whose lines belong together
+                                                        two parallel lists of image and label files
     --config.dataset.label_ending=_mask.png             a.jpg has the label a_mask.png
     --config.dataset.label_map=0:ignore,1:road,2:car,others:background
                                                         what the values of the labels mean
@@ -21,8 +21,8 @@ image and its label have one name. Labels are greyscale or palette PNGs whose va
 Masks of 0 and 255 need `label_map=0:0,255:1`. `--mode=check` reads all files and counts the classes,
 `--mode=browse` draws some samples with their labels.
 
-The schedule (crops, rates, steps) is a choice that has not been tuned on any folder: see `get_config`. With
-few images or one accelerator, begin with `--config.train.steps` and `batch_size` of your own.
+The schedule (crops, rates, steps) is our choice, and has not been tuned on any folder: see `get_config`. With
+few images or one accelerator, start with your own `--config.train.steps` and `batch_size`.
 
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """

@@ -3,12 +3,12 @@ r"""ANN-ResNet-101 on NYU Depth V2 (40 classes; 795 training and 654 test images
     python -m ann_jax.main --config=configs/nyud_v2.py --config.dataset.root=/data/nyud_v2 \
         --workdir=runs/nyud_v2
 
-The root holds nyu_depth_v2_labeled.mat and splits.mat of its makers and classMapping40.mat of Gupta et
+The root holds nyu_depth_v2_labeled.mat and splits.mat by its authors and classMapping40.mat by Gupta et
 al. (`pip install h5py scipy`); or images/{train,test}/*.png and labels/{train,test}/*.png, where 0 is
 unlabelled and 1 .. 40 are the classes; or images/, labels/ and the lists train.txt and test.txt.
 
 Published: 44.4 mIoU on test, whole image, single scale (Table 8), from a backbone trained on ImageNet.
-The paper gives no schedule: crop, rates and steps are a choice.
+The paper gives no schedule: crop, rates and steps are our choice.
 
 Arguments: `variant` (a row of Table 6), `runlocal`.
 """

@@ -6,7 +6,7 @@ r"""ANN-ResNet-101 on PASCAL Context (60 classes: 59 and background), as in the 
 Beside the images of VOC 2010 in `JPEGImages/`, the root holds one of
 
 - `trainval_merged.json`, run-length masks of the frequent classes and the split;
-- `trainval/*.mat`, the makers' labels of 459 classes (`pip install scipy`), with the lists of VOC 2010 in
+- `trainval/*.mat`, the original labels of 459 classes (`pip install scipy`), with the lists of VOC 2010 in
   `ImageSets/Main/`;
 - `SegmentationClassContext/*.png` with class indices and lists in `ImageSets/SegmentationContext/`, as
   the usual converters write them.

@@ -1,4 +1,4 @@
-"""Trains ANN on the embedded scenes in a loop of one's own: python examples/own_loop.py [STEPS]."""
+"""Trains ANN on the embedded scenes in a loop of your own: python examples/own_loop.py [STEPS]."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""Builds the sdist and the wheel, and tries both as a user gets them: in empty environments and folders.
+"""Builds the sdist and the wheel, and tests both as users get them: in empty environments and folders.
 
     pip install build
     python scripts/check_release.py --out=dist
 
-The wheel is built from the sdist, and once more from here: both must hold the same. With --wheel an existing
-one is tried, by the Python that runs this.
+The wheel is built from the sdist, and again from this folder: both must have the same content. With --wheel,
+an existing wheel is tested, with the Python that runs this.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# A run of seconds on the embedded scenes; a worker process, which imports the command anew.
+# A run of seconds on the embedded scenes, with a worker process, which imports the command again.
 RUN = [
     '--config=configs/scenes.py:runlocal',
     '--workdir=run',
@@ -54,12 +54,12 @@ for name in names:
 
 
 def main():
-    """Parses the command line, builds and tries."""
+    """Parses the command line, builds and tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         '--out', type=Path, help='empty folder for both files; if not given, they are removed'
     )
-    parser.add_argument('--wheel', type=Path, help='build nothing, try this wheel')
+    parser.add_argument('--wheel', type=Path, help='build nothing, test this wheel')
     parser.add_argument('--environment', type=Path, help='folder that keeps the environment of the wheel')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def main():
 
 
 def build(out, work):
-    """Builds sdist and wheel into `out`, tries the sdist, and returns the wheel."""
+    """Builds sdist and wheel into `out`, tests the sdist, and returns the wheel."""
     if out.exists() and any(out.iterdir()):
         sys.exit(f'error: {out} is not empty: name an empty folder')
     run(sys.executable, '-m', 'build', '--outdir', out, ROOT)
@@ -104,13 +104,13 @@ def build(out, work):
 
 
 def content(wheel):
-    """The files of a wheel, but for the list of them, which a date may enter."""
+    """The files in a wheel, except for the list of them, which may contain a date."""
     with zipfile.ZipFile(wheel) as archive:
         return {n: archive.read(n) for n in archive.namelist() if not n.endswith('/RECORD')}
 
 
 def try_wheel(wheel, environment, work):
-    """Installs the wheel with what it requires, trains, evaluates and predicts, and calls the tools."""
+    """Installs the wheel with its dependencies, trains, evaluates and predicts, and calls the tools."""
     run(sys.executable, '-m', 'venv', environment)
     ours = python(environment)
     run(ours, '-m', 'pip', 'install', '-q', wheel)
@@ -135,7 +135,7 @@ def python(environment):
 
 
 def run(*command, cwd=None, status=0):
-    """Runs a command without the caller's Python paths; returns what it prints, or ends with it."""
+    """Runs a command without the caller's Python paths; returns its output, or ends the program with it."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
     start = time.monotonic()
     done = subprocess.run(

@@ -158,7 +158,7 @@ def test_values_other_than_those_saved_are_damage(two_saved, tmp_path, monkeypat
 
         monkeypatch.setattr(checkpoints._manager, 'restore', flip)
         step, _, _ = first_whole(checkpoints, wide_state(0))
-    assert step == 1 and 'params/w has other values than were saved' in caplog.text
+    assert step == 1 and 'params/w is not what was saved' in caplog.text
 
 
 def test_an_empty_step_is_passed_over_and_set_aside(two_saved, tmp_path, caplog):
@@ -180,7 +180,7 @@ def test_without_a_whole_checkpoint_the_error_names_the_folder(tmp_path):
     (tmp_path / '5').mkdir()
     with (
         contextlib.closing(Checkpoints(tmp_path)) as checkpoints,
-        pytest.raises(DataError, match=f'{tmp_path} holds no whole checkpoint'),
+        pytest.raises(DataError, match=f'{tmp_path} has no intact checkpoint'),
     ):
         first_whole(checkpoints, wide_state(0))
 

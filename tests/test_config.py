@@ -103,7 +103,7 @@ def test_runlocal_is_small(name):
         ('varian=apnb', "unknown config argument 'varian'; did you mean 'variant'"),
         ('variant=apn', "unknown variant 'apn'; did you mean 'apnb'"),
         ('runlocal=maybe', 'runlocal is true or false'),
-        ('classes=many', 'classes takes int'),
+        ('classes=many', 'classes must be of type int'),
     ],
 )
 def test_wrong_argument(argument, message):

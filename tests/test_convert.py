@@ -307,13 +307,13 @@ def test_a_query_that_differs_from_its_key_is_an_error(network):
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(DataError, match='not a network known here.*features.0.weight'):
+    with pytest.raises(DataError, match='not a known network.*features.0.weight'):
         recognize({'features.0.weight': np.zeros((64, 3, 11, 11))})
     resnet = state_dict(filled(backbone_target(ResNet(50, 4, (4,)))), [(r'^backbone\.', ''), *TORCHVISION])
     with pytest.raises(DataError, match='ResNet-D'):
         recognize(resnet | {'layer2.0.downsample.2.weight': np.zeros(4)})
     short = {key: value for key, value in resnet.items() if not key.startswith('layer3.4')}
-    with pytest.raises(DataError, match=r'no ResNet known here has \(3, 4, 5, 3\) bottleneck blocks'):
+    with pytest.raises(DataError, match=r'no supported ResNet has \(3, 4, 5, 3\) bottleneck blocks'):
         recognize(short)
     wide = {**resnet, 'layer1.1.se.conv.weight': np.zeros((4, 4, 1, 1))}
     with pytest.raises(DataError, match=r'layer1.1.se.conv.weight \(4, 4, 1, 1\): no place'):

@@ -301,7 +301,7 @@ def test_facts_without_what_this_version_needs(section, tmp_path):
     run = copy_of('29e8a0d', tmp_path)
     change_facts(run, lambda facts: (facts if section == 'config' else facts['config']).pop(section))
     for use in (lambda: open_weights(run), lambda: resumed(config_of('29e8a0d'), run)):
-        with pytest.raises(VersionError, match=f'checkpoints/400 .*does not keep its {section}'):
+        with pytest.raises(VersionError, match=f'checkpoints/400 .*does not hold its {section}'):
             use()
 
 
@@ -318,7 +318,7 @@ def test_damage_is_told_from_what_is_no_checkpoint(tmp_path):
     foreign = run / 'checkpoints' / '500'
     foreign.mkdir()
     (foreign / 'model.pt').write_bytes(b'1')
-    with pytest.raises(Damaged, match='500 is no checkpoint: it holds model.pt'):
+    with pytest.raises(Damaged, match='500 is not a checkpoint: it holds model.pt'):
         read_facts(foreign)
     assert open_weights(run).source['step'] == 400
     shutil.rmtree(run / 'checkpoints/400/facts')

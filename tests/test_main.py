@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_samples_and_last_good_checkpo
     for text in (
         'error: the loss is',
         'at step 2, of the samples',
-        'checkpoint is of step 1',
+        'checkpoint is at step 1',
         'not_finite=skip',
     ):
         assert text in last
@@ -296,7 +296,7 @@ def test_check_lists_every_bad_file(run, tmp_path):
         ('cityscapes.py', [], 'set --config.dataset.root'),
         ('cityscapes.py', ['--config.optim.learning_rat=1'], 'Did you mean "learning_rate"'),
         ('cityscapes.py', ['--config.optm.momentum=1'], 'Did you mean "optim"'),
-        ('scenes.py', ['--config.train.eval_every=0'], 'train.eval_every=0: takes a number above 0'),
+        ('scenes.py', ['--config.train.eval_every=0'], 'train.eval_every=0: must be a number above 0'),
         ('cityscapes.py:variant=apn', [], "did you mean 'apnb'"),
         ('scenes.py', ['--config.model.depth=77'], 'unknown ResNet depth 77; known: 10'),
         ('scenes.py', ['--mode=evaluate', '--workdir=runs/absent'], 'holds no checkpoint'),

@@ -73,7 +73,7 @@ def test_lists_of_names(tmp_path):
     assert names(source(tmp_path, **flags)) == ['b', 'a']
     assert names(source(tmp_path, 'val', **flags)) == ['c']
     (tmp_path / 'val.txt').write_text('c\nd\n')
-    with pytest.raises(DataError, match='no image .*d.jpg: add it, or take d off'):
+    with pytest.raises(DataError, match='no image .*d.jpg: add it, or remove d from'):
         source(tmp_path, 'val', **flags)
 
 
@@ -88,7 +88,7 @@ def test_lists_of_pairs_and_two_lists(tmp_path):
     two = {'images': 'i_{split}.txt', 'labels': 'l_{split}.txt'}
     assert names(source(tmp_path, **two)) == ['x/c', 'x/a']
     (tmp_path / 'l_train.txt').write_text('y/b_truth.png\ny/q_truth.png\n')
-    with pytest.raises(DataError, match='names .*y/q_truth.png, which is not there'):
+    with pytest.raises(DataError, match='names .*y/q_truth.png, which does not exist'):
         source(tmp_path, **two)
     dataset = own_dataset(**FLAGS | {'root': str(tmp_path)} | two)
     rest = FolderSource(dataset, tmp_path, 'train', strict=False)
@@ -148,9 +148,9 @@ def test_classes_from_a_file_with_colours(tmp_path):
 def test_descriptions_that_cannot_be_used(tmp_path):
     refuse(['there are 0 classes', 'names with commas'], classes='')
     refuse(['absent.txt', 'no such file'], classes='absent.txt')
-    refuse(['the class sky is there twice'], classes='sky,road,sky')
+    refuse(['the class sky appears twice'], classes='sky,road,sky')
     refuse(['there are 300 classes'], classes='300')
-    refuse(['1:roof', 'leads to no class', 'sky, road, car'], label_map='0:0,1:roof')
+    refuse(['1:roof', 'names no class', 'sky, road, car'], label_map='0:0,1:roof')
     refuse(['1:3', 'index below 3'], label_map='1:3')
     refuse(["'x'", '65535'], label_map='x:1')
     refuse(['train and val', '{split}'], images='images', labels='labels')

@@ -185,7 +185,7 @@ def test_it_resumes(run, capsys):
 
 def test_it_loads_and_is_exported(run, tmp_path):
     workdir, backbone = run
-    with pytest.raises(ConfigError, match=rf'backbone of their own, {type(backbone).__name__}: give it'):
+    with pytest.raises(ConfigError, match=rf'custom backbone, {type(backbone).__name__}: pass it'):
         ann_jax.load(workdir)
     sample = Stripes(8)[3]
     result = ann_jax.load(workdir, backbone=backbone)(sample['image'])

@@ -90,7 +90,7 @@ def test_the_modes_that_need_no_training_run_without_it_and_keep_names_of_any_sc
             Image.fromarray(np.random.default_rng(0).integers(0, 3, shape, np.uint8)).save(folder / 'a.png')
     result = python(WITHOUT + USE, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert 'run cannot be locked' in result.stderr and 'start no second run in it' in result.stderr
+    assert 'run cannot be locked' in result.stderr and 'do not start a second run in it' in result.stderr
     assert 'Fußgänger' in result.stdout  # the table of --mode=check
     card = (tmp_path / 'run' / 'export' / 'README.md').read_text(encoding='utf-8')
     assert all(name in card for name in names)

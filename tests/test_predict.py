@@ -288,13 +288,13 @@ def test_a_submission_is_checked_and_zipped(folder, tmp_path, monkeypatch):
     assert ids.shape == (64, 128) and set(np.unique(ids)) <= known and len(np.unique(ids)) > 1
     damaged = test / 'berlin_000009_000019_leftImg8bit.png'
     damaged.write_text('no image')
-    with pytest.raises(DataError, match='holds 2 pictures for 3 images: mend'):
+    with pytest.raises(DataError, match='holds 2 pictures for 3 images: fix'):
         predict.predict(config, tmp_path / 'damaged')
     damaged.unlink()
     (test / 'berlin_000000_000019_leftImg8bit.png').rename(test / 'a_photo_of_berlin.png')
     with pytest.raises(DataError, match='city_sequence_frame'):
         predict.predict(config, tmp_path / 'named')
-    with pytest.raises(ConfigError, match='takes the 19 classes of Cityscapes, not the 17 of'):
+    with pytest.raises(ConfigError, match='needs the 19 classes of Cityscapes, not the 17 of'):
         predict.predict(config_for(folder, input=str(test), write='submission'), tmp_path / 'classes')
     monkeypatch.setattr(predict, 'CITYSCAPES_SIZE', (1024, 2048))
     with pytest.raises(DataError, match=r'is \(64, 128\) L, the server takes'):

@@ -223,7 +223,7 @@ def test_what_cannot_be_opened(written, tmp_path, monkeypatch):
     (records / 'camvid/1.0.0').rename(records / 'camvid/0.9.0')
     write('camvid', parts('camvid', written[0], ('val',)), records)
     expect(['several versions', '0.9.0'], RecordSource, 'camvid', records, 'val')
-    expect(['there already'], write, 'camvid', parts('camvid', written[0], ('val',)), records)
+    expect(['exists already'], write, 'camvid', parts('camvid', written[0], ('val',)), records)
 
 
 def test_a_missing_library_is_named(written, monkeypatch):

@@ -222,17 +222,17 @@ def wrong_name(path):
 
 
 REFUSED = [
-    (hostile, 'a.pth', 'refused, because it wants (posix|os).system'),
-    (hostile_legacy, 'a.pth', 'refused, because it wants (posix|os).system'),
-    (truncated, 'a.pth', 'is no whole torch file'),
+    (hostile, 'a.pth', 'refused, because it uses (posix|os).system'),
+    (hostile_legacy, 'a.pth', 'refused, because it uses (posix|os).system'),
+    (truncated, 'a.pth', 'is not a complete torch file'),
     (flipped, 'a.pth', 'is damaged'),
     (not_finite, 'a.pth', 'decode_head.conv_seg.bias: holds numbers that are not finite'),
-    (foreign, 'a.pth', 'not a network known here.*features.0.weight'),
-    (text, 'a.pth', 'is no whole torch file'),
-    (empty, 'a.pth', 'is no whole torch file'),
+    (foreign, 'a.pth', 'not a known network.*features.0.weight'),
+    (text, 'a.pth', 'is not a complete torch file'),
+    (empty, 'a.pth', 'is not a complete torch file'),
     (numbers, 'a.pth', 'holds a list, not a state dict'),
-    (other_zip, 'a.pth', 'is no whole torch file'),
-    (text, 'a.safetensors', 'is no whole safetensors file'),
+    (other_zip, 'a.pth', 'is not a complete torch file'),
+    (text, 'a.safetensors', 'is not a complete safetensors file'),
     (wrong_name, 'a-0123abcd.pth', 'its name promises a checksum that begins with 0123abcd'),
     (lambda path: None, 'absent.pth', 'no such file'),
 ]
@@ -301,10 +301,10 @@ def test_a_model_folder_is_whole_or_refused(tmp_path):
     data = bytearray((folder / 'weights.npz').read_bytes())
     data[150] ^= 1
     (folder / 'weights.npz').write_bytes(data)
-    with pytest.raises(DataError, match='is not what model.json says'):
+    with pytest.raises(DataError, match='does not match its checksum'):
         open_weights(folder)
     (folder / 'model.json').write_text('{')
-    with pytest.raises(DataError, match='not a whole model folder'):
+    with pytest.raises(DataError, match='a damaged weights folder'):
         open_weights(folder)
     with pytest.raises(ConfigError, match='no checkpoint and no model.json'):
         open_weights(tmp_path)
@@ -336,7 +336,7 @@ def test_parts_are_an_explicit_choice():
 
 
 def test_export_refuses_what_it_cannot_write(tmp_path):
-    with pytest.raises(SystemExit, match='ends in .pth or .safetensors'):
+    with pytest.raises(SystemExit, match='must end in .pth or .safetensors'):
         export([str(tmp_path), '--layout=authors', '--out', str(tmp_path / 'a.bin')])
     with pytest.raises(SystemExit, match='no checkpoint'):
         export([str(tmp_path), '--layout=authors', '--out', str(tmp_path / 'a.pth')])

@@ -366,8 +366,8 @@ def test_legacy_files_without_some_numbers(tmp_path):
     for rest, message in (
         (pickle.dumps([], 2), '1 storages are absent'),
         (keys + b'\x03' + numbers[1:], 'has 3 numbers, not 2'),
-        (keys + numbers[:-1], 'no whole torch file'),
-        (pickle.dumps(['k', 'k'], 2) + numbers * 2, 'no whole torch file'),
+        (keys + numbers[:-1], 'not a complete torch file'),
+        (pickle.dumps(['k', 'k'], 2) + numbers * 2, 'not a complete torch file'),
     ):
         path.write_bytes(head + tree + rest)
         with pytest.raises(DataError, match=message):
@@ -396,20 +396,20 @@ BAD = {
     'other_rank': (tensor(0, (4, 6), (1,)), 'strides'),
     'expanded_without_end': (tensor(0, (10**9, 10**9), (0, 0)), 'more memory'),
     'expanded_often': (b'(' + tensor(0, (10**7,), (0,)) * 3 + b'l', 'more memory'),
-    'longer_than_its_record': (tensor(numbers=storage(count=25)), 'no whole torch file'),
+    'longer_than_its_record': (tensor(numbers=storage(count=25)), 'not a complete torch file'),
     'absent_record': (tensor(numbers=storage(key='1')), "no item named 'a/data/1'"),
     'outside': (tensor(numbers=storage(key='../../a/data.pkl')), 'no item named'),
     'large_memo': (b'Nr\xff\xff\xff\x7f', None),
     'long_text': (b'X\xff\xff\xff\xff', 'expected 4294967295 bytes'),
-    'longer_text': (b'\x8d' + b'\xff' * 8, 'no whole torch file'),
+    'longer_text': (b'\x8d' + b'\xff' * 8, 'not a complete torch file'),
     'copies': (text('x' * 10**5) + b'q\x01' + b'c_codecs\nencode\nh\x01\x85R' * 300, 'more memory'),
-    'calls_a_number': (b'K\x01)R', 'no whole torch file'),
-    'calls_a_tensor': (tensor() + b')R', 'no whole torch file'),
+    'calls_a_number': (b'K\x01)R', 'not a complete torch file'),
+    'calls_a_tensor': (tensor() + b')R', 'not a complete torch file'),
     'builds_an_array': (RECONSTRUCT + b'(K\x01' + ints([9]) + F8 + b'\x89U\x00tb', '0 bytes for an array'),
     'appends_to_a_tensor': (tensor() + b'Na', 'appends to a ndarray'),
     'unknown_opcode': (b'\xff', 'unknown'),
     'extension': (b'\x82\x01', 'opcode EXT1'),
-    'no_end': (b'N' * 10 + b'00000000000000', 'no whole torch file'),
+    'no_end': (b'N' * 10 + b'00000000000000', 'not a complete torch file'),
 }  # fmt: skip
 
 
@@ -442,10 +442,10 @@ def test_deep_and_endless_pickles(tmp_path):
             read(tmp_path / 'a.pth')
     rebuild = name('torch._tensor._rebuild_from_type_v2')
     endless = b'\x80\x02' + rebuild + b'q\x01](h\x01Nh\x02Neq\x02R.'
-    with pytest.raises(DataError, match='no whole torch file'):
+    with pytest.raises(DataError, match='not a complete torch file'):
         read(archive(tmp_path / 'a.pth', endless))
     itself = b'\x80\x02' + rebuild + b'q\x01]q\x02(h\x01Nh\x02NeR.'
-    with pytest.raises(DataError, match='no whole torch file .*recursion'):
+    with pytest.raises(DataError, match='not a complete torch file .*recursion'):
         read(archive(tmp_path / 'a.pth', itself))
 
 
@@ -469,11 +469,11 @@ def test_code_is_refused_by_name(full, tmp_path):
         text(full.rpartition('.')[0]) + text(full.rpartition('.')[2]) + b'\x93',
     ):
         with pytest.raises(
-            DataError, match=f'a.pth: refused, because it wants {shown}, .*save its state dict alone'
+            DataError, match=f'a.pth: refused, because it uses {shown}, .*save only its state dict'
         ):
             read(archive(path, pickled(value)))
         path.write_bytes(pickled(value))  # where the first pickle of the older form stands
-        with pytest.raises(DataError, match=f'refused, because it wants {shown}'):
+        with pytest.raises(DataError, match=f'refused, because it uses {shown}'):
             read(path)
     assert not proof.exists()
 
@@ -545,7 +545,7 @@ def test_damaged_bytes_are_errors_or_other_numbers(form, tmp_path):
     assert 100 < refused < 300
     for length in range(0, len(original), 97):
         path.write_bytes(original[:length])
-        with pytest.raises(DataError, match='is no whole torch file'):
+        with pytest.raises(DataError, match='is not a complete torch file'):
             read(path)
 
 
@@ -647,7 +647,7 @@ HEADERS = {
     'rest': ({'a': {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}, 'have 4 bytes, the file 8'),
     'overlap': ({k: {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]} for k in 'ab'}, 'does not fit'),
     'no_offsets': ({'a': {'dtype': 'F32', 'shape': [2]}}, 'data_offsets'),
-    'no_dict': ([1], 'no whole safetensors file'),
+    'no_dict': ([1], 'not a complete safetensors file'),
     'type': ({'a': {'dtype': 'F8_E5M2', 'shape': [8], 'data_offsets': [0, 8]}}, 'the type F8_E5M2'),
 }  # fmt: skip
 
@@ -662,7 +662,7 @@ def test_bad_safetensors_are_refused(case, tmp_path):
         read(path)
     for data in (b'', b'abc', (2**63).to_bytes(8, 'little'), (10**5).to_bytes(8, 'little') + b'[' * 10**5):
         path.write_bytes(data)
-        with pytest.raises(DataError, match='no whole safetensors file'):
+        with pytest.raises(DataError, match='not a complete safetensors file'):
             read(path)
 
 
@@ -674,7 +674,7 @@ def test_convert_is_a_function(tmp_path):
     path = write_safetensors(tmp_path / 'ann.safetensors', network_state())
     for wrong in (lambda: ann_jax.load(path), lambda: ann_jax.load(str(path))):
         with pytest.raises(
-            ConfigError, match=r"is a file of torch.*ann_jax.convert\('.*/ann.safetensors', '.*/ann'\)"
+            ConfigError, match=r"is a torch file.*ann_jax.convert\('.*/ann.safetensors', '.*/ann'\)"
         ):
             wrong()
     converted = ann_jax.convert(str(path), str(tmp_path / 'ann'), classes='cityscapes', align_corners=True)

@@ -1,7 +1,7 @@
 """Datasets that come as one large file: NYU Depth V2 (HDF5) and PASCAL Context (JSON of run-length masks).
 
-What a sample needs from such a file is a small picklable record with `raw()`, which stands where other
-samples have a path. SciPy and h5py are imported only when they are needed.
+A sample in such a file is described by a small picklable record with a `raw()` method, in place of a path.
+SciPy and h5py are imported only when they are needed.
 """
 
 import functools
@@ -18,12 +18,12 @@ from ann_jax.errors import DataError
 
 @dataclass(frozen=True)
 class Slice:
-    """One picture of a stack in an HDF5 file, whose axes MATLAB wrote in reverse."""
+    """One image of a stack in an HDF5 file. MATLAB writes its axes in reverse order."""
 
     file: str  # absolute, or relative to where the program runs
     key: str
     index: int
-    lookup: tuple[int, ...] = ()  # raw value -> value; (): as it is
+    lookup: tuple[int, ...] = ()  # raw value -> value; (): unchanged
 
     def __str__(self):
         return f'{self.file}, {self.key}[{self.index}]'
@@ -32,26 +32,26 @@ class Slice:
         """Returns (H, W, 3) uint8 of an image, (H, W) integers of a label.
 
         Raises:
-            DataError: the file cannot be read, or a value is not in `lookup`.
+            DataError: the file cannot be read, or `lookup` lacks a value.
         """
         h5py = optional('h5py', self.file)
         try:
             with h5py.File(self.file) as file:
                 array = np.ascontiguousarray(file[self.key][self.index].T)
-        except Exception as e:  # h5py raises what the bytes make it stumble over
+        except Exception as e:  # a damaged file can make h5py raise anything
             raise DataError(f'cannot read {self}: {e}; copy or download the file again') from e
         if not self.lookup:
             return array
         if array.max() >= len(self.lookup):
             raise DataError(
-                f'{self} holds {array.max()}, but classMapping40.mat maps values to {len(self.lookup) - 1}: '
-                'take the two files of one release'
+                f'{self} holds {array.max()}, but classMapping40.mat only maps values up to '
+                f'{len(self.lookup) - 1}: use two files of the same release'
             )
         return np.array(self.lookup)[array]
 
 
 class Masks(NamedTuple):
-    """Run-length masks of one image in the order in which they are painted; what none covers is 0."""
+    """Run-length masks of one image, in painting order; pixels that no mask covers are 0."""
 
     file: str
     name: str
@@ -79,10 +79,10 @@ class Masks(NamedTuple):
 
 
 def runs(text: str) -> list[int]:
-    """Lengths of the runs of 0 and 1 in turn, from the text that COCO's tools write.
+    """Decodes the run-length text of COCO's tools to the lengths of alternating runs of 0 and 1.
 
-    Each number, from the fourth on less the one two before, is in groups of five bits, the lowest first, as
-    characters from '0' on; bit 5 says that another group follows, and bit 4 of the last is the sign.
+    A character, less '0', holds five bits of a number, lowest first; its bit 5 says that more follow, and bit
+    4 of the last one is the sign. From the fourth number on, the one two before it has been subtracted.
     """
     numbers: list[int] = []
     value, shift = 0, 0
@@ -99,15 +99,15 @@ def runs(text: str) -> list[int]:
 
 
 def context_masks(path: str, part: str) -> dict[str, Masks]:
-    """{name of an image of a part: its masks} of PASCAL Context's trainval_merged.json.
+    """Reads PASCAL Context's trainval_merged.json: image name -> masks, for one part of the split.
 
     Raises:
-        DataError: it is not that file, or damaged.
+        DataError: it is another file, or damaged.
     """
     return _context_parts(path, os.path.getmtime(path)).get(part, {})
 
 
-@functools.lru_cache(maxsize=1)  # it takes a while, and training and evaluation read the same file
+@functools.lru_cache(maxsize=1)  # slow, and training and evaluation read the same file
 def _context_parts(path, _):
     try:
         content = json.loads(read_file(path, 'list'))
@@ -125,14 +125,14 @@ def _context_parts(path, _):
     except (KeyError, TypeError, ValueError) as e:
         if isinstance(e, DataError):
             raise
-        raise DataError(f'{path} is not the file of PASCAL Context ({e!r}): download it again') from e
+        raise DataError(f"{path} is not PASCAL Context's file, or damaged ({e!r}): download it again") from e
 
 
 def nyud_slices(path: str, part: str) -> tuple[dict[str, Slice], dict[str, Slice]]:
-    """{name: image}, {name: label of the 40 classes} of a part of nyu_depth_v2_labeled.mat.
+    """{name: image} and {name: label of 40 classes} for one part of nyu_depth_v2_labeled.mat.
 
-    The split is `splits.mat` of the same makers, the mapping of the 894 labels `classMapping40.mat` of Gupta
-    et al.; both lie beside it.
+    In the same folder are `splits.mat`, by the same authors, and `classMapping40.mat` by Gupta et al., which
+    maps the 894 labels to 40 classes.
 
     Raises:
         DataError: one of the two is missing or damaged; SciPy is missing.
@@ -153,5 +153,5 @@ def _matlab(path, variable):
         raise DataError(f'nyud_v2: no file {path}: put it beside nyu_depth_v2_labeled.mat')
     try:
         return scipy_io.loadmat(path)[variable].ravel().astype(np.int64)
-    except Exception as e:  # SciPy's readers raise what the bytes make them stumble over
-        raise DataError(f'cannot read {variable} of {path}: {e!r}; download the file again') from e
+    except Exception as e:  # a damaged file can make SciPy raise anything
+        raise DataError(f'cannot read {variable} from {path}: {e!r}; download the file again') from e

@@ -1,18 +1,18 @@
-"""Canvases: few array sizes that images of many sizes are padded to, so that few programs are compiled."""
+"""Canvases: a few array sizes to which images of many sizes are padded, so that few programs are compiled."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-EXACT = 3  # so many sizes get canvases of their own: a dataset of few sizes wastes nothing
-WASTE = 4  # a canvas is used again for an image if it is at most so many times as large
+EXACT = 3  # the first sizes get canvases of their own: a dataset with few sizes wastes nothing
+WASTE = 4  # a canvas is reused for an image if it is at most this many times as large
 
 
 class Canvases:
-    """Chooses canvases; the choice depends on the sizes asked for so far, and on nothing else."""
+    """Chooses canvases, depending only on the sizes requested so far."""
 
     def __init__(self, exact_only: bool = False):
-        """`exact_only`: every size gets a canvas of its own, for networks that take no padding."""
+        """With `exact_only`, every size gets its own canvas, for networks that do not support padding."""
         self._known: list[tuple[int, int]] = []
         self._exact_only = exact_only
 
@@ -31,7 +31,7 @@ class Canvases:
 
 
 def _rung(length):
-    """The next of 64, 96, 128, 192, 256, 384, ..., which are at most half as large again as the length."""
+    """The smallest of 64, 96, 128, 192, 256, 384, ... that is not below the length."""
     rung = 64
     while rung < length:
         rung = rung * 3 // 2 if rung & (rung - 1) == 0 else rung * 4 // 3

@@ -1,7 +1,7 @@
-"""What the datasets are: one table of names, colours, label maps and layouts, from which the rest derives.
+"""The datasets: one table of names, colours, label maps and layouts.
 
-Names and numbers are facts of `names.py`. Layouts are those of the unpacked archives. CamVid: values 0 .. 10,
-and 11 is unlabelled. ADE20K: value 0 is "other objects", which is not scored.
+Names, colours and raw values come from `names.py`; layouts are those of the unpacked archives. In CamVid,
+values 0 .. 10 are classes and 11 is unlabelled. In ADE20K, value 0 is "other objects", which is not scored.
 """
 
 from collections.abc import Mapping
@@ -15,46 +15,46 @@ from ann_jax.data.names import voc_colors
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
-INVALID = 254  # mark in a lookup table: this raw value should not occur
+INVALID = 254  # in a lookup table: a raw value that must not occur
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One form in which a dataset is handed out: where its files lie, and what their raw values mean.
+    """One form in which a dataset is distributed: where its files are, and what their raw values mean.
 
-    `images`, `labels` and `lists` are folders (a file for `lists`) below the root; `{part}` stands for each
-    part of the split. An image and a label belong together when their paths below those folders are equal but
-    for the ending. Endings match in any case of letters.
+    `images` and `labels` are folders below the root, `lists` a file; `{part}` stands for each part of the
+    split. An image and a label belong together if their paths below those folders differ only in the ending.
+    Endings match in upper and lower case.
     """
 
     images: str = 'images/{part}'
     labels: str = 'labels/{part}'
-    # File of the names of a part, or of its pairs 'image label' below the root; None: all of the folder.
+    # Lists the names in a part, or pairs 'image label' of paths below the root; None: the whole folder.
     lists: str | None = None
     image_endings: tuple[str, ...] = ('.jpg', '.jpeg', '.png')
     label_ending: str = '.png'
-    # raw value -> class index or IGNORE; None: that of the dataset
+    # raw value -> class index or IGNORE; None: the dataset's
     label_map: Mapping[int, int] | None = None
-    # RGB -> class index or IGNORE, for labels that are pictures of colours
+    # RGB -> class index or IGNORE, for labels painted in colours
     color_map: Mapping[tuple[int, int, int], int] | None = None
-    variable: str | None = None  # of a label that is a MATLAB file; 'struct.field' for one in a struct
-    archive: str | None = None  # the one file that holds the labels, read by `archives.py`
-    parts: tuple[str, ...] | None = None  # the only parts that come in this form; None: all
-    # part -> (first, last) of the ranges of names that it holds; None: all of the folder
+    variable: str | None = None  # name in MATLAB label files; 'struct.field' in a struct
+    archive: str | None = None  # the one file with all labels, read by `archives.py`
+    parts: tuple[str, ...] | None = None  # parts that exist in this form; None: all
+    # part -> (first, last) of each range of names in it; None: the whole folder
     select: Mapping[str, tuple[tuple[str, str], ...]] | None = None
 
-    without: tuple[str, ...] = ()  # lists of names that are left out
+    without: tuple[str, ...] = ()  # lists of names to leave out
 
     @cached_property
     def lut(self) -> np.ndarray:
         """(at least 257,) uint8: raw value -> class index, IGNORE, or INVALID; the last is INVALID."""
-        assert self.label_map is not None  # a `Dataset` gives its own to a layout without one
+        assert self.label_map is not None  # `Dataset` fills it in
         lut = np.full(max(256, *self.label_map) + 2, INVALID, np.uint8)
         lut[list(self.label_map)] = list(self.label_map.values())
         return lut
 
     def describe(self, parts: str) -> str:
-        """The files a root should hold, in one line."""
+        """The files expected below the root, in one line."""
         files = [f'{self.images}/**/*{"|".join(self.image_endings)}']
         if self.images.endswith('.txt'):
             files = [self.images]
@@ -69,7 +69,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is: its classes, how raw label values map to them, and in which layouts it comes."""
+    """A dataset: its classes, how raw label values map to them, and its layouts."""
 
     name: str
     classes: tuple[str, ...]
@@ -77,8 +77,8 @@ class Dataset:
     # raw value -> class index or IGNORE; None: values are class indices already, and 255 is IGNORE
     label_map: Mapping[int, int] | None = None
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> parts
-    layouts: tuple[Layout, ...] = (Layout(),)  # the first that fits the files is read
-    categories: tuple[str, ...] = ()  # group of each class, where the benchmark scores groups too
+    layouts: tuple[Layout, ...] = (Layout(),)  # the first that fits the files is used
+    categories: tuple[str, ...] = ()  # group of each class, if the benchmark also scores groups
     counts: Mapping[str, int] = field(default_factory=dict)  # samples per part, as published
 
     def __post_init__(self):
@@ -105,12 +105,12 @@ class Dataset:
 
     @property
     def class_to_raw(self) -> np.ndarray:
-        """(num_classes,) uint8: the raw value of each class, as submissions hold it."""
+        """(num_classes,) uint8: the raw value of each class, as in submissions."""
         return np.array([np.flatnonzero(self.lut == i)[0] for i in range(self.num_classes)], np.uint8)
 
     @property
     def layout(self) -> str:
-        """The files a root should hold, in one line."""
+        """The files expected below the root, in one line."""
         parts = '|'.join(dict.fromkeys(part for parts in self.splits.values() for part in parts))
         return ', or '.join(
             dict.fromkeys(layout.describe('|'.join(layout.parts or (parts,))) for layout in self.layouts)
@@ -121,7 +121,7 @@ _TRAIN_VAL = {'train': ('train',), 'val': ('val',), 'trainval': ('train', 'val')
 _TRAIN_TEST = {'train': ('train',), 'test': ('test',)}
 
 _CITYSCAPES_IDS = {raw: i for i, (raw, *_) in enumerate(names.CITYSCAPES_CLASSES)}
-# Licence plate has id -1, which is 255 in a PNG's byte.
+# Licence plate has id -1, stored as 255 in a PNG.
 _CITYSCAPES_MAP = {**{i: IGNORE for i in range(34)}, 255: IGNORE, **_CITYSCAPES_IDS}
 _CITYSCAPES_FINE = Layout(
     images='leftImg8bit/{part}',
@@ -133,7 +133,7 @@ _CITYSCAPES_FINE = Layout(
 
 
 def _context(name, classes, colors, first):
-    """PASCAL Context, whose class `first` of 60 is the class 0 here; what lies below is not scored."""
+    """PASCAL Context with class `first` of 60 as class 0; classes below it are not scored."""
     scored = {raw: raw - first if raw >= first else IGNORE for raw in range(60)}
     # All but 59 of the 459 classes count as background.
     among_459 = dict.fromkeys(range(460), scored[0])
@@ -264,7 +264,7 @@ DATASETS: dict[str, Dataset] = {
             name='voc',
             classes=names.VOC_NAMES,
             colors=voc_colors(21),
-            # SBD labels more images of VOC 2012: as handed out by its makers, and merged as trainaug.
+            # SBD labels more images of VOC 2012: as its authors distribute it, and merged as trainaug.
             splits={**_TRAIN_VAL, 'trainaug': ('trainaug',), 'train+sbd': ('train', 'sbd')},
             layouts=tuple(
                 Layout(

@@ -1,6 +1,6 @@
-"""Samples from folders: reads, checks and maps image and label of the pairs that `files.py` finds.
+"""Samples from folders: reads, checks and maps the pairs of image and label that `files.py` finds.
 
-The datasets themselves are the table of `classes.py`. What is wrong with a file is a `DataError` naming it.
+The datasets themselves are in `classes.py`. A file that cannot be used raises a `DataError` that names it.
 """
 
 import os
@@ -21,15 +21,16 @@ class FolderSource:
     Attributes:
         dataset: the `Dataset`.
         split: name of the split.
-        problems: what is wrong with the files' pairing, one text each; always empty when `strict`.
+        problems: images and labels without a partner, a message each; always empty if `strict`.
     """
 
     def __init__(self, dataset: Dataset, root: str | os.PathLike, split: str, *, strict: bool = True):
         """Finds and pairs the files.
 
         Raises:
-            DataError: unknown split, missing root or folder, no images; and, when `strict`, an image without
-                a label or a label without an image. Otherwise those are left out and described in `problems`.
+            DataError: the split is unknown, the root or a folder is missing, or there are no images; if
+                `strict`, also for an image without a label or a label without an image. Otherwise these are
+                left out, and described in `problems`.
         """
         if split not in dataset.splits:
             raise DataError(unknown(f'{dataset.name} split', split, dataset.splits))
@@ -57,13 +58,12 @@ class FolderSource:
         """Reads one sample.
 
         Raises:
-            DataError: a file is unreadable or truncated, sizes differ, or the label has values that are not
-                in the map.
+            DataError: a file is unreadable or truncated, sizes differ, or the label has unknown values.
         """
         return self.encoded(index)[0]
 
     def examine(self, index: int) -> Sample:
-        """Reads one sample, more slowly, and refuses what decodes but is damaged too.
+        """Reads one sample more slowly, and also refuses damaged files that still decode.
 
         Raises:
             DataError: as `__getitem__`, or see `examine_jpeg`.
@@ -71,7 +71,7 @@ class FolderSource:
         return self._read(index, closely=True)[0]
 
     def encoded(self, index: int) -> tuple[Sample, bytes]:
-        """Reads one sample, and the file of its image: as it is, or a PNG of it where it is not a file.
+        """Reads one sample, and its encoded image: the file as it is, or a PNG if there is no file.
 
         Raises:
             DataError: as `__getitem__`.
@@ -112,7 +112,7 @@ class Take:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Returns an image file as (H, W, 3) uint8 RGB, upright by its EXIF orientation.
+    """Reads an image file as (H, W, 3) uint8 RGB, upright according to its EXIF orientation.
 
     Raises:
         DataError: it cannot be read, or is truncated.
@@ -121,16 +121,15 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_label(folder: str | os.PathLike, image: str | os.PathLike, dataset: Dataset) -> np.ndarray:
-    """Returns the label of an image as (H, W) uint8: class index, or IGNORE.
+    """Reads the label of an image as (H, W) uint8: class index, or IGNORE.
 
     Args:
-        folder: holds labels, named as in one of the dataset's layouts, or as the image but with .png.
+        folder: holds labels, named as in one of the dataset's layouts, or like the image with .png.
         image: its path below its own folder.
-        dataset: says what the values mean.
+        dataset: defines what the values mean.
 
     Raises:
-        DataError: there is none, or it is unreadable or truncated, or holds values that the dataset does not
-            list.
+        DataError: there is none, it is unreadable or truncated, or it has values that the dataset lacks.
     """
     image = os.fspath(image)
     expected = []

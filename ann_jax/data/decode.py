@@ -1,6 +1,6 @@
-"""From the bytes of a file to arrays: images of every kind to RGB, labels of every kind to class indices.
+"""Decodes files: images of every kind to RGB, labels of every kind to class indices.
 
-What is wrong with the bytes is a `DataError` naming where they come from.
+Bytes that cannot be decoded raise a `DataError` that names the file.
 """
 
 import io
@@ -19,7 +19,7 @@ from ann_jax.data.classes import INVALID, Layout
 from ann_jax.data.reading import optional
 from ann_jax.errors import DataError
 
-# Several threads read samples at once: OpenCV's own threads on top would fight them for the same cores.
+# Several threads read samples at once; OpenCV's own threads would compete with them for the cores.
 cv2.setNumThreads(0)
 
 _ERROR_STREAM = threading.Lock()
@@ -41,16 +41,16 @@ def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndar
     Grey becomes three equal channels, palettes their colours, 16 bits their upper 8; alpha is dropped.
 
     Args:
-        data: of the file.
+        data: content of the file.
         where: names the file in errors.
-        upright: turn it as its EXIF orientation says; otherwise it is as stored.
+        upright: apply the EXIF orientation; otherwise the image is returned as stored.
 
     Raises:
         DataError: it cannot be decoded, or is truncated.
     """
     try:
-        # OpenCV is faster, but imread, and imdecode of some releases, fill what a truncated JPEG lacks with
-        # grey: so it gets streams that end as they should, and Pillow, which raises, judges the rest.
+        # OpenCV is faster, but imread, and imdecode in some releases, fill the missing part of a truncated
+        # JPEG with grey. So it only gets files with a proper end; Pillow, which raises, gets the rest.
         if data.endswith((b'\xff\xd9', b'IEND\xaeB`\x82')):
             flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -75,17 +75,17 @@ def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
 
 
 def examine_jpeg(data: bytes, where: object) -> None:
-    """Refuses a JPEG in whose middle data are missing or wrong, which decoders show as if it were whole.
+    """Refuses a JPEG with missing or corrupt data in the middle, which decoders accept without an error.
 
-    Finds what libjpeg notices: most holes and missing pieces, but one in six flipped bits, since nearly every
-    sequence of bits decodes to some picture. Other files pass. Only one thread at a time gets through.
+    Finds what libjpeg reports: most gaps and overwritten parts, but only one flipped bit in six, because
+    almost any sequence of bits decodes to some picture. Other formats pass. Runs in one thread at a time.
 
     Raises:
-        DataError: libjpeg says that the data are corrupt.
+        DataError: libjpeg reports corrupt data.
     """
     if not data.startswith(b'\xff\xd8'):
         return
-    # libjpeg says so to the error stream of the process, and to nobody else.
+    # libjpeg reports it on the stderr of the process, and nowhere else.
     with _ERROR_STREAM, tempfile.TemporaryFile() as said:
         kept = os.dup(2)
         try:
@@ -102,12 +102,12 @@ def examine_jpeg(data: bytes, where: object) -> None:
 
 
 def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.ndarray:
-    """Returns an encoded label with its raw values: (H, W) integers, or (H, W, 3) uint8 if it holds colours.
+    """Decodes a label to its raw values: (H, W) integers, or (H, W, 3) uint8 if it holds colours.
 
     Palette PNGs give their indices, PNGs of fewer than 8 bits their values as stored; alpha is dropped.
 
     Args:
-        data: of the file: any image Pillow reads or, where there is a `variable`, a MATLAB file.
+        data: content of the file: any image Pillow reads or, with `variable`, a MATLAB file.
         where: names the file in errors.
         variable: name of the matrix in a MATLAB file.
 
@@ -125,7 +125,7 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.nd
             f'cannot read the label {where}: {_reason(e)}; copy or download the file again'
         ) from e
     if mode == 'L' and data.startswith(b'\x89PNG') and data[24] in (2, 4):
-        raw //= 255 // (2 ** data[24] - 1)  # Pillow stretches grey of 2 or 4 bits over 8; not that of 1
+        raw //= 255 // (2 ** data[24] - 1)  # Pillow scales 2- and 4-bit grey to 8 bits, but not 1-bit
     if mode in ('LA', 'PA'):
         raw = raw[..., 0]
     elif mode == 'RGBA':
@@ -147,19 +147,19 @@ def _decode_matlab(data, where, variable):
         if raw.ndim != 2 or raw.dtype.kind not in 'bui' and (raw != np.rint(raw)).any():
             raise ValueError(f'{variable} is not a matrix of whole numbers')
         return raw.astype(np.int64) if raw.dtype.kind == 'f' else raw
-    except Exception as e:  # SciPy's readers raise what the bytes make them stumble over
+    except Exception as e:  # a damaged file can make SciPy raise anything
         reason = f'it has no {variable}' if isinstance(e, KeyError) else e
         raise DataError(f'cannot read the label {where}: {reason}; copy or download the file again') from e
 
 
 def map_label(raw: np.ndarray, layout: Layout, where: object, name: str) -> np.ndarray:
-    """Maps raw values or colours to classes, once and for all.
+    """Maps raw values or colours to classes.
 
     Args:
         raw: (H, W) integers or (H, W, 3) uint8.
-        layout: says what raw values mean.
+        layout: defines what raw values mean.
         where: names the file in errors.
-        name: of the dataset, for errors.
+        name: names the dataset in errors.
 
     Returns:
         (H, W) uint8: class index, or IGNORE.
@@ -212,13 +212,13 @@ def _unknown_values(raw, show, where, name, known):
 
 
 def match(data: bytes, label: np.ndarray, where: object, label_where: object) -> np.ndarray:
-    """Returns the image of a label, turned so that it fits.
+    """Decodes an image in the orientation that fits its label.
 
-    An image is shown upright, as its EXIF orientation says, and labels are drawn on what is shown. Tools that
-    know no EXIF draw on what is stored: where only that has the label's size, it is taken.
+    Labels are usually drawn on the upright image, with the EXIF orientation applied. Tools that ignore EXIF
+    draw on the stored one: if only that has the label's size, it is returned.
 
     Args:
-        data: of the image file.
+        data: content of the image file.
         label: (H, W).
         where: names the image in errors.
         label_where: names the label in errors.
@@ -242,12 +242,12 @@ def match(data: bytes, label: np.ndarray, where: object, label_where: object) ->
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """Returns (H, W, 3) uint8 RGB or (H, W) uint8 as the bytes of a PNG, without loss."""
+    """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 as a PNG."""
     if array.ndim == 3:
         array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     return cv2.imencode('.png', array)[1].tobytes()
 
 
 def _reason(error):
-    # Pillow names the buffer that it was given, which tells a reader nothing.
+    # Pillow names the buffer it was given, which means nothing to the user.
     return re.sub(r' <_io\.BytesIO[^>]*>', '', str(error))

@@ -1,8 +1,8 @@
-"""What the scenes of early commits had otherwise, so that their runs go on with the pictures they began with.
+"""How early commits drew the scenes, so that their runs continue on the images they started with.
 
 Version 1 (before commit 6e567c6): the cues are the lamp of a traffic light, and the sides of a crane's jib
-and ballast. Version 2 (before 477a583): the cues are today's, but both states of one share a class. Commits
-6e567c6 and 0ee40fc drew a smaller barrier; nothing in their runs tells them from version 2.
+and ballast. Version 2 (before 477a583): today's cues, but both states of a cue share a class. Commits 6e567c6
+and 0ee40fc drew a smaller barrier; nothing in their runs distinguishes them from version 2.
 """
 
 import numpy as np

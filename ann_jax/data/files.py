@@ -1,4 +1,4 @@
-"""Finds and pairs the images and labels of a dataset, in whichever of its layouts it lies on the disk."""
+"""Finds and pairs the images and labels of a dataset, in whichever of its layouts they are stored."""
 
 import os
 from collections.abc import Iterable
@@ -11,25 +11,26 @@ from ann_jax.errors import DataError, unknown
 
 
 class _Found(NamedTuple):
-    """What a layout finds of a part; files are paths below the root, or records of an archive."""
+    """The files of a part in one layout: paths below the root, or records of an archive."""
 
     images: dict
     labels: dict
-    keys: list[str] | None  # the samples, where a list names them
-    missing: str = ''  # folder or file that is not there
-    clash: str = ''  # two files of one name
-    problems: tuple[str, ...] = ()  # of pairs that a list names
+    keys: list[str] | None  # the samples, if a list names them
+    missing: str = ''  # missing folder or file
+    clash: str = ''  # message if two files share a name
+    problems: tuple[str, ...] = ()  # with pairs from a list
 
 
 def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], list[str]]:
     """Pairs the files of a part.
 
     Returns:
-        [(name, image, label, number of the layout)] in the order of the names or of the list, and a text for
-        each file without a partner. Image and label are paths below the root or records of an archive.
+        [(name, image, label, number of the layout)], sorted by name or in the order of the list, and a
+        message for each file without a partner. Images and labels are paths below the root or records of an
+        archive.
 
     Raises:
-        DataError: a folder or list is missing, there are no images, or two of one name.
+        DataError: a folder or list is missing, there are no images, or two files share a name.
     """
     number, found = _choose(dataset, root, part)
     layout, (images, labels, keys, missing, clash, problems) = dataset.layouts[number], found
@@ -58,7 +59,7 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
             problems.append(f'image {os.path.join(root, images[key])} has no label: add {missing}')
         else:
             missing = os.path.join(image_dir, key + layout.image_endings[0])
-            problems.append(f'no image {missing}: add it, or take {key} off the list or the labels')
+            problems.append(f'no image {missing}: add it, or remove {key} from the list or the labels')
     for key in strays:
         missing = os.path.join(image_dir, key + layout.image_endings[0])
         problems.append(f'label {os.path.join(root, labels[key])} has no image: add {missing}')
@@ -66,7 +67,7 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
 
 
 def _choose(dataset, root, part):
-    """Returns the number of the layout that fits the files best, the first of equals, and what it finds."""
+    """Returns the number of the layout that fits the files best, the first if several do, and its files."""
     best = None
     best_rank: tuple[bool, ...] = ()
     for number, layout in enumerate(dataset.layouts):
@@ -103,7 +104,7 @@ def _find(layout: Layout, root: str, part: str) -> _Found:
 
     image_files, no_images, clash = _list_files(root, images, layout.image_endings)
     label_files, no_labels, label_clash = _list_files(root, labels, (layout.label_ending,))
-    if images == labels:  # labels that lie among the images are no images
+    if images == labels:  # labels stored among the images are not images
         paths = set(label_files.values())
         image_files = {key: path for key, path in image_files.items() if path not in paths}
     if layout.select:
@@ -124,9 +125,9 @@ def _find(layout: Layout, root: str, part: str) -> _Found:
 
 
 def _list_files(root, folder, endings):
-    """Returns {path below `folder` without its ending: path below `root`} of the files with an ending.
+    """Lists the files with one of the endings: {path below `folder` without ending: path below `root`}.
 
-    And the folder if it is missing, and a text if two files have one name.
+    Also returns the folder if it is missing, and a message if two files share a name.
     """
     top = os.path.join(root, folder)
     if not os.path.isdir(top):
@@ -142,13 +143,13 @@ def _list_files(root, folder, endings):
             key = PurePath(os.path.relpath(os.path.join(where, stem), top)).as_posix()
             if key in files:
                 other = os.path.join(root, files[key])
-                clash = f'{path} and {other} have one name: remove one of them'
+                clash = f'{path} and {other} share a name: remove one of them'
             files[key] = os.path.relpath(path, root)
     return files, '', clash
 
 
 def without_ending(name: str, endings: Iterable[str]) -> str:
-    """Returns a name without the first of the endings that it has, in any case of letters."""
+    """Removes the first of the endings that matches, in upper or lower case, from a name."""
     found = next((e for e in endings if name.lower().endswith(e.lower())), '')
     return name[: len(name) - len(found)]
 
@@ -158,19 +159,19 @@ def _read_lines(path):
         with open(path, encoding='utf-8-sig') as file:
             lines = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f'cannot read the list {path}: {e}; save it as text in UTF-8') from e
+        raise DataError(f'cannot read the list {path}: {e}; save it as UTF-8 text') from e
     return [line for line in lines if line]
 
 
 def _from_paths(root, pairs):
-    """Pairs that a list names: paths below the root, with or without a slash in front."""
+    """Pairs from a list: paths below the root, with or without a leading slash."""
     images, labels, problems = {}, {}, []
     for image, label in pairs:
         image, label = image.lstrip('/'), label.lstrip('/')
         absent = [path for path in (image, label) if not os.path.isfile(os.path.join(root, path))]
         if absent:
             path = os.path.join(root, absent[0])
-            problems.append(f'a list names {path}, which is not there: add it, or take its line off')
+            problems.append(f'a list names {path}, which does not exist: add it, or remove its line')
             continue
         key = os.path.splitext(image)[0]
         images[key], labels[key] = image, label
@@ -178,7 +179,7 @@ def _from_paths(root, pairs):
 
 
 def _from_two_lists(root, image_list, label_list):
-    """Line n of one list belongs to line n of the other."""
+    """Pairs line n of one list with line n of the other."""
     lines = []
     for path in (os.path.join(root, image_list), os.path.join(root, label_list)):
         if not os.path.isfile(path):
@@ -186,7 +187,7 @@ def _from_two_lists(root, image_list, label_list):
         lines.append(_read_lines(path))
     if len(lines[0]) != len(lines[1]):
         counts = f'{image_list} lists {len(lines[0])} images, {label_list} {len(lines[1])} labels'
-        raise DataError(f'{counts} in {root}: line n of one belongs to line n of the other')
+        raise DataError(f'{counts} in {root}: line n of one must belong to line n of the other')
     return _from_paths(root, zip(*lines, strict=True))
 
 

@@ -1,10 +1,10 @@
-"""Names, colours and raw values of the datasets' classes, as the makers publish them.
+"""Names, colours and raw values of the datasets' classes, as their authors publish them.
 
 CamVid: `label_colors.txt` of the original 32 classes, and the 11 of SegNet's split. Cityscapes: `labels.py`
 of cityscapesScripts. ADE20K: the first synonym of each row of `objectInfo150.txt` of the scene-parsing
 challenge. PASCAL Context: the 59 frequent classes in alphabetical order, after the background, and their
-numbers among the 459. COCO-Stuff: `labels.txt` of its repository, where the 11 things that were never drawn
-are left out. NYU Depth V2: the 40 classes of Gupta et al. in their spelling. PASCAL VOC: the development
+numbers among the 459. COCO-Stuff: `labels.txt` of its repository, without the 11 things that were never
+drawn. NYU Depth V2: the 40 classes of Gupta et al. in their spelling. PASCAL VOC: the development
 kit's order.
 """
 
@@ -92,7 +92,7 @@ PASCAL_CONTEXT_NAMES = _names(
     'truck, tvmonitor, wall, water, window, wood'
 )
 
-# Number of each of the 59 classes among the 459 of the makers' files, which are in alphabetical order too.
+# Number of each of the 59 classes among the 459 of the original files, also in alphabetical order.
 PASCAL_CONTEXT_459 = (
     2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115,
     144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349,
@@ -133,12 +133,12 @@ _COCO_182 = _names(
     'tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, '
     'wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood'
 )
-# Things of the plan that the annotators never drew.
+# Planned things that the annotators never drew.
 _COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 # (id, name) of the 171 classes that occur.
 COCO_STUFF_CLASSES = tuple((raw, name) for raw, name in enumerate(_COCO_182, 1) if raw not in _COCO_UNUSED)
 
-# The original classes but Void, which is black and not scored.
+# The original classes without Void, which is black and not scored.
 CAMVID32_CLASSES = (
     ('Animal', (64, 128, 64)),
     ('Archway', (192, 0, 128)),

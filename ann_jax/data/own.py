@@ -1,4 +1,4 @@
-"""A dataset of the user's own, described by a few texts instead of a row of the table."""
+"""The user's own dataset, described by a few settings instead of a row of the table."""
 
 import os
 
@@ -26,21 +26,21 @@ def own_dataset(
 
     Args:
         name: of the dataset.
-        classes: their names with commas between; or their number; or a text file (of that path, or below the
-            root) with a name in each line, followed by red, green and blue if the classes have colours, which
-            labels may then hold instead of values.
-        root: where the files lie.
-        images, labels: folders below the root, where `{split}` stands for the split; or two text files, of
-            which line n of one names the label of the image of line n of the other.
-        lists: text file below the root with the names of a split, or with the paths of an image and its label
-            in each line; '' for all of the folder.
-        label_ending: how the files of the labels end, such as '_mask.png'.
-        label_map: 'raw:class' with commas between, where a class is an index, a name or `ignore`, and a raw
-            value may be `others`; '' if values are class indices and 255 is ignored.
-        splits: those that are read.
+        classes: class names, separated by commas; or their number; or a text file (in the current folder or
+            below the root) with a name per line, optionally followed by red, green and blue, which labels may
+            then hold instead of values.
+        root: folder of the files.
+        images: folder below the root, where `{split}` stands for the split; or a text file of paths.
+        labels: as `images`; line n of a text file is the label of line n of the images.
+        lists: text file below the root with the names in a split, or with an image and its label per line;
+            '' for the whole folder.
+        label_ending: ending of label files, such as '_mask.png'.
+        label_map: pairs 'raw:class', separated by commas, where a class is an index, a name or `ignore`, and
+            a raw value may be `others`; '' if values are class indices and 255 is ignored.
+        splits: splits that are read.
 
     Raises:
-        ConfigError: a text cannot be understood, or all splits would be the same files.
+        ConfigError: a setting cannot be parsed, or all splits would read the same files.
     """
     names, colors = _parse_classes(classes, root)
     if not any('{split}' in text for text in (images, labels, lists)) and len(set(splits)) > 1:
@@ -69,10 +69,10 @@ def own_dataset(
 
 
 def _parse_classes(text, root):
-    """Returns (names), and (colours) or nothing."""
+    """Returns the names and the colours, () if there are none."""
     wrong = lambda why: ConfigError(
-        f'dataset.classes={text!r}: {why}; give names with commas between, their number, or a text file with '
-        'a name in each line'
+        f'dataset.classes={text!r}: {why}; give names separated by commas, their number, or a text file '
+        'with a name per line'
     )
     colors = ()
     path = next((p for p in (text, os.path.join(root, text)) if os.path.isfile(os.path.expanduser(p))), None)
@@ -94,12 +94,12 @@ def _parse_classes(text, root):
     for kind, values in (('class', names), ('colour', colors)):
         twice = [value for value in values if values.count(value) > 1]
         if twice:
-            raise wrong(f'the {kind} {twice[0]} is there twice')
+            raise wrong(f'the {kind} {twice[0]} appears twice')
     return names, colors
 
 
 def _split_color(line):
-    """'road 128 64 128', with blanks or commas between -> ('road', (128, 64, 128))."""
+    """'road 128 64 128', separated by blanks or commas -> ('road', (128, 64, 128))."""
     words = line.replace(',', ' ').split()
     if len(words) > 3 and all(word.isdigit() and int(word) < 256 for word in words[-3:]):
         return ' '.join(words[:-3]), tuple(map(int, words[-3:]))
@@ -121,7 +121,7 @@ def _parse_label_map(text, names):
             index = int(target)
         else:
             raise ConfigError(
-                f'dataset.label_map: {item!r} leads to no class: write raw:class, where class is an index '
+                f'dataset.label_map: {item!r} names no class: write raw:class, where class is an index '
                 f'below {len(names)}, ignore, or one of {", ".join(names)}'
             )
         if raw == 'others':

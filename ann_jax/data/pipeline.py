@@ -1,8 +1,8 @@
 """Batches for training and evaluation, read and augmented in threads or in worker processes (grain).
 
-The training stream is a pure function of (source, augment, seed, batch size): step `n` holds the same arrays
-whatever the number of threads and workers, the shards of a batch put together are the batch of one shard, and
-the step number is all there is to save. Worker processes are spawned and start no JAX backend.
+The training stream is a pure function of (source, augment, seed, batch size): step `n` has the same arrays
+with any number of threads and workers, the shards of a batch together are the batch of a single shard, and
+only the step number needs to be saved. Worker processes are spawned and start no JAX backend.
 """
 
 import logging
@@ -41,10 +41,10 @@ class _RandomMap(grain.transforms.RandomMap):
 
 
 class Replacing:
-    """Samples of a source, the unusable ones replaced by the next usable one, which says so in `problem`."""
+    """A source with unusable samples replaced by the next usable one, whose `problem` says why."""
 
     def __init__(self, source: Source, *, unlabelled: bool = False):
-        """With `unlabelled`, what replaces a sample has no label, so that it counts in no score."""
+        """With `unlabelled`, replacements have no labels, so that they count in no score."""
         self._source, self._unlabelled = source, unlabelled
 
     def __len__(self):
@@ -82,7 +82,7 @@ class ClosingIterator(Iterator[T]):
             if 'terminated unexpectedly' not in str(error):
                 raise
             raise DataError(
-                f'a data worker died ({error}): mostly memory ran out, so use fewer loader.workers; '
+                f'a data worker died ({error}), usually for lack of memory: use fewer loader.workers; '
                 'the same command resumes'
             ) from error
 
@@ -110,11 +110,11 @@ def train_batches(
         source: anything with `__len__` and `__getitem__(i) -> Sample`; picklable if there are workers.
         augment: the augmentation.
         batch_size: of all shards together.
-        seed: of the order and the augmentation, 0 <= seed < 2**32.
-        start_step: batches to leave out at the start, at no cost: the step to resume from.
-        shard_index: this shard, which holds samples shard_index::shard_count of each batch.
+        seed: for the order and the augmentation, 0 <= seed < 2**32.
+        start_step: batches to skip, at no cost: the step to resume from.
+        shard_index: this shard, which gets samples shard_index::shard_count of each batch.
         shard_count: number of shards.
-        num_workers: processes to read in; 0: this one. They need absl's flags parsed and a `__main__` guard.
+        num_workers: worker processes, which need parsed absl flags and a `__main__` guard; 0 for none.
         num_threads: threads to read with, in each process.
         prefetch: batches to read ahead, in each process.
 
@@ -124,13 +124,13 @@ def train_batches(
 
     Raises:
         ValueError: batch_size is not divisible by shard_count; the source is empty.
-        DataError: from the iterator, where the source raises it, or a worker died.
+        DataError: raised by the iterator if the source raises it, or if a worker died.
     """
     local = _local_size(batch_size, shard_index, shard_count)
     if not len(source):
         raise ValueError('the source has no samples to train on')
     samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment))
-    # Batched before the split over workers: they take whole batches in turn, so their number changes nothing.
+    # Batched before the split over workers, which take whole batches in turn: their number changes nothing.
     batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
     return ClosingIterator(
         _read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch)
@@ -149,18 +149,18 @@ def eval_batches(
 ) -> Iterator[tuple[Batch, tuple[str, ...]]]:
     """Yields every sample once, in order, at its own size, at the top left of a canvas.
 
-    Consecutive samples of one canvas share a batch. Where the canvas changes or the samples end, it is filled
-    up with image 0 and label IGNORE. Every shard reads all samples, since the sizes make the batches, and
-    keeps its rows: all shards yield the same number of batches, of the same shapes.
+    Consecutive samples with the same canvas share a batch; an incomplete batch is filled up with image 0 and
+    label IGNORE. Every shard reads all samples, because their sizes determine the batches, and keeps its own
+    rows, so all shards yield the same number of batches with the same shapes.
 
     Args:
         source: as in `train_batches`.
         batch_size: of all shards together.
-        shard_index: this shard; it holds the shard_index-th run of batch_size / shard_count rows of a batch.
+        shard_index: this shard, which gets the shard_index-th block of batch_size / shard_count rows.
         shard_count: number of shards.
         num_workers: as in `train_batches`.
         num_threads: threads to read with, in each process.
-        exact_sizes: every size is a canvas of its own, see `canvas`.
+        exact_sizes: every size gets its own canvas, see `Canvases`.
 
     Yields:
         (batch, names): image (batch_size / shard_count, H, W, 3) uint8, label (batch_size / shard_count, H,
@@ -169,7 +169,7 @@ def eval_batches(
 
     Raises:
         ValueError: batch_size is not divisible by shard_count.
-        DataError: where the source raises it.
+        DataError: if the source raises it.
     """
     local = _local_size(batch_size, shard_index, shard_count)
     samples = grain.MapDataset.source(source)
@@ -218,13 +218,13 @@ def _read(dataset, *, num_workers, num_threads, prefetch):
 
 
 def _start_worker(_index, _count):
-    """Lets a worker process outlive a signal to all processes of a run, but not the run."""
+    """Keeps a worker alive when all processes of a run get a signal, but not longer than the run."""
     run = os.getppid()
 
     def watch():
         while os.getppid() == run:
             time.sleep(1)
-        os._exit(1)  # the run was killed: nobody reads on
+        os._exit(1)  # the run was killed
 
     def end_later(*_):
         timer = threading.Timer(60, os._exit, (143,))
@@ -238,7 +238,7 @@ def _start_worker(_index, _count):
 
 
 def _local_size(batch_size, shard_index, shard_count):
-    """Returns the rows of a batch that one shard holds."""
+    """Returns the number of rows of a batch in one shard."""
     if not 0 <= shard_index < shard_count:
         raise ValueError(f'shard_index {shard_index} is not in 0..{shard_count - 1}')
     if batch_size < 1 or batch_size % shard_count:

@@ -1,4 +1,4 @@
-"""Opens files and the libraries that only some of them take; what fails is a `DataError` with the cure."""
+"""Reads files, and imports the libraries that only some of them need; errors are `DataError`s with a cure."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
     """Returns the bytes of a file.
 
     Raises:
-        DataError: it is not there or cannot be read.
+        DataError: it does not exist or cannot be read.
     """
     try:
         with open(path, 'rb') as file:
@@ -21,14 +21,14 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
 
 
 def optional(module: str, where: object) -> ModuleType:
-    """Imports what only some datasets need.
+    """Imports a module that only some datasets need.
 
     Raises:
         DataError: it is not installed.
     """
     try:
         found = importlib.import_module(module)
-        # It logs an import that fails and goes on without its contents.
+        # It logs a failed import and carries on without its contents.
         if module == 'tensorflow_datasets' and not hasattr(found, 'core'):
             raise ImportError('one of its dependencies is missing, see above')
         return found
@@ -36,4 +36,4 @@ def optional(module: str, where: object) -> ModuleType:
         package = module.split('.')[0].replace('_', '-')
         if package == 'tensorflow-datasets':
             package += ' array_record importlib_resources'  # it imports them, but does not declare them
-        raise DataError(f'{where} takes {module} ({e}): pip install {package}') from e
+        raise DataError(f'{where} needs {module} ({e}): pip install {package}') from e

@@ -1,6 +1,6 @@
 """Datasets as ArrayRecord files, written and read through TFDS; TensorFlow is not needed for either.
 
-A record holds the bytes of the image file as they were and the label as a PNG of class indices, so a
+A record holds the unchanged bytes of the image file and the label as a PNG of class indices, so a
 source of records yields exactly the samples of the source it was written from, in the same order. TFDS is
 imported only when it is needed: `pip install '.[datasets]'`, which also installs what TFDS forgets to
 declare.
@@ -20,7 +20,7 @@ from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
 
 VERSION = '1.0.0'
-# Names of the features: ours, and those of the `cityscapes` builder of TFDS, which keeps raw label ids.
+# Feature names: ours, and those of TFDS's `cityscapes` builder, which keeps raw label ids.
 _OURS = 'name', 'image', 'label'
 _STOCK = 'image_id', 'image_left', 'segmentation_label'
 _STOCK_PARTS = {'val': 'validation'}
@@ -41,7 +41,7 @@ class RecordSource:
         """Opens the files below `root`/`name`, or those in `root` itself.
 
         Raises:
-            DataError: there are none, or of several versions; the split is unknown; TFDS is missing.
+            DataError: there are none, or several versions; the split is unknown; TFDS is missing.
         """
         self._folder = _find(name, os.path.expanduser(root or ''))
         tfds = optional('tensorflow_datasets', self._folder)
@@ -63,10 +63,10 @@ class RecordSource:
             raw = tfds.decode.SkipDecoding()
             decoders = {keys[1]: raw, keys[2]: raw}
             self._parts = [(part, builder.as_data_source(part, decoders=decoders)) for part in parts]
-        except Exception as e:  # TFDS raises what the files make it stumble over
+        except Exception as e:  # damaged files can make TFDS raise anything
             reason = ' '.join(str(e).split())
             raise DataError(
-                f'cannot read {name} in {self._folder}: {reason}; or write the records again'
+                f'cannot read {name} in {self._folder}: {reason} (or write the records again)'
             ) from e
         self.split, self._keys = split, keys
         self._starts = [0]
@@ -85,7 +85,7 @@ class RecordSource:
         return self._read(index)
 
     def examine(self, index: int) -> Sample:
-        """Reads one sample, more slowly, and refuses what decodes but is damaged too.
+        """Reads one sample more slowly, and also refuses damaged files that still decode.
 
         Raises:
             DataError: as `__getitem__`, or see `examine_jpeg`.
@@ -101,7 +101,7 @@ class RecordSource:
         where = f'record {index} of {part} in {self._folder}'
         try:
             record = records[index]
-        except Exception as e:  # the reader raises what the bytes make it stumble over
+        except Exception as e:  # damaged files can make the reader raise anything
             raise DataError(f'cannot read {where}: {e}; copy or write the records again') from e
         name, image, label = (record[key] for key in self._keys)
         name = name.decode() if isinstance(name, bytes) else name
@@ -119,7 +119,7 @@ class RecordSource:
 
 def _find(name, root):
     """Returns the one folder with a dataset_info.json: `root` or below `root`/`name`."""
-    top = Path(root or 'unset')  # an empty root is not the folder where the program runs
+    top = Path(root or 'unset')  # an empty root does not mean the current folder
     found = [top] if (top / 'dataset_info.json').is_file() else []
     found = found or sorted(path.parent for path in (top / name).rglob('dataset_info.json'))
     if len(found) != 1:
@@ -134,8 +134,8 @@ def _find(name, root):
 
 
 def _describe(name, metadata, written):
-    """The dataset of the records: as they describe it, else the table's."""
-    if 'classes' not in metadata:  # a builder of TFDS, which keeps raw values
+    """The dataset as the records describe it, or the one of that name in the table."""
+    if 'classes' not in metadata:  # written by a builder of TFDS, which keeps raw values
         if name not in DATASETS:
             raise DataError(unknown('dataset', name, DATASETS))
         return DATASETS[name]
@@ -156,17 +156,19 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
     Args:
         name: of the dataset.
         sources: part -> samples that have `encoded()`, as `FolderSource` and `SceneSource` do.
-        folder: gets name/version/ with the files.
+        folder: where name/version/ is created.
 
     Returns:
         The folder of the files.
 
     Raises:
-        DataError: a sample cannot be used; the files are there already; TFDS is missing.
+        DataError: a sample cannot be used; the files exist already; TFDS is missing.
     """
     tfds = optional('tensorflow_datasets', 'ArrayRecord')
     if (Path(folder) / name / VERSION).exists():
-        raise DataError(f'{Path(folder) / name / VERSION} is there already: remove it, or write elsewhere')
+        raise DataError(
+            f'{Path(folder) / name / VERSION} exists already: remove it, or choose another folder'
+        )
     dataset = next(iter(sources.values())).dataset
     image = tfds.features.Image(shape=(None, None, 3))
     classes = tfds.features.Image(shape=(None, None, 1), encoding_format='png')
@@ -184,7 +186,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
                 features=tfds.features.FeaturesDict(
                     {'name': tfds.features.Text(), 'image': image, 'label': classes}
                 ),
-                disable_shuffling=True,  # training shuffles; here the order of the source is kept
+                disable_shuffling=True,  # the order of the source is kept; training shuffles
                 metadata=tfds.core.MetadataDict(metadata),
             )
 
@@ -203,5 +205,5 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
             builder = Builder(data_dir=os.fspath(folder), file_format='array_record')
             builder.download_and_prepare(download_dir=downloads)
         except ImportError as e:
-            raise DataError(f'TFDS takes {e.name}, which it does not declare: pip install {e.name}') from e
+            raise DataError(f'TFDS needs {e.name}, which it does not declare: pip install {e.name}') from e
     return Path(builder.data_dir)

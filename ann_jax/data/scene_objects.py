@@ -1,7 +1,7 @@
-"""The things in a street scene: their classes, and how each is drawn.
+"""The objects in a street scene: their classes, and how they are drawn.
 
-A function draws one thing on a `Canvas`, its foot at a place in pixels, and takes the rest of its looks from
-`rng`. The class of cars and people is an argument that no pixel of the image depends on.
+Each function draws one object on a `Canvas`, with its foot at a given pixel, and takes the rest of its
+appearance from `rng`. The class of cars and people is an argument that no pixel of the image depends on.
 """
 
 import copy
@@ -70,13 +70,13 @@ _BUSES = ((206, 60, 84), (52, 120, 186), (64, 150, 130))
 class Canvas:
     """Image and label at twice the final size, which smooths the image.
 
-    Coordinates are final pixels, or those of `at`. A shape without a class changes the image only: it is a
-    detail of what is already there.
+    Coordinates are final pixels, or those of `at`. A shape without a class changes only the image: it is a
+    detail of an object already drawn.
     """
 
     def __init__(self, height, width):
         self.height, self.width = height, width
-        self.unit = min(height, width / 2) / 128  # one pixel at 128x256: the measure of every object
+        self.unit = min(height, width / 2) / 128  # one pixel at 128x256: objects are measured in it
         self.image = np.zeros((2 * height, 2 * width, 3), np.uint8)
         self.label = np.zeros((2 * height, 2 * width), np.uint8)
         self._frame = (0, 0, 2, 2)  # origin and scale, x and y, in drawn pixels
@@ -218,7 +218,7 @@ def barrier(canvas, rng, x, foot, side, lowered):
 
 def car(canvas, rng, x, foot, length, cls):
     """Draws a car of a length in pixels from x on."""
-    height, flip = 0.5 * length, rng.random() < 0.5  # it drives to either side, which says nothing
+    height, flip = 0.5 * length, rng.random() < 0.5  # the driving direction tells nothing about the class
     body = canvas.at(x + length, foot, -length, height) if flip else canvas.at(x, foot, length, height)
     paint, glass, start, end = (
         _pick(rng, _PAINTS),

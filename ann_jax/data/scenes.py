@@ -1,13 +1,13 @@
-"""Procedural street scenes: a segmentation bench whose hardest classes need long range context.
+"""Procedural street scenes: a segmentation benchmark whose hardest classes need long-range context.
 
-A scene is a function of (seed, split, index, height, width): nothing is stored, any size and count will do.
-Two pairs of classes come out of the same drawing code with the same random numbers, so no local look tells
-them apart. Only a cue more than half the image width away does:
+A scene is a function of (seed, split, index, height, width): nothing is stored, and any size and count works.
+Two pairs of classes are drawn by the same code with the same random numbers, so they cannot be told apart
+locally, but only from a cue more than half the image width away:
 
 - `stopped car` or `moving car`: the boom of the one level crossing is lowered or raised.
 - `pedestrian` or `worker`: the jib of the one structure is halfway up its mast (a hoist) or on top (a crane).
 
-Both coins have a random stream of their own, so everything else in a picture is independent of them.
+Each cue is drawn from its own random stream, so everything else in a picture is independent of it.
 """
 
 import math
@@ -26,14 +26,14 @@ from ann_jax.errors import DataError, unknown
 from ann_jax.typing import IGNORE, Sample
 
 SPLITS = ('train', 'val', 'test')
-# Versions of the scenes -> names of their classes; the last is today's, see `early_scenes`.
+# Version of the scenes -> class names; the last is the current one, see `early_scenes`.
 VERSIONS = {1: early_scenes.classes(1), 2: early_scenes.classes(2), 3: CLASSES}
 OBJECTS_END = 0.27  # ambiguous objects end before this share of the width ...
 CUES_START = 0.785  # ... and the cues start after this one, or both mirrored
 
 
 class SceneInfo(NamedTuple):
-    """What a scene's classes hang on; boxes are (top, left, bottom, right), the end exclusive."""
+    """What determines the classes of a scene; boxes are (top, left, bottom, right), ends exclusive."""
 
     lowered: bool  # the barrier is lowered: cars are stopped
     crane: bool  # the structure is a crane: people are workers
@@ -60,10 +60,10 @@ class SceneSource:
         seed: int = 0,
         version: int = 3,
     ):
-        """Takes any of `SPLITS` and of `VERSIONS`.
+        """`split` is one of `SPLITS`, `version` a key of `VERSIONS`.
 
         Raises:
-            DataError: another split or version, or a size below 64x128.
+            DataError: the split or version is unknown, or the size is below 64x128.
         """
         if version not in VERSIONS:
             raise DataError(unknown('scenes version', version, VERSIONS))
@@ -97,11 +97,11 @@ def render(key, height, width, *, lowered=None, crane=None, version=3):
     """Draws the scene of a key, a tuple of non-negative integers.
 
     Args:
-        key: what the scene is a function of, together with its size.
+        key: determines the scene, together with its size.
         height: at least 64.
         width: at least 128; twice the height looks best.
-        lowered: overrides the barrier's coin and changes nothing else.
-        crane: overrides the structure's coin and changes nothing else.
+        lowered: overrides the state of the barrier, and changes nothing else.
+        crane: overrides the state of the structure, and changes nothing else.
         version: a key of `VERSIONS`.
 
     Returns:
@@ -197,7 +197,7 @@ def _draw_far_furniture(canvas, rng, ground, kerb):
 
 
 def _draw_near_furniture(canvas, rng):
-    """Draws what hides parts of the scene, but never a cue; last the dirt on the lens, which has no label."""
+    """Draws things that hide parts of the scene, but no cue; finally dirt on the lens, which has no label."""
     unit, width, height = canvas.unit, canvas.width, canvas.height
     for _ in range(rng.integers(0, 3)):
         draw.lamp_post(canvas, rng.uniform(0, 0.7) * width, height - 2 * unit, rng.uniform(72, 90))
@@ -211,7 +211,7 @@ def _draw_near_furniture(canvas, rng):
 
 
 def _draw_cues(canvas, rng, ground, kerb, lowered, crane, version):
-    """Draws structure and barrier on the right, and returns the boxes of barrier and structure."""
+    """Draws structure and barrier on the right; returns the boxes of barrier and structure."""
     unit, width = canvas.unit, canvas.width
     half = 26 * unit
     x, foot = rng.uniform(CUES_START * width + half, 0.994 * width - half), ground + rng.uniform(6, 8) * unit
@@ -228,7 +228,7 @@ def _draw_cues(canvas, rng, ground, kerb, lowered, crane, version):
 
 
 def _box(canvas, left, top, right, bottom):
-    """Whole pixels that hold a rectangle and its border, as (top, left, bottom, right)."""
+    """The whole pixels that contain a rectangle and its border, as (top, left, bottom, right)."""
     low = [max(math.floor(value) - 1, 0) for value in (top, left)]
     return *low, min(math.ceil(bottom) + 1, canvas.height), min(math.ceil(right) + 1, canvas.width)
 
@@ -250,7 +250,7 @@ def _person_x(canvas, rng, size):
 
 
 def _draw_traffic(canvas, rng, kerb, near, cls):
-    """Draws cars on the left, behind each other and by turns further left and right, and maybe a bus."""
+    """Draws cars on the left, one behind the other, alternately further left and right, and maybe a bus."""
     unit, end = canvas.unit, OBJECTS_END * canvas.width
     if rng.random() < 0.6:
         draw.bus(canvas, rng, rng.uniform(0.3, 0.4) * canvas.width, kerb + rng.uniform(10, 16) * unit)
@@ -262,7 +262,7 @@ def _draw_traffic(canvas, rng, kerb, near, cls):
 
 
 def _light(image, rng):
-    """Returns an image under some weather: tinted, brighter to one side, with stains and noise."""
+    """Lights an image at random: tinted, brighter to one side, with stains and noise."""
     height, width = image.shape[:2]
     tint = (rng.uniform(0.72, 1.12) * rng.uniform(0.93, 1.07, 3)).tolist()
     corners, stains = rng.uniform(0.85, 1.15, (2, 2)), rng.normal(0, 0.03, (9, 17))

@@ -1,4 +1,4 @@
-"""Reads every sample of a source in parallel and says what is wrong and what there is."""
+"""Reads every sample of a source in parallel; collects errors and statistics."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,11 +12,11 @@ from ann_jax.typing import IGNORE, Source
 
 
 class Survey(NamedTuple):
-    """What a walk over a source found; samples with errors count nothing."""
+    """Errors and statistics of a source; samples with errors are not counted."""
 
     errors: list[str]
-    pixels: np.ndarray  # (K + 1,) int64: pixels per class, the last of ignored ones
-    images: np.ndarray  # (K + 1,) int64: images that hold the class
+    pixels: np.ndarray  # (K + 1,) int64: pixels per class, and last the ignored ones
+    images: np.ndarray  # (K + 1,) int64: images that contain the class
     sizes: Counter[tuple[int, int]]  # (height, width) -> images
     blank: list[str]  # names of samples of which no pixel has a class
 
@@ -24,12 +24,12 @@ class Survey(NamedTuple):
 def survey(
     source: Source, progress: Callable[[Iterable], Iterable] = iter, *, num_threads: int = 2
 ) -> Survey:
-    """Reads every sample, and collects what is wrong instead of stopping at the first.
+    """Reads every sample, and collects errors instead of stopping at the first.
 
     Args:
-        source: any source; a `FolderSource` built with `strict=False` adds its pairing problems. Where it has
-            `examine()`, that reads the samples.
-        progress: wraps the list that is walked, such as `tqdm`.
+        source: any source; a `FolderSource` built with `strict=False` adds its pairing problems. If it has
+            `examine()`, this reads the samples.
+        progress: wraps the iterable, like `tqdm`.
         num_threads: samples read at a time.
     """
     classes = source.dataset.num_classes

@@ -1,9 +1,9 @@
 """The paper's augmentation: random scale and crop, flip, brightness; one draw for the image and its label.
 
-Scale and crop are one step. What a random crop of the randomly resized image shows is some window of
-the source, of the crop's size over the scale: the window is drawn and cut first, and only it is resized.
-So the cost follows the crop and not the image. The window is of whole source pixels, which moves scale
-and place by less than half a pixel from those of resizing first.
+Scale and crop are one step. A random crop of a randomly resized image shows a window of the source, which is
+the size of the crop divided by the scale. The window is drawn and cut first, and only the window is resized,
+so the cost depends on the crop, not on the image. The window has whole source pixels, which shifts scale and
+position by less than half a pixel compared with resizing first.
 """
 
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ class Augment:
     Attributes:
         crop: (height, width) of the result.
         scale_range: the scale is uniform in it.
-        aspect_range: the width's scale is multiplied by a number uniform in it.
+        aspect_range: the scale of the width is also multiplied by a factor uniform in it.
         flip: mirror left and right with probability 1/2.
         brightness: a grey level uniform over the integers -brightness..brightness is added.
-        mean: RGB of the padding to the right and below, where the resized image is smaller than the crop.
-        resize_short: length to which the short side is brought before the random scale; None leaves it.
+        mean: RGB of the padding at the right and bottom, if the resized image is smaller than the crop.
+        resize_short: length of the short side before the random scale; None to leave it as it is.
     """
 
     crop: tuple[int, int]
@@ -78,7 +78,7 @@ class Augment:
         columns = draw.left + _nearest(draw.width, draw.new_width)
         label = sample['label'].take(rows, 0).take(columns, 1)  # faster than one index with both
         if draw.brightness:
-            # Stops at 0 and 255. OpenCV's stubs know no scalars.
+            # Saturates. OpenCV's stubs lack scalars.
             image = cv2.add(image, (draw.brightness,) * 4)  # type: ignore[call-overload]
         if draw.flip:
             image, label = cv2.flip(image, 1), cv2.flip(label, 1)
@@ -98,7 +98,7 @@ def _window(length, crop, scale):
 
 
 def _nearest(length, new_length):
-    """Returns the source pixel that holds the centre of each new one, in integers and so exact."""
+    """Returns the source pixel that contains the centre of each new one, in exact integer arithmetic."""
     return (2 * np.arange(new_length) + 1) * length // (2 * new_length)
 
 

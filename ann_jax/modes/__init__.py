@@ -1,1 +1,1 @@
-"""What the command does: each mode takes a config and a workdir."""
+"""The modes of the command: each takes a config and a working directory."""

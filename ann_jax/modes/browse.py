@@ -13,7 +13,7 @@ from ann_jax.data.pipeline import train_batches
 from ann_jax.inference import pictures
 from ann_jax.typing import IGNORE
 
-ROWS, COLUMNS = 4, 4  # of samples; each is an image beside the same with its label
+ROWS, COLUMNS = 4, 4  # of samples, each shown as an image without and with its label
 CELL = 320  # pixels of the longer side of a picture
 GAP = 4
 
@@ -47,7 +47,7 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
 
 
 def sheet(images: np.ndarray, labels: np.ndarray, classes, colors) -> np.ndarray:
-    """Lays samples out in a grid above a legend of the classes that they show.
+    """Arranges samples in a grid above a legend of their classes.
 
     Args:
         images: (B, H, W, 3) uint8 RGB.

@@ -1,4 +1,4 @@
-"""--mode=check: reads every sample of a dataset and lists what cannot be used."""
+"""--mode=check: reads every sample of a dataset and lists those that cannot be used."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ from ann_jax.data.survey import survey
 
 
 def check(config: ConfigDict) -> int:
-    """Prints every bad file of the training and evaluation splits, their sizes, and how often classes occur.
+    """Prints every bad file of the training and evaluation splits, image sizes and class frequencies.
 
     Returns:
         Exit status: 0 if every sample can be used, else 1.
@@ -23,7 +23,7 @@ def check(config: ConfigDict) -> int:
     for split in dict.fromkeys((config.dataset.train_split, config.dataset.eval_split)):
         source = build.source(config, split, strict=False)
         threads = max(config.loader.threads, os.cpu_count() or 1)
-        # A stream of its own, for what libjpeg says to the process's is caught meanwhile: see `examine_jpeg`.
+        # A stream of its own, because stderr itself is captured meanwhile: see `examine_jpeg`.
         with open(os.dup(2), 'w', encoding='locale', errors='replace') as terminal:
             progress = functools.partial(tqdm, desc=f'check {split}', unit='image', file=terminal)
             found = survey(source, progress, num_threads=threads)
@@ -31,7 +31,7 @@ def check(config: ConfigDict) -> int:
             print(error)
         print('\n'.join(_describe(split, source.dataset, len(source), found)))
         bad += len(found.errors)
-    print(f'{bad} problems: mend them before training' if bad else 'usable: no problems')
+    print(f'{bad} problems: fix them before training' if bad else 'usable: no problems')
     return 1 if bad else 0
 
 
@@ -56,4 +56,4 @@ def _describe(split, dataset, count, found):
         yield f'  {name:<24} {percent:6.2f} % of the pixels, in {images} images{absent}'
     if found.blank:
         more = ', ...' if len(found.blank) > 5 else ''
-        yield f'  no pixel of {len(found.blank)} images has a class: {", ".join(found.blank[:5])}{more}'
+        yield f'  {len(found.blank)} images have no pixel with a class: {", ".join(found.blank[:5])}{more}'

@@ -23,19 +23,20 @@ def evaluate(
     backbone: Backbone | None = None,
     writer: Writer | None = None,
 ) -> None:
-    """Evaluates the best checkpoint of the workdir, or without one the weights of `init.from`.
+    """Evaluates the best checkpoint of the run or, if there is none, the weights of `init.from`.
 
-    The network and its input are those the weights were trained with, whatever the config says.
+    The network and its normalisation are those the weights were trained with, whatever the config says.
 
     Args:
         config: of the run.
-        workdir: its folder.
-        eval_source, backbone: in place of those that the config names.
-        writer: takes curves, pictures and texts in place of TensorBoard's event files; it is not closed.
+        workdir: its working directory.
+        eval_source: in place of the one that the config names.
+        backbone: in place of the one that the config names.
+        writer: gets curves, pictures and texts in place of TensorBoard's event files; it is not closed.
 
     Raises:
         DataError: the dataset cannot be used.
-        ConfigError: there are no weights, or they tell other classes than the dataset has.
+        ConfigError: there are no weights, or the dataset has another number of classes.
     """
     workdir = Path(workdir).expanduser()
     validate(config)
@@ -45,8 +46,8 @@ def evaluate(
     dataset = evaluation.source.dataset
     if len(weights.classes) != dataset.num_classes:
         raise ConfigError(
-            f'{path} tells {len(weights.classes)} classes, but {dataset.name} has {dataset.num_classes}: '
-            'train its classifier first'
+            f'{path} has {len(weights.classes)} classes, but {dataset.name} has {dataset.num_classes}: '
+            'train a classifier for them first'
         )
     step = weights.source.get('step', 0)
     with contextlib.closing(Record(workdir, silent=not is_main(), writer=writer)) as record:

@@ -3,7 +3,7 @@
 folder/model.json, weights.npz    what training, evaluation and `ann_jax.load` open
 folder/model.stablehlo            one program for cpu, cuda and tpu: `jax.export.deserialize` runs it
 folder/model.onnx                 for onnxruntime, at a fixed size
-folder/config.json                the settings of the run, where there is one
+folder/config.json                the config of the run, if there is one
 folder/README.md                  the model card
 """
 
@@ -43,12 +43,12 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
 
     Args:
         config: of the run.
-        workdir: its folder.
-        backbone: the one of the weights, if it is not of this package.
+        workdir: its working directory.
+        backbone: of the weights, if it is not from this package.
 
     Raises:
         ConfigError: a format is unknown, a package is missing, or the folder exists.
-        DataError: a program that was written gives other logits.
+        DataError: an exported program gives other logits.
     """
     c = config.export
     formats = [name.strip() for name in c.formats.split(',') if name.strip()]
@@ -61,7 +61,7 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     out = Path(c.output or workdir / 'export').expanduser()
     if out.exists():
         raise ConfigError(f'{out} exists: name a new folder with --config.export.output, or remove it first')
-    draft = out.with_name(f'.{out.name}.{os.getpid()}')  # the folder is there whole or not at all
+    draft = out.with_name(f'.{out.name}.{os.getpid()}')  # the folder appears complete or not at all
     try:
         folder.save(draft, opened)
         size = tuple(c.size)
@@ -91,8 +91,8 @@ def _logits(model, normalize, variables):
                 linear_matrix(low.shape[i], n, model.align_corners) for i, n in ((1, height), (2, width))
             )
             return jnp.einsum('oh,pw,bhwc->bopc', rows, columns, low, precision='highest')
-        # The sizes are symbols, whose values are known only when the program runs; symbolic arithmetic can
-        # compare the halves of multiples of 16.
+        # The sizes are symbolic, known only when the program runs; symbolic arithmetic can compare the halves
+        # of multiples of 16.
         size = jnp.stack([jnp.full((batch,), n, jnp.int32) for n in (height, width)], 1)
         canvas = jnp.zeros((batch, (height + 15) // 16 * 16, (width + 15) // 16 * 16, 3))
         image = jax.lax.dynamic_update_slice(canvas, image, (0, 0, 0, 0))
@@ -112,7 +112,7 @@ def _write_stablehlo(file, model, logits, size):
     try:
         file.write_bytes(program.serialize())
     except ImportError as error:
-        raise ConfigError('writing StableHLO takes flatbuffers: pip install flatbuffers') from error
+        raise ConfigError('writing StableHLO needs flatbuffers: pip install flatbuffers') from error
     loaded = jax_export.deserialize(bytearray(file.read_bytes()))
     sizes = [size, (size[0] // 2 + 1, size[1] // 3 * 2)] if model.takes_canvas else [size]
     worst = max(_difference(loaded.call, logits, each) for each in sizes)
@@ -125,10 +125,10 @@ def _write_onnx(file, logits, size):
         import onnxruntime
     except ImportError as error:
         raise ConfigError(
-            'writing ONNX takes jax2onnx and onnxruntime: pip install jax2onnx onnxruntime'
+            'writing ONNX needs jax2onnx and onnxruntime: pip install jax2onnx onnxruntime'
         ) from error
     shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    plain = with_forms_of('any', logits)  # the exporter knows no choice by platform
+    plain = with_forms_of('any', logits)  # the exporter does not support the choice by platform
     jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
@@ -188,7 +188,7 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
     lines += [
         'Normalisation, which the programs apply themselves (they take RGB):',
         '',
-        f'- channels {order}; mean {mean}, deviation {deviation}, of levels 0 to 255',
+        f'- channels {order}; mean {mean}, standard deviation {deviation}, for levels 0 to 255',
         '',
         'Programs:',
         '',

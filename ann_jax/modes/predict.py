@@ -1,4 +1,4 @@
-"""--mode=predict: segments images of a folder, and writes what is asked for; also Cityscapes submissions."""
+"""--mode=predict: segments images and writes the requested outputs, Cityscapes submissions among them."""
 
 import glob
 import itertools
@@ -31,14 +31,14 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
 
     Args:
         config: of the run.
-        workdir: its folder.
-        backbone: the one of the weights, if it is not of this package.
+        workdir: its working directory.
+        backbone: of the weights, if it is not from this package.
 
     Returns:
         Exit status: 0, or 1 if an image could not be used.
 
     Raises:
-        ConfigError: there is nothing to read, or an output is unknown.
+        ConfigError: there are no images, or an output is unknown.
         DataError: no image could be used, or the submission would not be accepted.
         SaveError: a file cannot be written.
     """
@@ -50,17 +50,17 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     if 'panels' in kinds:
         if not Path(c.truth or 'unset').expanduser().is_dir():
             raise ConfigError(
-                f'predict.write=panels needs --config.predict.truth=FOLDER of labels: {c.truth!r} is none'
+                f'predict.write=panels needs a folder of labels in --config.predict.truth, not {c.truth!r}'
             )
-        build.dataset(config)  # says what labels mean, and fails if it cannot
-    kinds.sort(key='panels'.__eq__)  # last, for a truth may be missing
+        build.dataset(config)  # defines what labels mean; fails now if it cannot
+    kinds.sort(key='panels'.__eq__)  # last, because a label may be missing
     out = Path(c.output or workdir / 'predictions').expanduser()
     files, root = _files(config)
     weights, source = open_trained(config, workdir, backbone)
     count = DATASETS['cityscapes'].num_classes
     if 'submission' in kinds and len(weights.classes) != count:
         raise ConfigError(
-            f'predict.write=submission takes the {count} classes of Cityscapes, not the '
+            f'predict.write=submission needs the {count} classes of Cityscapes, not the '
             f'{len(weights.classes)} of {source}'
         )
     segmenter = Segmenter(
@@ -70,7 +70,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         backbone=backbone,
         **{name: config.eval[name] for name in PROTOCOL_SETTINGS},
     )
-    # Images such as a.jpg and a.png, which would be written under one name.
+    # Images such as a.jpg and a.png, which would be written to the same file.
     stems = Counter(path.relative_to(root).with_suffix('') for path in files)
     clashing = {stem for stem, count in stems.items() if count > 1}
     errors: list[str] = []
@@ -81,10 +81,12 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
             done += 1
             try:
                 _write(result, out, kinds, root, clashing, config)
-            except DataError as error:  # of its truth
+            except DataError as error:  # of its label
                 errors.append(str(error))
             except OSError as error:
-                raise SaveError(f'cannot write to {out}: {error}; name a folder to write into') from error
+                raise SaveError(
+                    f'cannot write to {out}: {error}; choose a folder with --config.predict.output'
+                ) from error
             bar.update(min(done + len(errors), len(files)) - bar.n)
     for problem in errors:
         print(problem)
@@ -98,13 +100,13 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
 
 
 def _files(config):
-    """The images, and the folder that their names are relative to."""
+    """Returns the images, and the folder that their names are relative to."""
     text = config.predict.input
     if not text and 'submission' in config.predict.write.split(','):
         text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
     if not text:
         raise ConfigError(
-            '--config.predict.input=... names an image, a folder, or a pattern such as "a/*.jpg"'
+            '--config.predict.input is missing: name an image, a folder, or a pattern such as "a/*.jpg"'
         )
     path = Path(text).expanduser()
     if path.is_dir():
@@ -162,7 +164,7 @@ def _panel(name, result, config):
 
 
 def _zip(folder, count):
-    """Checks what the server of Cityscapes checks, then zips."""
+    """Makes the checks of the Cityscapes server, then zips."""
     files = sorted(folder.glob('*.png'))
     known = set(DATASETS['cityscapes'].class_to_raw.tolist())
     for file in files:
@@ -178,8 +180,8 @@ def _zip(folder, count):
             raise DataError(f'{file}: the server takes names that begin with city_sequence_frame')
     if len(files) != count:
         raise DataError(
-            f'{folder} holds {len(files)} pictures for {count} images: mend those that cannot be read, and '
-            'empty the folder of others'
+            f'{folder} holds {len(files)} pictures for {count} images: fix those that cannot be read, and '
+            'remove other files from the folder'
         )
     archive = folder.with_suffix('.zip')
     with zipfile.ZipFile(archive, 'w', zipfile.ZIP_STORED) as target:

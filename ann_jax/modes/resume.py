@@ -1,4 +1,4 @@
-"""What a run goes on from: its newest whole checkpoint, other weights, or nothing."""
+"""What a run starts from: its newest intact checkpoint, other weights, or nothing."""
 
 import logging
 import shlex
@@ -34,22 +34,22 @@ FREE = (
     'dataset.scenes.eval_count',
     'model.remat',
 )
-# Settings that a run may change; the log says that it did.
+# Settings that may change during a run; changes are logged.
 LOGGED = ('optim', 'train', 'mesh', 'model.remat')
 
 
 def keep_settings(config: ConfigDict, workdir: Path) -> None:
-    """Gives the config of a run that goes on what its commit computed where it had no setting yet.
+    """Sets the settings that a resumed run is older than to what its commit computed.
 
-    Of the settings in FIXED nothing else is possible. The others keep what the config says unless that is the
-    default. To be called before anything is built from the config; `first_state` logs it.
+    Settings in FIXED always get that value, others only if the config has the default. To be called before
+    anything is built from the config; `first_state` logs it.
 
     Args:
         config: of the run, changed in place.
-        workdir: its folder; without a checkpoint in it, nothing is done.
+        workdir: its working directory; if it has no checkpoint, nothing is done.
 
     Raises:
-        VersionError: another version wrote its newest checkpoint, and this one cannot read what it holds.
+        VersionError: another version wrote the newest checkpoint, and this one cannot read it.
     """
     folder = workdir / 'checkpoints'
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
@@ -58,7 +58,7 @@ def keep_settings(config: ConfigDict, workdir: Path) -> None:
         try:
             facts = read_facts(path)
         except Damaged:
-            continue  # `first_state` tells
+            continue  # `first_state` reports it
         _, added = history.complete(history.saved_config(facts, path))
         now, default = history.flat(config.to_dict()), history.flat(defaults().to_dict())
         kept = {
@@ -83,22 +83,23 @@ def first_state(
     mesh: Mesh,
     backbone: str = '',
 ) -> tuple[TrainState, int]:
-    """State and step to go on from: the newest whole checkpoint's, or the first of all.
+    """State and step to start from: those of the newest intact checkpoint, or a new state and step 0.
 
-    Damaged checkpoints after it are set aside; with `init.from` the config follows the weights.
+    Damaged checkpoints after it are renamed. With `init.from`, the config follows the weights.
 
     Args:
         config: of the run.
-        workdir, checkpoints: where it lies.
-        make_model: builds the network from the config as it is then.
+        workdir: its working directory.
+        checkpoints: its checkpoints.
+        make_model: builds the network from the config, when the config has been adapted.
         tx: the optimizer.
         mesh: every device gets the whole state.
-        backbone: name of its class, if it is not of this package.
+        backbone: name of its class, if it is not from this package.
 
     Raises:
-        DataError: no checkpoint is whole.
-        ConfigError: the run that the workdir holds has other settings or another network, or the weights of
-            `init.from` do not fit.
+        DataError: no checkpoint is intact.
+        ConfigError: the run in the working directory has other settings or another network, or the weights
+            of `init.from` do not fit.
     """
 
     def restore(step, facts):
@@ -112,7 +113,7 @@ def first_state(
         if facts.get('backbone', '') != backbone:
             raise ConfigError(
                 f'{workdir} holds a run with the backbone {facts.get("backbone") or "of its config"}, not '
-                f'{backbone or "of its config"}: give the same, or use another --workdir'
+                f'{backbone or "of its config"}: pass the same one, or use another --workdir'
             )
         return checkpoints.restore(step, abstract_state(make_model(), tx, replicated(mesh)))
 
@@ -132,7 +133,7 @@ def first_state(
 
 
 def _open_init(config: ConfigDict) -> Weights:
-    """Opens the weights that training starts from; the config follows what they fix."""
+    """Opens the weights that training starts from; the config follows them."""
     weights = open_weights(Path(config.init['from']).expanduser())
     weights.refuse_unknown(config.init.parts)
     taken = weights.model
@@ -157,11 +158,11 @@ def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
             f'--config.init.from={workdir} with --config.init.parts'
         )
     if others := [line for line in lines if line.startswith(LOGGED)]:
-        logger.info('goes on with other settings than it had: %s', '; '.join(others))
+        logger.info('continues with changed settings: %s', '; '.join(others))
 
 
 def _note(facts, config, workdir, path):
-    """Logs what the run keeps as it was, and what it may not find as it was."""
+    """Logs which old behaviour the run keeps, and what may differ."""
     history.note_unknown(path, unknown_parts(path, facts))
     _, added = history.complete(facts['config'])
     now = history.flat(config.to_dict())
@@ -169,14 +170,14 @@ def _note(facts, config, workdir, path):
     c = config.augment
     if 'model.out_norm' in added and {*c.scale_range, *c.aspect_range} != {1.0}:
         logger.info(
-            '%s may be older than commit 798c65b, before which an image was resized and then cut: its crops '
-            'now lie a pixel or so elsewhere',
+            '%s may be older than commit 798c65b, before which images were resized and then cut: its crops '
+            'are now shifted by about a pixel',
             workdir,
         )
 
 
 def _refuse_unknown(saved: dict, config: ConfigDict, path: Path, facts: dict) -> None:
-    """Refuses to go on without a setting that a newer version had; GONE has those that do not matter."""
+    """Refuses to drop settings of a newer version; GONE lists those that do not matter."""
     run, now = history.flat(saved), history.flat(config.to_dict())
     unknown = [f'{name}={run[name]!r}' for name in run if name not in now and _is_fixed(name)]
     unknown += [line for line in unknown_settings(saved['model'], ()) if line not in unknown]
@@ -185,8 +186,8 @@ def _refuse_unknown(saved: dict, config: ConfigDict, path: Path, facts: dict) ->
             path,
             facts.get('version'),
             f'it was trained with settings that are unknown here ({"; ".join(unknown)})',
-            f'start a new run from its weights: --config.init.from={path} and another --workdir, and with '
-            '--config.init.parts=backbone if the settings are of the network',
+            f'start a new run from its weights: --config.init.from={path} and another --workdir, with '
+            '--config.init.parts=backbone if the settings belong to the network',
         )
 
 

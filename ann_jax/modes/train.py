@@ -52,23 +52,27 @@ def train(
     optimizer: optax.GradientTransformation | None = None,
     writer: Writer | None = None,
 ) -> None:
-    """Trains up to `train.steps`, from the newest whole checkpoint of the workdir if it has one.
+    """Trains up to `train.steps`, from the newest intact checkpoint in the working directory, if any.
 
-    SIGTERM and Ctrl-C end it in order, with a checkpoint of the step under way.
+    On SIGTERM and Ctrl-C, it finishes the current step, saves a checkpoint and returns.
 
     Args:
         config: of the run.
-        workdir: its folder.
-        train_source, eval_source, backbone, loss, optimizer: in place of those that the config names.
-            Resuming takes the same ones.
-        writer: takes curves, pictures and texts in place of TensorBoard's event files; it is not closed.
+        workdir: its working directory.
+        train_source: in place of the one that the config names, like the next four; a resumed run needs the
+            same ones.
+        eval_source: likewise.
+        backbone: likewise.
+        loss: likewise.
+        optimizer: likewise.
+        writer: gets curves, pictures and texts in place of TensorBoard's event files; it is not closed.
 
     Raises:
-        DataError: the dataset cannot be used, or no checkpoint is whole.
-        ConfigError: a setting cannot be used on these devices or with this dataset, is not that of
-            the run that the workdir holds, or another run is at work in it.
+        DataError: the dataset cannot be used, or no checkpoint is intact.
+        ConfigError: a setting does not suit the devices, the dataset or the run in the working directory, or
+            another run is using that directory.
         SaveError: a file of the run cannot be written.
-        FloatingPointError: the loss is not finite any more.
+        FloatingPointError: the loss or gradient is not finite.
     """
     workdir = Path(workdir).expanduser()
     validate(config)
@@ -76,10 +80,10 @@ def train(
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
     source = train_source or build.source(config, config.dataset.train_split)
-    # Opened now, for what is wrong with it to show before anything is written.
+    # Opened now, so that its errors show before anything is written.
     eval_source = eval_source or build.source(config, config.dataset.eval_split, limit=config.eval.limit)
     dataset, steps = source.dataset, config.train.steps
-    # OHEM alone looks at probabilities of the whole batch.
+    # Only OHEM looks at the probabilities of the whole batch.
     mine_over_batch = loss is None and config.loss.ohem and not config.loss.per_image
     loss = loss or build.loss(config, dataset.num_classes)
     build.check_parts(config, loss)
@@ -126,7 +130,7 @@ def train(
         scores: Scores | None = None
         try:
             if first and is_due(first) and not checkpoints.scored(first):
-                scores = score(first)  # the run before was stopped in this evaluation
+                scores = score(first)  # the run was stopped during this evaluation
             for number in range(first + 1, steps + 1):
                 with log.clock('data'):
                     batch = next(batches)
@@ -143,21 +147,21 @@ def train(
                 if log.stop:
                     raise Stopped
                 if due:
-                    # After saving: a run that is killed while it evaluates loses no step.
+                    # After saving: a run that is killed during evaluation loses no step.
                     scores = score(number)
         except Stopped:
             logger.info('stopped as asked')
             _print(f'stopped at step {number} of {steps}: the same command resumes')
             return
         best = checkpoints.best
-        logger.info('finished; %d steps left out, %d samples replaced', log.skipped, log.replaced)
-    assert scores is not None  # the last step is due
+        logger.info('finished; %d steps skipped, %d samples replaced', log.skipped, log.replaced)
+    assert scores is not None  # the last step is always evaluated
     _print(report.table(scores))
     _print(f'step {steps} of {steps}, best checkpoint at step {best}; written to {workdir}')
 
 
 def _hold(stack, workdir):
-    """Takes the folder for this run, in all processes or in none, and starts its log."""
+    """Locks the working directory, for all processes or for none, and opens the log."""
     refusal = None
     if is_main():
         try:
@@ -165,15 +169,15 @@ def _hold(stack, workdir):
         except (ConfigError, SaveError) as error:
             refusal = error
     if not all_agree(refusal is None):
-        raise refusal or ConfigError(f'{workdir} was refused by process 0')
+        raise refusal or ConfigError(f'process 0 could not lock {workdir}')
     stack.enter_context(log_file(workdir, jax.process_index()))
 
 
 def _step(config, model, tx, loss, mine_over_batch, mesh):
     """(state, this process's batch and flag) -> state and metrics; compiled when first called.
 
-    Processes get a signal at different steps, or only one gets it: whether any has is told to all with the
-    metrics of a step, so that they stop after the same one.
+    Processes get signals at different steps, or only one gets any: the metrics of a step tell all of them
+    whether one has, so that they stop after the same step.
     """
     settings = {
         'loss': loss,
@@ -234,7 +238,7 @@ def _save(checkpoints, number, state, facts, log):
     checkpoints.save(number, state, facts)
     took = time.perf_counter() - start
     logger.info(
-        'step %d: %.3f s a step, %.3f s of it waiting for data; saved in %.1f s, the rest in the background',
+        'step %d: %.3f s per step, %.3f s of it waiting for data; saved in %.1f s, and on in the background',
         number, spent, waited, took,
     )  # fmt: skip
     log.restart()
@@ -246,7 +250,7 @@ def _print(text):
 
 
 def _log_start(mesh: Mesh) -> None:
-    """Which versions, on what."""
+    """Logs versions, devices and the mesh."""
     logger.info(
         'ann_jax %s, jax %s, flax %s, python %s, %s',
         __version__, jax.__version__, flax.__version__, platform.python_version(), platform.platform(),

@@ -1,4 +1,4 @@
-"""The weights that a mode uses: those of the run in the workdir, or of `init.from`."""
+"""Opens the weights to evaluate, predict with or export."""
 
 import logging
 from pathlib import Path
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = None) -> tuple[Weights, Path]:
-    """The weights to use, and where they lie: the run in the workdir, or without one those of `init.from`.
+    """Opens the run in the working directory or, if there is none, `init.from`; returns weights and path.
 
-    The config follows what the weights fix, whatever it says; scenes are drawn as the run's commit drew them.
+    The config is adapted to the weights; scenes are drawn as the run's commit drew them.
 
     Raises:
-        ConfigError: there are none, or their backbone is not of this package and was not given.
-        DataError: they are damaged, or of another version.
+        ConfigError: there are none, or their backbone is not from this package and was not given.
+        DataError: they are damaged, or another version wrote them.
     """
     is_run = (workdir / 'checkpoints').is_dir()
     path = workdir if is_run else Path(config.init['from'] or workdir).expanduser()
@@ -37,7 +37,7 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
 
 
 def _scenes(config, opened):
-    """Settings of the scenes: of the config, but for those that the run of the weights does not have."""
+    """Settings of the scenes: the config's, except for those that the run is older than."""
     scenes = config.dataset.scenes.to_dict()
     if opened.path.parent.name == 'checkpoints':
         _, added = history.complete(history.saved_config(read_facts(opened.path), opened.path))

@@ -1,1 +1,1 @@
-"""What a run keeps in its folder: checkpoints, records, a lock and a log."""
+"""The files of a run: checkpoints, records, a lock and a log."""

@@ -1,13 +1,13 @@
 """Checkpoints of a run, each a tree of arrays: the newest two and the best by mIoU are kept.
 
-The data stream is a pure function of the seed and the step (`data.pipeline`), so the step that a
-checkpoint is named after is also the whole state of the iterator.
+The data stream is a pure function of the seed and the step (`data.pipeline`), so the step in the name of a
+checkpoint is also the complete state of the iterator.
 
-checkpoints/<step>/           state and facts, put in place whole by a rename
-checkpoints/scores.json       mIoU by step, known only after the evaluation of what is saved already
-checkpoints/damaged.<step>/   set aside: what it holds is not what was saved
+checkpoints/<step>/           state and facts, renamed into place when complete
+checkpoints/scores.json       mIoU by step; a file of its own, because evaluation follows saving
+checkpoints/damaged.<step>/   moved out of the way: its content is not what was saved
 
-Orbax restores a flipped byte in silence, so the facts hold a checksum of every array and of themselves.
+Orbax restores a flipped byte without an error, so the facts hold a checksum of every array and of themselves.
 """
 
 import contextlib
@@ -33,21 +33,21 @@ logger = logging.getLogger(__name__)
 
 
 ITEMS = ('state', 'facts')
-# Of the first commits: the config was the facts, and the score was saved with the state.
+# In the first commits, the config took the place of the facts, and the score was saved with the state.
 EARLY_ITEMS = ('config', 'metrics')
 FACTS = {'config', 'classes', 'colors', 'backbone', 'version', 'arrays'}
 
 
 class Damaged(DataError):
-    """A checkpoint that does not hold what was saved."""
+    """A checkpoint whose content is not what was saved."""
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What the checkpoint in a folder was saved with; of the first ones that is the config alone.
+    """Reads the facts of the checkpoint in a folder; those of the first commits hold only the config.
 
     Raises:
-        Damaged: it is not what was saved, or not a checkpoint.
-        VersionError: it keeps none that this version knows.
+        Damaged: they are not what was saved, or the folder is not a checkpoint.
+        VersionError: it has no facts that this version can read.
     """
     items = _items(folder)
     item = next((name for name in ('facts', 'config') if name in items), None)
@@ -57,11 +57,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
                 folder,
                 None,
                 f'it holds {", ".join(sorted(items))} in place of {" and ".join(ITEMS)}',
-                'nothing of it can be taken',
             )
         files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         if files and not items:
-            raise Damaged(f'{folder} is no checkpoint: it holds {", ".join(files[:5])}')
+            raise Damaged(f'{folder} is not a checkpoint: it holds {", ".join(files[:5])}')
     try:
         facts = dict(ocp.JsonCheckpointHandler().restore(folder / (item or 'facts')))
     except Exception as error:
@@ -70,12 +69,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return {'config': facts}
     checksum = facts.pop('checksum', None)
     if checksum is not None and checksum != _digest_json(facts):
-        raise _damaged(folder, 'its facts are not those that were saved')
+        raise _damaged(folder, 'its facts are not what was saved')
     return facts
 
 
 def unknown_parts(folder: Path, facts: Mapping[str, Any]) -> set[str]:
-    """Names of items and facts of a checkpoint that this version does not know."""
+    """Names of items and facts in a checkpoint that this version does not know."""
     return _unknown_items(folder) | (facts.keys() - FACTS)
 
 
@@ -84,7 +83,7 @@ def _unknown_items(folder):
 
 
 def _items(folder):
-    """Names of what a checkpoint holds or, by orbax's record, held -> whether it is there."""
+    """Items of a checkpoint, on disk or in orbax's record of it -> whether they are on disk."""
     try:
         record = json.loads((folder / '_CHECKPOINT_METADATA').read_text(encoding='utf-8'))['item_handlers']
         names = set(record) if isinstance(record, dict) else set()
@@ -106,13 +105,13 @@ class _NewestAndBest:
 
 
 class Checkpoints:
-    """The checkpoints below one folder; saving runs in the background."""
+    """The checkpoints in one folder; saving runs in the background."""
 
     def __init__(self, folder: Path):
-        """Opens the folder, and makes it if there is none.
+        """Opens the folder, and creates it if necessary.
 
         Raises:
-            SaveError: it cannot be made.
+            SaveError: it cannot be created.
         """
         self.folder = Path(folder).absolute()
         with writing(self.folder):
@@ -123,10 +122,10 @@ class Checkpoints:
         self._scores = self._read_scores()
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Saves a tree of arrays under a step, with what belongs to it (JSON).
+        """Saves a tree of arrays under a step, with its facts (JSON).
 
         Raises:
-            SaveError: this or the save before it failed; earlier checkpoints are whole.
+            SaveError: this save or the previous one failed; earlier checkpoints are intact.
         """
         arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
         facts = facts | {'version': __version__, 'arrays': arrays}
@@ -140,7 +139,7 @@ class Checkpoints:
             raise self._cannot_save(error) from error
 
     def score(self, step: int, miou: float) -> None:
-        """Notes the score of a saved step.
+        """Records the score of a saved step.
 
         Raises:
             SaveError: it cannot be written.
@@ -154,12 +153,12 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, whole or not, newest first."""
+        """Steps with a checkpoint, intact or not, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, None without one."""
+        """Step of the newest checkpoint, None if there is none."""
         return max(self.steps, default=None)
 
     @property
@@ -169,18 +168,18 @@ class Checkpoints:
         return max(scored, key=lambda step: (self._scores[step], step), default=None)
 
     def first_whole(self, steps: Iterable[int], read: Callable[[int, dict], Any]) -> tuple[int, dict, Any]:
-        """Reads the first whole one of the steps; the damaged ones before it are logged.
+        """Reads the first intact checkpoint among some steps, and logs the damaged ones before it.
 
         Args:
             steps: in order of preference.
-            read: reads what is wanted of a checkpoint, from its step and facts, by `restore` or `read`.
+            read: given step and facts, reads what is needed from a checkpoint with `restore` or `read`.
 
         Returns:
             Step, facts and what was read.
 
         Raises:
-            DataError: none is whole.
-            VersionError: the first whole one is of another version.
+            DataError: none is intact.
+            VersionError: the first intact one was written by another version.
             ConfigError: from `read`.
         """
         errors = []
@@ -192,19 +191,19 @@ class Checkpoints:
                 error = damage
             if processes.all_agree(error is None):
                 return step, facts, content
-            errors.append(error or Damaged(f'{self.folder / str(step)} is damaged for another process'))
-            logger.warning('%s: using the checkpoint before it', errors[-1])
+            errors.append(error or Damaged(f'{self.folder / str(step)} cannot be read by another process'))
+            logger.warning('%s: using another checkpoint', errors[-1])
         raise DataError(
-            f'{self.folder} holds no whole checkpoint ({"; ".join(map(str, errors))}): '
-            'move it away to start anew, or bring back a copy'
+            f'{self.folder} has no intact checkpoint ({"; ".join(map(str, errors))}): '
+            'move it away to start over, or restore a copy'
         )
 
     def restore(self, step: int, like: Any) -> Any:
-        """Reads a whole tree; `like` gives its structure, shapes, dtypes and shardings.
+        """Reads the whole tree; `like` gives its structure, shapes, dtypes and shardings.
 
         Raises:
             Damaged: it is not what was saved.
-            ConfigError: it has arrays of other names or shapes than `like`; the message lists them.
+            ConfigError: names or shapes of its arrays differ from `like`; the message lists them.
             VersionError: it has parts that this version does not know.
         """
         facts = self.facts(step)
@@ -222,11 +221,11 @@ class Checkpoints:
         return state
 
     def read(self, step: int, names: Sequence[str]) -> dict[str, Any]:
-        """Reads some branches of a tree as they lie there, as dicts of NumPy arrays.
+        """Reads some branches of the saved tree, as dicts of NumPy arrays.
 
         Raises:
             Damaged: they are not what was saved.
-            VersionError: there is no such branch.
+            VersionError: a branch is missing.
         """
         folder = self.folder / str(step)
         found = self._saved(step)
@@ -234,8 +233,7 @@ class Checkpoints:
             raise not_understood(
                 folder,
                 self.facts(step).get('version'),
-                f'its state is {", ".join(map(str, found)) or "empty"} and has no {", ".join(missing)}',
-                'nothing of it can be taken',
+                f'its state has no {", ".join(missing)}, only {", ".join(map(str, found)) or "nothing"}',
             )
         tree = {name: found[name] for name in names}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -262,19 +260,19 @@ class Checkpoints:
             return
         for name, x in _leaves(jax.device_get(tree)):
             if name not in arrays or _digest(np.asarray(x)) != arrays[name][-1]:
-                raise _damaged(self.folder / str(step), f'{name} has other values than were saved')
+                raise _damaged(self.folder / str(step), f'{name} is not what was saved')
 
     def facts(self, step: int) -> dict[str, Any]:
-        """What a checkpoint was saved with, see `read_facts`.
+        """Reads the facts of a checkpoint, see `read_facts`.
 
         Raises:
             Damaged, VersionError: as there.
         """
-        self._manager.wait_until_finished()  # a save of this step may be under way
+        self._manager.wait_until_finished()  # this step may still be being saved
         return read_facts(self.folder / str(step))
 
     def set_aside(self, steps: Iterable[int]) -> None:
-        """Takes checkpoints out of the way, so that their steps can be saved anew; nothing is deleted.
+        """Renames damaged checkpoints, so that their steps can be saved again; nothing is deleted.
 
         Raises:
             SaveError: the folder cannot be written.
@@ -291,14 +289,14 @@ class Checkpoints:
                     (self.folder / str(step)).rename(aside)
                 logger.warning('checkpoint %d is damaged: moved to %s', step, aside)
         self._write_scores()
-        processes.all_agree(True)  # the others wait until they are gone
+        processes.all_agree(True)  # the other processes wait for the renaming
         self._manager.reload()
 
     def check(self) -> None:
-        """Raises the error of a save that failed in the background.
+        """Raises the error of a background save, if it failed.
 
         Raises:
-            SaveError: it did.
+            SaveError: it failed.
         """
         try:
             self._manager.check_for_errors()
@@ -306,7 +304,7 @@ class Checkpoints:
             raise self._cannot_save(error) from error
 
     def close(self) -> None:
-        """Waits for the save under way.
+        """Waits for the background save to finish.
 
         Raises:
             SaveError: it failed.
@@ -319,7 +317,7 @@ class Checkpoints:
 
     def _read_scores(self) -> dict[int, float]:
         scores = {}
-        for step in self.steps:  # those of the first commits lie with the state
+        for step in self.steps:  # the first commits saved them with the state
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 file = self.folder / str(step) / 'metrics' / 'metrics'
                 scores[step] = float(json.loads(file.read_text(encoding='utf-8'))['miou'])
@@ -339,7 +337,7 @@ class Checkpoints:
                 write_json(self.folder / 'scores.json', self._scores)
 
     def _refuse_parts(self, step, facts, arrays, like):
-        """Refuses items and branches that a newer version added, and that going on would lose."""
+        """Refuses items and branches of a newer version that would be lost if the run continued."""
         folder = self.folder / str(step)
         branches = jax.tree_util.tree_leaves_with_path(like, is_leaf=lambda tree: tree is not like)
         known = {jax.tree_util.keystr(path, simple=True) for path, _ in branches}
@@ -349,7 +347,7 @@ class Checkpoints:
             raise not_understood(
                 folder,
                 facts.get('version'),
-                f'it also holds {", ".join(sorted(unknown))}, which going on would lose',
+                f'it also holds {", ".join(sorted(unknown))}, which would be lost if the run continued',
                 f'start a new run from its weights with --config.init.from={folder} and another --workdir',
             )
 
@@ -363,16 +361,16 @@ class Checkpoints:
                 lines.append(f'{name}: saved {show(saved)}, the network has {show(wanted)}')
         if lines:
             raise ConfigError(
-                f'{self.folder / str(step)} is of another network:{listed(lines)}\nto start from what fits: '
-                f'--config.init.from={self.folder.parent} --config.init.parts=but_classifier (or backbone), '
-                'and another --workdir'
+                f'{self.folder / str(step)} belongs to another network:{listed(lines)}\n'
+                f'to start from what fits: --config.init.from={self.folder.parent} '
+                '--config.init.parts=but_classifier (or backbone), and another --workdir'
             )
 
     def _cannot_save(self, error):
         text = ' '.join(str(error).split())
         return SaveError(
-            f'cannot save a checkpoint to {self.folder}: {text[:300]}. Free space, or make it writable, and '
-            f'give the same command again; checkpoints written before are whole'
+            f'cannot save a checkpoint to {self.folder}: {text[:300]}. Free space or make it writable, then '
+            f'run the same command again; earlier checkpoints are intact'
         )
 
 
@@ -391,7 +389,7 @@ def _kind(array):
 
 
 def _digest(array):
-    # NumPy's stubs tell of the buffer from Python 3.12 on; `.data` would refuse bfloat16.
+    # NumPy's stubs declare the buffer only for Python 3.12; `.data` would refuse bfloat16.
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()  # type: ignore[arg-type]
 
 

@@ -12,14 +12,13 @@ from tensorboardX.proto import event_pb2
 
 
 class TensorBoard:
-    """A `typing.Writer` of an event file, each event written at once.
+    """A `typing.Writer` to an event file; every event is written immediately.
 
-    Not tensorboardX's SummaryWriter: it writes in a thread, and where that fails, as on a full disk, the
-    run waits for it for ever.
+    tensorboardX's SummaryWriter writes in a thread: if that fails, as on a full disk, the run waits forever.
     """
 
     def __init__(self, folder: Path, first_step: int = 0):
-        """Opens a file; what a broken-off run wrote from `first_step` on is not shown."""
+        """Opens a file; what an interrupted run wrote from `first_step` on is hidden."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / 'events'))
         if first_step:
@@ -39,7 +38,7 @@ class TensorBoard:
         self._add(step, (summary.text(name, text) for name, text in texts.items()))
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Flushes and closes the file."""
         self._file.close()
 
     def _add(self, step: int, summaries: Iterable[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Writing files of a run: errors that say what to do, and replacing a file at once."""
+"""Writing the files of a run: errors with a cure, and atomic replacement."""
 
 import contextlib
 import json
@@ -10,23 +10,23 @@ from ann_jax.errors import SaveError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an error of the file system into one that says what to do.
+    """Turns errors of the file system into a `SaveError` that says what to do.
 
     Raises:
-        SaveError: a full disk, a missing right, a read-only folder.
+        SaveError: the disk is full, a permission is missing, or the folder is read-only.
     """
     try:
         yield
     except OSError as error:
         name = error.filename or path
         raise SaveError(
-            f'cannot write {name}: {error.strerror or error}. Free space, or make {path} writable, '
-            'and give the same command again; checkpoints written before are whole'
+            f'cannot write {name}: {error.strerror or error}. Free space or make {path} writable, '
+            'then run the same command again; earlier checkpoints are intact'
         ) from error
 
 
 def write_json(path: Path, record: Mapping) -> None:
-    """Replaces a file at once, so that a reader never sees half of it."""
+    """Replaces a file atomically, so that a reader never sees half of it."""
     partial = path.with_suffix('.partial')
     partial.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
     partial.replace(path)

@@ -1,8 +1,8 @@
-"""What earlier versions computed where they had no setting yet, so that their runs stay what they are.
+"""What earlier versions computed before a setting existed, so that their runs continue unchanged.
 
-A saved config holds every setting of its time. Whoever adds a setting adds to BEFORE what the code computed
-until then, which need not be the new default; whoever renames one adds to RENAMED; whoever removes one adds
-to GONE the value that means what the code does now.
+A saved config has all settings of its time. A new setting needs an entry in BEFORE: what the code computed
+until then, which need not be the new default. A renamed setting needs an entry in RENAMED, and a removed one
+an entry in GONE: the value that means what the code does now.
 """
 
 import functools
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def _scenes_version(run):
-    """Of the embedded scenes: their drawing changed with the commits that added these settings."""
+    """Version of the embedded scenes: their drawing changed in the commits that added these settings."""
     return 1 if 'dataset.scenes.seed' not in run else 2 if 'init.from' not in run else 3
 
 
-# Setting -> its value for runs that lack it, or a function of the settings that they have; by commit.
+# Setting -> its value in runs without it, or a function of the settings they have; by commit.
 BEFORE: dict[str, Any] = {
     # 6e567c6: scenes were drawn with the seed of the run.
     'dataset.scenes.seed': lambda run: run.get('seed', 0),
@@ -38,7 +38,7 @@ BEFORE: dict[str, Any] = {
     'eval.crop': [],
     'eval.stride': [],
     'eval.average': 'logits',
-    # 17d2a01: folders only, of datasets that the table of `data/classes.py` knows
+    # 17d2a01: only folders, of the datasets in `data/classes.py`
     'dataset.format': 'folder',
     'dataset.classes': '',
     'dataset.images': 'images/{split}',
@@ -49,17 +49,17 @@ BEFORE: dict[str, Any] = {
     # 7f1efd2: an error ended the run
     'loader.bad_samples': 'stop',
     'train.not_finite': 'stop',
-    # 9a0c97b: a batch was split over all devices, an image over none
+    # 9a0c97b: batches were split over all devices, images were not split
     'mesh.data': -1,
     'mesh.space': 1,
     'model.remat': [],
-    # 4585f74: a batch was computed at once
+    # 4585f74: a batch was computed in one part
     'train.accumulate': 1,
-    # after 2f310e6: the scenes were those of the commit
+    # after 2f310e6: scenes were drawn as by the commit
     'dataset.scenes.version': _scenes_version,
 }
 
-# Old name -> the name now.
+# Old name -> current name.
 RENAMED = {
     # 33fc071
     'benchmark.peer_sizes': 'benchmark.reference_sizes',
@@ -68,18 +68,18 @@ RENAMED = {
     'benchmark.peer_compile': 'benchmark.reference_compile',
 }
 
-# Setting that is no more -> the value that means what the code does now. Runs with another cannot go on.
+# Removed setting -> the value that means what the code does now. Runs with another cannot continue.
 GONE: dict[str, Any] = {}
 
 
 def complete(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A saved config in today's settings.
+    """Completes a saved config with the settings that were added since.
 
     Args:
-        saved: as JSON gave it back; whole, or some sections.
+        saved: as read from JSON; the whole config, or some sections.
 
     Returns:
-        The config with the settings that it lacks, and those that were added, by names such as 'model.remat'.
+        The complete config, and the settings that were missing, by names such as 'model.remat'.
     """
     run = {RENAMED.get(name, name): value for name, value in flat(saved).items()}
     run = {name: value for name, value in run.items() if name not in GONE or value != GONE[name]}
@@ -94,22 +94,22 @@ def complete(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def note(path: Path, added: Mapping[str, Any]) -> None:
-    """Logs which settings a run or a folder of weights does not have."""
+    """Logs which settings a run or a weights folder is older than."""
     if added:
         shown = ', '.join(f'{name}={value!r}' for name, value in added.items())
         logger.info('%s is older than these settings and keeps what it computed: %s', path, shown)
 
 
 def note_unknown(path: Path, names: Iterable[str]) -> None:
-    """Warns of what a newer version added to a checkpoint or to a folder of weights, which is left there."""
+    """Warns about what a newer version added to a checkpoint or a weights folder, and this one ignores."""
     if names := sorted(names):
         logger.warning(
-            '%s also holds %s, which this version does not know: the rest is taken', path, ', '.join(names)
+            '%s also holds %s, which this version does not know and ignores', path, ', '.join(names)
         )
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Settings by names such as 'model.remat'."""
+    """Flattens a config: settings by names such as 'model.remat'."""
     settings: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -120,31 +120,30 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def saved_config(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The config among the facts of a checkpoint.
+    """Returns the config in the facts of a checkpoint.
 
     Raises:
-        VersionError: they have none.
+        VersionError: there is none, or one without the network or its input.
     """
     for section in ('config', 'model', 'input'):
         if not isinstance(facts.get('config'), dict) or section not in ('config', *facts['config']):
-            raise not_understood(
-                path, facts.get('version'), f'it does not keep its {section}', 'nothing of it can be taken'
-            )
+            raise not_understood(path, facts.get('version'), f'it does not hold its {section}')
     return facts['config']
 
 
-def not_understood(path: Path, version: str | None, what: str, cure: str) -> VersionError:
-    """The error for a checkpoint, or for weights, that is whole but not of this version.
+def not_understood(path: Path, version: str | None, what: str, cure: str = '') -> VersionError:
+    """The error for a checkpoint or weights that are intact, but were written by another version.
 
     Args:
-        path: where it lies.
-        version: of this package, that wrote it, if it says so.
-        what: it has that this version does not know.
-        cure: what can be taken of it, and how.
+        path: of the checkpoint or the weights.
+        version: of ann_jax that wrote them, if known.
+        what: what this version does not understand.
+        cure: how to use parts of it with this version; '' if that is impossible.
     """
     numbers = lambda text: [int(part) for part in re.findall(r'\d+', text)[:3]]
     newer = 'newer' if version and numbers(version) > numbers(__version__) else 'newer or changed'
+    use = f', or {cure}' if cure else '; this one can use nothing of it'
     return VersionError(
         f'{path} was written by a {newer} version of ann_jax ({version or "it does not say which"}; this is '
-        f'{__version__}): {what}. Use that version, or: {cure}'
+        f'{__version__}): {what}. Use that version{use}'
     )

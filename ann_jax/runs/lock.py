@@ -1,4 +1,4 @@
-"""A run's hold on its folder: no second run may write into it."""
+"""Locks the working directory, so that no second run writes to it."""
 
 import contextlib
 import errno
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Holds the folder for one run; the system lets go of it when the process ends, however it ends.
+    """Locks the folder for one run; the lock is released when the process ends, however it ends.
 
-    Where the system or the file system cannot lock files, it warns and goes on.
+    If the platform or the file system cannot lock files, this only logs a warning.
 
     Raises:
-        ConfigError: another run holds it.
+        ConfigError: another run has locked it.
         SaveError: the folder cannot be written.
     """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        # Opened without truncation: what it holds is the other run's.
+        # Not truncated yet: another run may have written its name.
         file = open(workdir / 'lock', 'a+', encoding='utf-8')  # noqa: SIM115
     with file:
         try:
@@ -40,7 +40,7 @@ def lock(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                logger.warning('%s cannot be locked (%s): start no second run in it', workdir, error)
+                logger.warning('%s cannot be locked (%s): do not start a second run in it', workdir, error)
             else:
                 file.seek(0)
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""The log of a run, in its folder."""
+"""The log file of a run."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ _file_only.addHandler(logging.NullHandler())
 
 @contextlib.contextmanager
 def log_file(workdir: Path, index: int = 0) -> Iterator[None]:
-    """Appends what the package logs to log.txt; process `index` of several to log-<index>.txt.
+    """Appends the package's log to log.txt, or to log-<index>.txt for processes other than 0.
 
     Raises:
         SaveError: the folder cannot be written.
@@ -44,12 +44,12 @@ def log_file(workdir: Path, index: int = 0) -> Iterator[None]:
 
 
 def note(text: str, *values: object) -> None:
-    """Logs what is too long for a screen, to the file alone."""
+    """Logs to the file only, for text that is too long for a terminal."""
     _file_only.info(text, *values)
 
 
 class _Quiet(logging.FileHandler):
-    """A log that a full disk cuts short, without a traceback for each line."""
+    """A log file that a full disk cuts short, without a traceback per line."""
 
     def handleError(self, record):  # noqa: N802
         pass

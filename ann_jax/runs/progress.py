@@ -1,4 +1,4 @@
-"""What a run tells while it trains: curves, the progress bar, and where the time goes."""
+"""What a run reports while it trains: curves, a progress bar, and where the time goes."""
 
 import contextlib
 import logging
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 class Clock:
-    """Seconds spent on each of several things since they were last asked for."""
+    """Seconds spent on several activities, each since it was last read."""
 
     def __init__(self):
         self._spent: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, what: str):
-        """Counts the time inside as spent on `what`."""
+        """Adds the time spent inside to `what`."""
         start = time.perf_counter()
         try:
             yield
@@ -32,21 +32,21 @@ class Clock:
             self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - start
 
     def take(self, what: str) -> float:
-        """Seconds spent on `what` since the last time that this was asked."""
+        """Returns the seconds spent on `what` since the last call."""
         return self._spent.pop(what, 0.0)
 
 
 class TrainLog:
-    """Curves and progress bar of training, read from the device a few steps late so that it never waits.
+    """Curves and progress bar of training; metrics are read a few steps late, so that the device never waits.
 
     Attributes:
-        clock: where the run counts the time it waits for data, under 'data'.
-        stop: whether a process was asked to stop when one of the steps read so far began; the same in all.
-        skipped: steps left out because they were not finite.
-        replaced: samples that could not be used.
+        clock: measures the time spent waiting for data, as 'data'.
+        stop: whether any process had been asked to stop when a step read so far began; the same in all.
+        skipped: number of steps skipped because the loss or gradient was not finite.
+        replaced: number of samples that could not be used.
     """
 
-    # Steps under way on the device while the host prepares the next batch: enough to keep the device
+    # Steps in flight on the device while the host prepares the next batch: enough to keep the device
     # busy, few enough not to pile up batches.
     IN_FLIGHT = 2
 
@@ -58,7 +58,15 @@ class TrainLog:
         every: int,
         newest: Callable[[], int | None] = lambda: None,
     ):
-        """Takes learning rate by step (if known), steps between points of a curve, newest checkpoint."""
+        """Starts the clock.
+
+        Args:
+            record: gets the curves.
+            bar: the progress bar.
+            schedule: step -> learning rate, if known.
+            every: steps between points of a curve.
+            newest: returns the step of the newest checkpoint, if there is one.
+        """
         self._record, self._bar, self._schedule, self._every = record, bar, schedule, every
         self._newest = newest
         self._pending: deque = deque()
@@ -66,15 +74,15 @@ class TrainLog:
         self.clock, self.stop, self.skipped, self.replaced = Clock(), False, 0, 0
 
     def add(self, number: int, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
-        """Takes the metrics of a step, still on the device, and logs those of the step `IN_FLIGHT` before.
+        """Adds the metrics of a step, still on the device; logs those of the step `IN_FLIGHT` steps before.
 
         Raises:
-            FloatingPointError: the loss or gradient of that step is not finite, and it was not left out.
+            FloatingPointError: the loss or gradient of that step is not finite, and the step was not skipped.
         """
         for name, problem in zip(batch['name'], batch['problem'], strict=True):
             if problem:
                 self.replaced += 1
-                logger.warning('step %d: %s instead of: %s', number, name, problem)
+                logger.warning('step %d: %s in place of a bad sample: %s', number, name, problem)
         self._pending.append((number, metrics, batch['name']))
         if len(self._pending) > self.IN_FLIGHT:
             self._log(*self._pending.popleft())
@@ -89,14 +97,14 @@ class TrainLog:
             self._log(*self._pending.popleft())
 
     def seconds_per_step(self) -> tuple[float, float]:
-        """Time a step took since this was last asked, and how much of it was waiting for data."""
+        """Time per step since the last call, and how much of it was spent waiting for data."""
         now, steps = time.perf_counter(), max(self._steps, 1)
         spent = (now - self._since) / steps, self.clock.take('data') / steps
         self._since, self._steps = now, 0
         return spent
 
     def restart(self) -> None:
-        """Starts the time of `seconds_per_step` anew, so that what has passed counts for no step."""
+        """Restarts the clock of `seconds_per_step`, so that the time until now is not counted."""
         self.seconds_per_step()
 
     def _log(self, number, metrics, names):
@@ -117,15 +125,15 @@ class TrainLog:
     def _refuse(self, number, values, names):
         if math.isfinite(values['loss']) and math.isfinite(values['gradient_norm']):
             return
-        what = f'the loss is {values["loss"]}, the norm of the gradient {values["gradient_norm"]}'
+        what = f'the loss is {values["loss"]}, the gradient norm {values["gradient_norm"]}'
         where = f'at step {number}, of the samples {", ".join(map(str, names))}'
         if values.get('skipped'):
             self.skipped += 1
-            logger.warning('%s %s: step left out, the %dth', what, where, self.skipped)
+            logger.warning('%s %s: step skipped (%d so far)', what, where, self.skipped)
             return
         newest = self._newest()
         raise FloatingPointError(
-            f'{what} {where}: lower optim.learning_rate, look at these samples, or leave such steps out '
+            f'{what} {where}: lower optim.learning_rate, check these samples, or skip such steps '
             'with --config.train.not_finite=skip; '
-            + (f'the last good checkpoint is of step {newest}' if newest else 'there is no checkpoint yet')
+            + (f'the last good checkpoint is at step {newest}' if newest else 'there is no checkpoint yet')
         )

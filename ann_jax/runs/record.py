@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside checkpoints.
+"""The files that a run writes to its working directory, besides checkpoints.
 
 workdir/config.json     the resolved config
 workdir/metrics.json    scores of the newest evaluation
@@ -21,18 +21,18 @@ from ann_jax.typing import Writer
 
 
 class Record:
-    """Writes into one workdir, and to a writer; every method that writes raises SaveError where it cannot."""
+    """Writes to a working directory and to a writer; raises SaveError where it cannot."""
 
     def __init__(
         self, workdir: Path, first_step: int = 0, silent: bool = False, writer: Writer | None = None
     ):
-        """Opens the files; curves that a broken-off run drew from `first_step` on are dropped.
+        """Opens the files; curves of an interrupted run are dropped from `first_step` on.
 
         Args:
-            workdir: the folder.
-            first_step: the first that this process draws.
-            silent: write nothing, as all but one of several processes.
-            writer: takes curves, pictures and texts in place of TensorBoard's event files.
+            workdir: the working directory.
+            first_step: first step of this process.
+            silent: write nothing, for all processes but one.
+            writer: gets curves, pictures and texts in place of TensorBoard's event files.
         """
         self._workdir = workdir
         self._writer: Writer | None = None  # None: silent
@@ -68,7 +68,7 @@ class Record:
             self._writer.text(step, {name: text})
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Writes one picture, (H, W, 3) uint8, over the one of an earlier evaluation."""
+        """Writes a picture, (H, W, 3) uint8; replaces the one of an earlier evaluation."""
         if self._writer is None:
             return
         file = self._workdir / 'pictures' / f'{name.replace("/", "_")}.png'
@@ -77,7 +77,7 @@ class Record:
             self._writer.images(step, {f'pictures/{name}': picture})
 
     def close(self) -> None:
-        """Writes out what an event file still buffers; a writer that was given stays open."""
+        """Closes the event file; a writer that was passed in stays open."""
         if self._events is not None:
             with writing(self._workdir):
                 self._events.close()

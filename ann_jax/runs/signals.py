@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop, which the run fulfils when it is next between two steps."""
+"""SIGTERM and Ctrl-C as requests to stop after the current step."""
 
 import logging
 import signal
@@ -8,10 +8,10 @@ logger = logging.getLogger(__name__)
 
 
 class Stop:
-    """Catches both signals while it is entered; a second one ends the process as if it were not.
+    """Context manager that catches both signals; a second one ends the process as usual.
 
     Attributes:
-        requested: whether a signal has come.
+        requested: whether a signal has been received.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -21,7 +21,7 @@ class Stop:
         self._before: dict = {}
 
     def __enter__(self) -> 'Stop':
-        # Only the main thread may; a run inside another thread is stopped by its owner.
+        # Only the main thread may set handlers; a run in another thread is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._catch) for number in self.SIGNALS}
         return self
@@ -32,7 +32,10 @@ class Stop:
     def _catch(self, number, _frame):
         self.requested = True
         self._restore()
-        logger.info('%s: stopping after this step; once more ends at once', signal.Signals(number).name)
+        logger.info(
+            '%s: stopping after this step; a second signal ends the run immediately',
+            signal.Signals(number).name,
+        )
 
     def _restore(self):
         for number, handler in self._before.items():
@@ -41,4 +44,4 @@ class Stop:
 
 
 class Stopped(Exception):
-    """Raised to leave an evaluation that was asked to stop; the run ends in order."""
+    """Raised to end a run that was asked to stop."""

@@ -1,9 +1,9 @@
-"""The comparison of Table 6 on the embedded scenes: trains each variant with several seeds, prints a table.
+"""Compares the variants of Table 6 on the embedded scenes: trains each with several seeds, prints a table.
 
     python -m ann_jax.tools.ablation --workdir=runs/ablation
 
-A finished run is not repeated, so that a broken-off comparison goes on where it stopped; more --seeds or
---variants add to it. Arguments after `--` go to every run, e.g. `-- --config.train.steps=100`.
+Finished runs are not repeated, so an interrupted comparison continues where it stopped, and --seeds or
+--variants can be added. Arguments after `--` are passed to every run: `-- --config.train.steps=100`.
 """
 
 import argparse
@@ -36,12 +36,12 @@ def main(argv=None):
 
 
 def folder(workdir, variant, seed):
-    """Where a run is written."""
+    """The working directory of a run."""
     return workdir / f'{variant}_{seed}'
 
 
 def train(config, variant, seed, workdir, arguments):
-    """Trains one variant with one seed, unless that is done."""
+    """Trains one variant with one seed, unless that has been done."""
     command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}:variant={variant}']
     command += [f'--workdir={folder(workdir, variant, seed)}', f'--config.seed={seed}', *arguments]
     if status := subprocess.run(command).returncode:

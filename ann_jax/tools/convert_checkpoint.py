@@ -4,10 +4,10 @@
     python -m ann_jax.main --config=configs/cityscapes.py --config.init.from=weights/resnet101 \
         --config.init.parts=backbone
 
-Reads .pth, .pt and .safetensors; torch is not needed. The layout is told by the keys: ResNets of torchvision,
-timm, mmsegmentation and the authors, and whole ANNs of the last two. Every tensor is used, or named with the
-reason why not. What is known of the weights is stored with them; what the file does not say and the layout
-leaves open can be given: --align-corners, --classes, --output-stride.
+Reads .pth, .pt and .safetensors; torch is not needed. The layout is recognised by the keys: ResNets of
+torchvision, timm, mmsegmentation and the authors, and whole ANNs of the last two. Every tensor is used, or
+listed with the reason why not. What is known about the weights is stored with them; what neither the file nor
+the layout says can be given: --align-corners, --classes, --output-stride.
 """
 
 import argparse
@@ -19,13 +19,17 @@ from ann_jax.weights.converter import OUTPUT_STRIDES, convert
 
 
 def main(argv=None):
-    """Parses the command line and converts; an error of the user's ends it with one line."""
+    """Parses the command line and converts; user errors end it with one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', type=Path, help='.pth, .pt or .safetensors')
     parser.add_argument('--out', type=Path, required=True, help='folder to write; must not exist')
-    parser.add_argument('--part', choices=('all', 'backbone'), default='all', help='leave the heads out')
-    parser.add_argument('--classes', help='dataset whose class names the classifier has, e.g. cityscapes')
-    parser.add_argument('--align-corners', choices=('true', 'false'), help='of the resizing of the logits')
+    parser.add_argument(
+        '--part', choices=('all', 'backbone'), default='all', help='backbone leaves the heads out'
+    )
+    parser.add_argument(
+        '--classes', help='dataset with the class names of the classifier, such as cityscapes'
+    )
+    parser.add_argument('--align-corners', choices=('true', 'false'), help='how the logits are resized')
     parser.add_argument('--output-stride', type=int, choices=OUTPUT_STRIDES, default=8, help='of a whole ANN')
     options = parser.parse_args(argv)
     try:

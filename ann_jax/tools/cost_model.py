@@ -1,9 +1,9 @@
-"""What a step of training costs from one chip to 256: read off its program, not measured.
+"""What a training step costs on 1 to 256 chips: computed from its program, not measured.
 
     python -m ann_jax.tools.cost_model --config=configs/cityscapes.py --config.model.dtype=bfloat16
 
 prints the tables of docs/scaling.md, which says what is counted and what is assumed. The step is traced, and
-compiled for eight simulated devices: that takes a minute or two on two cores, and no accelerator.
+compiled for eight simulated devices: this takes a minute or two on two cores, and no accelerator.
 """
 
 import math
@@ -31,7 +31,7 @@ from ann_jax.training.step import make_train_step
 
 
 class Chip(NamedTuple):
-    """Figures of the makers for one chip; rates per second, of a link in one direction."""
+    """The manufacturer's figures for one chip; rates per second, those of links in one direction."""
 
     name: str
     flops: float  # bfloat16, dense
@@ -49,22 +49,22 @@ CHIPS = (
 )
 COUNTS = 1, 8, 64, 256
 MESHES = (8, 1), (4, 2), (1, 8)
-LATENCY = 10e-6  # seconds of a message of any size before its first byte: assumed
+LATENCY = 10e-6  # assumed seconds before the first byte of a message
 COLLECTIVES = 'all-reduce', 'collective-permute', 'all-gather', 'all-to-all', 'reduce-scatter'
 ITEMSIZE = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
 
 
 class Collective(NamedTuple):
-    """What a device exchanges with others at one place of a program."""
+    """One exchange of a device with others in a program."""
 
     kind: str  # of `COLLECTIVES`
     bytes: int  # of the result
     chain: tuple[int, int]  # the longest chain that ends here: how many all-reduces, and how many others
-    operation: str  # of the network
+    operation: str  # of the network, which it belongs to
 
 
 class Exchanges(NamedTuple):
-    """Of a device in a step; messages are those of the longest chain, where each waits for the one before."""
+    """The exchanges of a device in a step; messages are counted along the longest chain, in order."""
 
     sums: int  # bytes of all-reduces
     halos: int  # bytes of all else
@@ -82,7 +82,7 @@ class Times(NamedTuple):
 
     @property
     def step(self) -> float:
-        """Nothing of the exchanges hidden behind the computation."""
+        """The whole step, if no exchange is hidden behind computation."""
         return max(self.compute, self.memory) + self.sums + self.halos
 
 
@@ -94,23 +94,23 @@ class Step(NamedTuple):
     tx: optax.GradientTransformation
 
     def arguments(self, mesh: Mesh, images: int, height: int, width: int) -> tuple[Any, dict[str, Any]]:
-        """The shapes of the state and of a batch, and how they lie on the mesh."""
+        """Shapes and shardings of the state and of a batch."""
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
         batch = {'image': array(images, height, width, 3), 'label': array(images, height, width)}
         return abstract_state(self.model, self.tx, replicated(mesh)), batch
 
     def counts(self, height: int, width: int, space: int = 1) -> Counts:
-        """What a device computes and moves for as many crops as there are devices to a crop."""
+        """What a device computes and moves in a step of one crop per device, each over `space` devices."""
         mesh = make_mesh(jax.devices()[:space], space=space)
         with jax.set_mesh(mesh):
-            # Its share of them, parameters included, is what all devices together do for one.
+            # A share of `space` crops, parameters included, is what all devices together do for one crop.
             return count(self.function, *self.arguments(mesh, 1, height, width))
 
 
 def partitioned(function: Callable, mesh: Mesh, *args: Any) -> str:
-    """The program of one device as XLA splits it, before the compiler of a platform goes on with it.
+    """The program of one device as XLA partitions it, before the compiler of a platform continues.
 
-    That of CPUs, which is what compiles it here, turns bfloat16 into float32.
+    The compiler for CPUs, which is used here, would turn bfloat16 into float32.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = {
@@ -127,10 +127,10 @@ def partitioned(function: Callable, mesh: Mesh, *args: Any) -> str:
 
 
 def collectives(program: str) -> list[Collective]:
-    """What a program exchanges, read off its text, in order; what lies in a loop counts once.
+    """The exchanges in the text of a program, in order; those in a loop count once.
 
-    Over a mesh of two axes XLA sums along one, and the result along the other. The second sum does not count:
-    XLA's compiler for GPUs makes one of both (its pass AllReduceFolder).
+    On a mesh with two axes, XLA sums along one axis and then along the other. The second sum does not count:
+    XLA's compiler for GPUs merges both (its pass AllReduceFolder).
     """
     found: list[Collective] = []
     kinds: dict[str, str] = {}
@@ -164,7 +164,7 @@ def size_of(shapes: str) -> int:
 
 
 def exchanges(found: list[Collective]) -> Exchanges:
-    """The sum of what a program exchanges."""
+    """The totals of the exchanges in a program."""
     sums = sum(each.bytes for each in found if each.kind == 'all-reduce')
     chain = max((each.chain for each in found), key=sum, default=(0, 0))
     return Exchanges(sums, sum(each.bytes for each in found) - sums, *chain)
@@ -191,7 +191,7 @@ def all_reduce(size: float, chip: Chip, chips: int, messages: int = 1) -> float:
 
 
 def headline(counts: Counts, height: int, width: int) -> str:
-    """What a crop takes, in a line."""
+    """The cost of a crop, in one line."""
     return f'{counts.flops / 1e12:.2f} TFLOP and {counts.bytes / 1e9:.1f} GB per crop of {height} x {width}.'
 
 
@@ -246,7 +246,7 @@ def main(argv=None):
     config, classes = given.config, given.classes
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', 8)
-    jax.config.update('jax_enable_compilation_cache', False)  # what is found there is not split again
+    jax.config.update('jax_enable_compilation_cache', False)  # a program found there is not partitioned again
     model, tx = build.model(config, classes), build.optimizer(config)
     loss, normalize = build.loss(config, classes), build.normalize(config)
     function = make_train_step(model, tx, loss=loss, normalize=normalize, seed=config.seed)

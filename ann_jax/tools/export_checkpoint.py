@@ -2,8 +2,8 @@
 
     python -m ann_jax.tools.export_checkpoint runs/cityscapes --layout=mmsegmentation --out ann.pth
 
-Takes a run (its best checkpoint) or a folder of converted weights. Writes .pth, which takes torch, or
-.safetensors, which takes safetensors: `pip install torch safetensors`.
+Reads the best checkpoint of a run, or a weights folder. Writes .pth, which needs torch, or .safetensors,
+which needs safetensors: `pip install torch safetensors`.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from ann_jax.weights.opening import open_network
 
 
 def main(argv=None):
-    """Parses the command line and exports; an error of the user's ends it with one line."""
+    """Parses the command line and exports; user errors end it with one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('source', type=Path, help='a run, or a folder of weights')
+    parser.add_argument('source', type=Path, help='a run or a weights folder')
     parser.add_argument('--layout', choices=EXPORTS, required=True)
     parser.add_argument('--out', type=Path, required=True, help='.pth or .safetensors; must not exist')
     options = parser.parse_args(argv)
@@ -31,7 +31,7 @@ def main(argv=None):
 def export(source, layout, out):
     """Reads, renames and writes."""
     if out.suffix not in ('.pth', '.safetensors'):
-        raise ConfigError(f'--out={out}: ends in .pth or .safetensors')
+        raise ConfigError(f'--out={out}: must end in .pth or .safetensors')
     if out.exists():
         raise ConfigError(f'{out} exists: name another file, or remove it first')
     weights = open_network(source)
@@ -49,9 +49,9 @@ def export(source, layout, out):
             tensors = {key: torch.from_numpy(array) for key, array in state.items()}
             torch.save({'meta': {'dataset_meta': names}, 'state_dict': tensors}, out)
     except ImportError as error:
-        raise ConfigError(f'writing {out.suffix} takes {error.name}: pip install {error.name}') from error
+        raise ConfigError(f'writing {out.suffix} needs {error.name}: pip install {error.name}') from error
     print(f'{len(state)} tensors in the layout of {layout}; written to {out}')
-    print('what the network needs to give the same numbers:')
+    print('settings with which that network gives the same outputs:')
     for name, value in {**weights.model, **weights.input}.items():
         print(f'  {name}: {value}')
 

@@ -4,8 +4,8 @@
     python -m ann_jax.tools.launch slurm --nodes=4 --gpus=8 -- --config=configs/voc.py --workdir=/shared/run
     python -m ann_jax.tools.launch tpu --name=SLICE --zone=ZONE --folder=ann_jax -- --config=... --workdir=...
 
-What follows `--` goes to `ann_jax.main`. `--dry-run` prints the commands and runs none. One process drives
-all devices of its machine, so `machine` is for trying out several.
+What follows `--` goes to `ann_jax.main`. `--dry-run` only prints the commands. One process uses all devices
+of its machine, so `machine` is for trying out several processes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 
 
 def commands(options: argparse.Namespace, rest: list[str]) -> list[list[str]]:
-    """The commands that start the run; more than one run at once."""
+    """The commands that start the run; if there are several, they run at the same time."""
     module = ['-m', 'ann_jax.main', *rest]
     if options.where == 'machine':
         address = f'127.0.0.1:{options.port or free_port()}'
@@ -29,7 +29,7 @@ def commands(options: argparse.Namespace, rest: list[str]) -> list[list[str]]:
         settings += [f'--gpus-per-node={options.gpus}'] if options.gpus else []
         settings += [f'--time={options.time}'] if options.time else []
         return [['srun', *settings, options.python, *module]]
-    # Hosts of a slice do not tell in their environment that they are several: jax asks the machine.
+    # The environment of a slice's hosts does not say that there are several: jax asks the machine.
     run = shlex.join([options.python, *module, '--coordinator=auto'])
     remote = f'cd {shlex.quote(options.folder)} && {run}'
     where = [options.name, f'--zone={options.zone}', '--worker=all']
@@ -37,7 +37,7 @@ def commands(options: argparse.Namespace, rest: list[str]) -> list[list[str]]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         return listener.getsockname()[1]
@@ -56,21 +56,21 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     slurm = places.add_parser('slurm', parents=[common])
     slurm.add_argument('--nodes', type=int, default=1)
     slurm.add_argument('--gpus', type=int, default=0, help='on each node')
-    slurm.add_argument('--time', default='', help="as Slurm takes it: '2-00:00:00'")
+    slurm.add_argument('--time', default='', help="in Slurm's format: '2-00:00:00'")
     slurm.add_argument('--python', default='python')
     tpu = places.add_parser('tpu', parents=[common])
     tpu.add_argument('--name', required=True)
     tpu.add_argument('--zone', required=True)
     tpu.add_argument('--python', default='python', help='seen from the folder: env/bin/python')
-    tpu.add_argument('--folder', default='.', help='where the command is given, on each worker')
+    tpu.add_argument('--folder', default='.', help='where the command runs, on each worker')
     options = parser.parse_args(argv[:cut])
     if not argv[cut + 1 :]:
-        parser.error('what follows -- goes to ann_jax.main: at least --config')
+        parser.error('give the arguments of ann_jax.main after --, at least --config')
     return options, argv[cut + 1 :]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Starts the processes, hands signals on to them, and waits; returns the worst exit status."""
+    """Starts the processes, forwards signals to them, and waits; returns the worst exit status."""
     options, rest = parse(sys.argv[1:] if argv is None else argv)
     lines = commands(options, rest)
     if options.dry_run:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         running = [subprocess.Popen(line) for line in lines]
     except FileNotFoundError:
-        sys.exit(f'error: there is no {lines[0][0]} on this machine: --dry-run prints the command')
+        sys.exit(f'error: this machine has no {lines[0][0]}: --dry-run prints the command')
 
     def hand_on(number, _frame):
         for process in running:

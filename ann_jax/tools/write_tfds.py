@@ -5,8 +5,8 @@ r"""Writes the dataset of a config to ArrayRecord files, through TFDS and withou
     python -m ann_jax.main --config=configs/cityscapes.py --config.dataset.root=/data/records \
         --config.dataset.format=tfds
 
-Records hold the bytes of the images as published and the labels as class indices. Training reads them by
-random access, in worker processes too, and sees the same batches as from the folders. Takes
+Records hold the image files as published and the labels as class indices. Training reads them by random
+access, also in worker processes, and sees the same batches as from the folders. Needs
 `pip install tensorflow-datasets array_record importlib_resources`.
 """
 
@@ -32,10 +32,10 @@ def sources(config, splits):
 
 
 def main(argv=None):
-    """Writes; an error of the user's ends it with one line and exit status 1."""
+    """Writes the records; user errors end it with one line and exit status 1."""
     argv, given = command.arguments(argv), flags.FlagValues()
     command.define_config('Config file of the dataset.', given, argv)
-    text = 'Folder to write to; gets <name of the dataset>/<version>/.'
+    text = 'Folder to write to, below <name of the dataset>/<version>/ in it.'
     flags.DEFINE_string('out', None, text, given)
     text = 'Splits to write; those of training and evaluation if not given.'
     flags.DEFINE_list('splits', [], text, given)

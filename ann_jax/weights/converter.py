@@ -1,4 +1,4 @@
-"""From a file of torch to `Weights`, with all that is known of them."""
+"""Converts torch files to `Weights`, with everything that is known about them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class Converted(NamedTuple):
-    """What a conversion gives; printed, it tells what became of every tensor.
+    """The result of a conversion; printed, it shows what became of every tensor.
 
     Attributes:
-        weights: the network's variables, and what is known of them.
+        weights: the variables of the network, and what is known about them.
         conversion: torch keys that were used, and those that were left out.
-        notes: what was assumed, as the file does not say.
+        notes: assumptions, where the file does not say.
     """
 
     weights: Weights
@@ -64,24 +64,24 @@ def convert(
     align_corners: bool | None = None,
     output_stride: int = 8,
 ) -> Converted:
-    """Converts a checkpoint of torch. Neither torch nor safetensors is needed, and no code of the file runs.
+    """Converts a torch checkpoint. Neither torch nor safetensors is needed, and no code in the file is run.
 
         print(ann_jax.convert('ann.pth', 'weights/ann'))
         seg = ann_jax.load('weights/ann')
 
     Args:
-        path: .pth, .pt or .safetensors: a state dict, or one beside others under 'state_dict',
-            'model_state_dict' or 'model'. Its keys tell the layout: ResNets of torchvision, timm,
+        path: .pth, .pt or .safetensors: a state dict, or a dict with one under 'state_dict',
+            'model_state_dict' or 'model'. Its layout is recognised by the keys: ResNets of torchvision, timm,
             mmsegmentation and the authors, and whole ANNs of the last two.
         out: folder to write, which must not exist; None to write nothing.
         part: 'all', or 'backbone' to leave the heads out.
-        classes: dataset whose class names the classifier has, e.g. 'cityscapes'; None for what the file says.
-        align_corners: of the resizing of the logits; None for what the file says.
+        classes: dataset with the class names of the classifier, such as 'cityscapes'; None to use the file's.
+        align_corners: how the logits are resized; None to follow the file.
         output_stride: of a whole ANN: 8, 16 or 32.
 
     Raises:
-        DataError: the file cannot be read or is damaged, or its tensors are not those of a known network.
-        ConfigError: an argument is unusable, or the folder exists.
+        DataError: the file cannot be read or is damaged, or its tensors fit no known network.
+        ConfigError: an argument cannot be used, or the folder exists.
     """
     path, out = Path(path).expanduser(), None if out is None else Path(out).expanduser()
     if out is not None and out.exists():
@@ -92,7 +92,7 @@ def convert(
         ('output_stride', output_stride, OUTPUT_STRIDES),
     ):
         if value not in known:
-            raise ConfigError(f'{name}={value!r}: takes {", ".join(map(repr, known))}')
+            raise ConfigError(f'{name}={value!r}: must be one of {", ".join(map(repr, known))}')
     state, meta = read_state(path)
     source = {'file': path.name, 'sha256': _check_name(path)}
     try:
@@ -117,8 +117,7 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     """Reads the state dict of a checkpoint.
 
     Returns:
-        {key: array}, float32 where it is of floats, without wrappers and `module.`; and the `meta` that some
-        files hold.
+        {key: array}, floats as float32, without wrappers and `module.`; and the `meta` of the file, or {}.
 
     Raises:
         DataError: no weights can be read from it.
@@ -135,8 +134,8 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
                 break
     if isinstance(content, Unread):
         raise DataError(
-            f'{path}: holds an object of {content.name}, not a state dict of names and tensors: open it '
-            'where it was made and save its state_dict() alone'
+            f'{path}: holds an object of {content.name}, not a state dict of names and tensors: load it '
+            'where it was created, and save only its state_dict()'
         )
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError(f'{path}: holds a {type(content).__name__}, not a state dict of names and tensors')
@@ -151,7 +150,7 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
                 'supported: save it as an ordinary tensor of float32'
             )
         if isinstance(value, np.ndarray):
-            with np.errstate(over='ignore'):  # what float32 does not hold is found, and named, as infinite
+            with np.errstate(over='ignore'):  # overflows are reported as infinite later, by name
                 state[key] = value.astype(np.float32, copy=False) if value.dtype.kind == 'f' else value
     if not state:
         raise DataError(f'{path}: holds no tensors, only {", ".join(list(content)[:4]) or "nothing"}')
@@ -159,12 +158,12 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
 
 
 def _check_name(path):
-    """Returns the checksum of a file; many are published under a name that ends in its first digits."""
+    """Returns the checksum of a file, and compares it with the digits that end the names of many files."""
     digest = sha256(path)
     if (name := re.search(r'-([0-9a-f]{8,64})$', path.stem)) and not digest.startswith(name[1]):
         raise DataError(
-            f'{path}: its name promises a checksum that begins with {name[1]}, it is {digest[:8]}: get it '
-            'again, or rename it if you wrote it anew'
+            f'{path}: by its name its checksum begins with {name[1]}, but it is {digest[:8]}...: get it '
+            'again, or rename it if you have changed it'
         )
     return digest
 
@@ -180,21 +179,21 @@ def convert_state(
     output_stride: int = 8,
     source: Mapping[str, Any] | None = None,
 ) -> Converted:
-    """Converts a state dict whose layout is told by its keys.
+    """Converts a state dict, whose layout is recognised by its keys.
 
     Args:
         state: torch keys, without `module.`, and NumPy tensors in torch's layout (OIHW).
-        meta: what mmsegmentation writes beside them, or nothing.
-        name: of the file, which may tell the size of the crops of training.
+        meta: the `meta` that mmsegmentation saves with them, or {}.
+        name: of the file, which may state the size of the training crops.
         part: 'all', or 'backbone' to leave the heads out.
-        classes: dataset whose class names the classifier has.
-        align_corners: of the resizing of the logits; None for what the file says.
+        classes: dataset with the class names of the classifier.
+        align_corners: how the logits are resized; None to follow the file.
         output_stride: of a whole ANN.
         source: where the weights come from.
 
     Raises:
-        DataError: the keys are those of no known network, or a tensor has no place.
-        ConfigError: the classes are unknown, or not as many as the classifier has.
+        DataError: the network is not known, or a tensor has no place in it.
+        ConfigError: the classes are unknown, or their number is not that of the classifier.
     """
     found = recognize(state)
     whole = bool(found.layout.heads) and part == 'all'
@@ -210,7 +209,7 @@ def convert_state(
     try:
         facts = read_meta(meta)
     except (TypeError, ValueError) as error:
-        raise DataError(f'its meta cannot be used ({error}): save its state dict alone') from error
+        raise DataError(f'its meta cannot be used ({error}): save only its state dict') from error
     settings = found.model if whole else {key: found.model[key] for key in BACKBONE_FACTS}
     notes: list[str] = []
     named: dict[str, Any] = {}
@@ -235,12 +234,12 @@ def _align_corners(given, name, facts, settings, notes):
     if 'align_corners' in facts:
         return facts['align_corners']
     if re.search(r'(769|713)x\1', name):
-        notes.append('align_corners is true: the name of the file says 769x769')
+        notes.append('align_corners is true: the file name says 769x769')
         return True
     if not settings['ceil_pool']:
         notes.append(
-            "align_corners is false, mmsegmentation's default, as the file does not say; its configs for "
-            'crops of 769x769 have true: then convert again with --align-corners=true'
+            "align_corners is false, mmsegmentation's default, because the file does not say; if the network "
+            'was trained on crops of 769x769, convert it again with --align-corners=true'
         )
     return settings['align_corners']
 
@@ -255,7 +254,7 @@ def _classes(given, facts, count, notes):
         names, colors = facts.get('classes'), facts.get('colors')
         if not names:
             names = [f'class {i}' for i in range(count)]
-            notes.append('the file does not name its classes: --classes=DATASET does')
+            notes.append('the file does not name its classes: give --classes=DATASET')
     if len(names) != count:
         raise ConfigError(f'the classifier has {count} classes, but {len(names)} names are given')
     if not colors or len(colors) != count:

@@ -1,6 +1,6 @@
-"""A model folder: a network's weights with all facts that using them takes, without torch or a config.
+"""The weights folder: the weights of a network with all that is needed to use them, and no config.
 
-folder/model.json    settings of the network, normalisation of its input, classes, where it comes from
+folder/model.json    settings of the network, normalisation of its input, classes, origin
 folder/weights.npz   the variables, float32, under names such as 'params/backbone/stem/conv1/kernel'
 """
 
@@ -30,9 +30,9 @@ from ann_jax.typing import Backbone
 logger = logging.getLogger(__name__)
 
 VERSION = 2  # 2: 'backbone' in model.json
-# What the weights of a backbone fix of `config.model`.
+# Settings of `config.model` that the weights of a backbone determine.
 BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool')
-# What weights do not fix.
+# Settings of `config.model` that weights do not determine.
 FREE_SETTINGS = ('dropout', 'dtype', 'remat')
 PARTS = ('all', 'backbone', 'but_classifier')
 FACTS = {'model', 'input', 'classes', 'colors', 'source', 'backbone'}
@@ -42,18 +42,18 @@ INPUT = ('mean', 'std', 'bgr')
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights and what belongs to them.
+    """Weights, and what is needed to use them.
 
     Attributes:
-        variables: of `ANN`, NumPy float32; of a backbone alone, those under 'backbone'.
-        model: settings of `config.model` that the weights fix.
+        variables: of `ANN`, NumPy float32; for a backbone alone, only those under 'backbone'.
+        model: settings of `config.model` that the weights determine.
         input: normalisation, as `config.input`.
-        classes: names; none for a backbone.
+        classes: names; () for a backbone alone.
         colors: RGB of each class.
-        source: where the weights come from, for people to read.
-        backbone: name of the class of the backbone; '' for the `ResNet` of `model`.
-        path: where they lie: a folder of weights, or RUN/checkpoints/STEP.
-        version: of this package, that wrote them; '' if they do not say.
+        source: where the weights come from, for information.
+        backbone: class name of the backbone; '' for the `ResNet` of `model`.
+        path: the weights folder, or RUN/checkpoints/STEP.
+        version: of ann_jax that wrote them; '' if unknown.
     """
 
     variables: dict[str, Any]
@@ -67,54 +67,52 @@ class Weights:
     version: str = ''
 
     def refuse_unknown(self, parts: str = 'all') -> None:
-        """Refuses weights whose network, or whose backbone alone, this version cannot build as it was.
+        """Refuses weights if this version cannot rebuild their network, or only its backbone.
 
         Args:
-            parts: one of `PARTS`.
+            parts: what is used of them, one of `PARTS`.
 
         Raises:
-            VersionError: a setting or value is not known, or a known one is missing.
+            VersionError: a setting or value is unknown, or a setting is missing.
         """
         if parts == 'backbone':
             model = {key: self.model[key] for key in BACKBONE_FACTS if key in self.model}
-            lines, cure = unknown_settings(model, BACKBONE_FACTS), 'nothing of it can be taken'
+            lines, cure = unknown_settings(model, BACKBONE_FACTS), ''
         else:
             needed = BACKBONE_FACTS if not self.classes else OF_HEAD + (() if self.backbone else OF_BACKBONE)
             lines = unknown_settings(self.model, needed)
-            cure = 'train a new head on its backbone, --config.init.from={} --config.init.parts=backbone'
+            cure = 'train a new head on its backbone: --config.init.from={} --config.init.parts=backbone'
             cure = cure.format(self.path)
         lines += [f'input.{key}={value!r}' for key, value in self.input.items() if key not in INPUT]
         lines += [f'no input.{key}' for key in INPUT if key not in self.input]
         if lines:
-            what = f'the settings of its network hold what is unknown here ({"; ".join(lines)})'
+            what = f'settings of its network are unknown or missing here ({"; ".join(lines)})'
             raise history.not_understood(self.path, self.version, what, cure)
 
     def network(self, backbone: Backbone | None = None, **settings: Any) -> ANN:
-        """The network of the weights.
+        """Builds the network of the weights.
 
         Args:
-            backbone: the one they were trained with, if it is not of this package.
-            **settings: what weights do not fix: dtype, dropout, remat.
+            backbone: the one they were trained with, if it is not from this package.
+            **settings: dtype, dropout and remat, which weights do not determine.
 
         Raises:
-            ConfigError: they are those of a backbone alone, or of one that has to be given.
+            ConfigError: they are a backbone alone, or were trained with another backbone, which is not given.
             VersionError: see `refuse_unknown`.
         """
         self.refuse_unknown()
         if not self.classes:
-            raise ConfigError(
-                'these weights are a backbone alone, which tells no classes: train a head first'
-            )
+            raise ConfigError('these weights are a backbone alone, without classes: train a head first')
         if self.backbone and backbone is None:
             raise ConfigError(
-                f'these weights were trained with a backbone of their own, {self.backbone}: give it, as in '
+                f'these weights were trained with a custom backbone, {self.backbone}: pass it, as in '
                 f'ann_jax.load(path, backbone={self.backbone}(...))'
             )
         return network({**self.model, **settings}, len(self.classes), backbone)
 
 
 def save(folder: Path, weights: Weights) -> None:
-    """Writes a model folder, whole or not at all.
+    """Writes a weights folder, completely or not at all.
 
     Raises:
         ConfigError: the folder exists.
@@ -122,12 +120,12 @@ def save(folder: Path, weights: Weights) -> None:
     if folder.exists():
         raise ConfigError(f'{folder} exists: name a new folder, or remove it first')
     facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name in FACTS}
-    # In `source`, for older versions refuse a key that they do not know.
+    # In `source`, because older versions refuse unknown keys.
     facts['source'] = facts['source'] | {WRITER: __version__}
     version = VERSION
     if not weights.backbone:
         del facts['backbone']
-        version = 1  # what older versions of this package open
+        version = 1  # older versions of this package can open it
     flat = traverse_util.flatten_dict(weights.variables, sep='/')
     draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
     draft.mkdir(parents=True)
@@ -142,22 +140,22 @@ def save(folder: Path, weights: Weights) -> None:
 
 
 def load(folder: Path) -> Weights:
-    """Reads a model folder.
+    """Reads a weights folder.
 
     Raises:
-        DataError: the folder is incomplete or damaged, or model.json is of another program.
+        DataError: the folder is incomplete or damaged, or another program wrote its model.json.
         VersionError: it was written by a newer version, or lacks what every version writes.
     """
-    cure = 'move it away and make it anew, or bring back a copy'
+    cure = 'move it away and create it again, or restore a copy'
     try:
         facts = json.loads((folder / 'model.json').read_text(encoding='utf-8'))
         if not isinstance(facts, dict) or not {'version', 'sha256', 'model'} & facts.keys():
-            raise DataError(f'{folder}/model.json is not of ann_jax: name a run, or a folder of weights')
+            raise DataError(f'{folder}/model.json was not written by ann_jax: name a run or a weights folder')
         version, digest = facts.pop('version', VERSION), facts.pop('sha256', None)
         source = facts.get('source') or {}
         writer = source.get(WRITER, '')
         refusal = functools.partial(history.not_understood, folder, writer)
-        plain = f'{folder}/weights.npz holds the arrays by name, for numpy.load'
+        plain = f'read the arrays of {folder}/weights.npz with numpy.load'
         if version > VERSION:
             raise refusal(f'format {version} of model.json is newer than {VERSION}', plain)
         if missing := [key for key in ('model', 'input') if key not in facts]:
@@ -165,11 +163,11 @@ def load(folder: Path) -> Weights:
         if digest is None:
             logger.warning('%s has no checksum: its content cannot be verified', folder)
         elif sha256(folder / 'weights.npz') != digest:
-            raise DataError(f'{folder}/weights.npz is not what model.json says was written: {cure}')
+            raise DataError(f'{folder}/weights.npz does not match its checksum in model.json: {cure}')
         with np.load(folder / 'weights.npz', allow_pickle=False) as arrays:
             variables = traverse_util.unflatten_dict(dict(arrays), sep='/')
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
-        raise DataError(f'{folder} is not a whole model folder, but damaged ({error}): {cure}') from error
+        raise DataError(f'{folder} is a damaged weights folder ({error}): {cure}') from error
     history.note_unknown(folder, facts.keys() - FACTS)
     classes, colors = class_facts(facts, variables, folder)
     return Weights(
@@ -186,24 +184,24 @@ def load(folder: Path) -> Weights:
 
 
 def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of a network in today's, without those that weights do not fix, and which were added."""
+    """Completes saved settings of a network; returns those that weights determine, and which were added."""
     whole, added = history.complete({'model': saved})
     fixed = {key: value for key, value in whole['model'].items() if key not in FREE_SETTINGS}
     return fixed, {name: value for name, value in added.items() if name.removeprefix('model.') in fixed}
 
 
 def class_facts(facts: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> tuple[tuple, tuple]:
-    """Names and colours of the classes that weights tell; without such facts numbers, and VOC's colours."""
+    """Names and colours of the classes; numbers and VOC's colours if the facts lack them."""
     classifier = variables['params'].get('classifier', {})
     count = len(classifier['bias']) if 'bias' in classifier else 0
     classes = as_tuples(facts.get('classes', [f'class {i}' for i in range(count)]))
     if 'classes' not in facts and count:
-        logger.info('%s keeps no names of its %d classes', path, count)
+        logger.info('%s does not name its %d classes', path, count)
     return classes, as_tuples(facts.get('colors', voc_colors(len(classes))))
 
 
 def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:
-    """First variables of a training: the loaded parts, and the initial values of the rest.
+    """The first variables of a training run: the loaded parts, and initial values for the rest.
 
     Args:
         initial: variables of the network to train.
@@ -211,7 +209,7 @@ def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:
         parts: 'all', 'backbone', or 'but_classifier' for all but the last layers of both heads.
 
     Raises:
-        ConfigError: a loaded part does not fit; the message lists the tensors, and the choice that would.
+        ConfigError: a loaded part does not fit; the message lists the tensors, and settings that would.
     """
     initial, loaded = (traverse_util.flatten_dict(dict(tree)) for tree in (initial, loaded))
 
@@ -234,7 +232,7 @@ def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:
     if problems:
         raise ConfigError(
             f'the weights of init.from do not fit the network with init.parts={parts}:{listed(problems)}'
-            '\nchoose: --config.init.parts=backbone for a fresh head, but_classifier for other classes'
+            '\nuse --config.init.parts=backbone for a new head, or but_classifier for other classes'
         )
     return traverse_util.unflatten_dict(merged)
 
@@ -246,7 +244,7 @@ def sha256(path: Path) -> str:
 
 
 def as_tuples(value):
-    """What JSON gave back, with the tuples that it has no word for."""
+    """Turns lists back into tuples, which JSON does not have."""
     if isinstance(value, list):
         return tuple(map(as_tuples, value))
     return {key: as_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""How the images were normalised that weights were trained on; it belongs with the weights."""
+"""Normalisation of the input, which depends on the weights."""
 
 from collections.abc import Callable, Sequence
 from typing import TypedDict
@@ -18,7 +18,7 @@ class Normalization(TypedDict):
     bgr: bool
 
 
-# Normalisation of torchvision's, timm's and mmseg's weights; also a good one for training from nothing.
+# Normalisation of torchvision's, timm's and mmseg's weights; also a good one for training from scratch.
 IMAGENET_RGB: Normalization = {
     'mean': (123.675, 116.28, 103.53),
     'std': (58.395, 57.12, 57.375),
@@ -29,11 +29,12 @@ AUTHORS_BGR: Normalization = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.
 
 
 def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Normalize:
-    """The map from pixels to what a backbone was trained on; it belongs with the weights.
+    """Returns the normalisation that a backbone was trained with.
 
     Args:
-        mean, std: per channel in grey levels, in the channel order the backbone sees.
-        bgr: whether the backbone sees blue first.
+        mean: per channel, in levels of 0 to 255 and in the channel order of the backbone.
+        std: likewise.
+        bgr: whether the backbone takes blue first.
 
     Returns:
         A function from (B, H, W, 3) uint8 RGB to float32.

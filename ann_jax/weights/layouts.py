@@ -1,9 +1,9 @@
 """Torch state dicts as NumPy arrays <-> our variables.
 
-Our names follow torch's, so a layout is a list of rules from our names to its own, and both directions
-read it: converting looks up the key of every variable, exporting writes it. Known are the backbones of
-torchvision, of timm (where the architecture matches), of the authors and of mmsegmentation, and the whole
-segmentors of the last two. torch itself is not needed here: whoever reads the file hands over arrays.
+Our names follow torch's, so a layout is a list of rules that turn our names into its own. Both directions use
+them: conversion looks up the key of every variable, export writes it. The known layouts are the backbones of
+torchvision, timm (where the architecture matches), the authors and mmsegmentation, and the whole networks of
+the last two. torch is not needed: `torch_files` reads the arrays.
 """
 
 import re
@@ -18,7 +18,7 @@ from ann_jax.errors import DataError
 
 State = Mapping[str, np.ndarray]
 
-# How checkpoints spell the stem: our names -> theirs, and the key that gives a spelling away.
+# How checkpoints spell the stem: our names -> theirs, and the key that identifies the spelling.
 STEMS = {
     'mmsegmentation': (
         {
@@ -72,7 +72,7 @@ _HEADS = {
         (r'\battention_(\d)\.value\b', r'stages.\1.f_value'),
         (r'\battention_(\d)\.out\b', r'stages.\1.W'),
         (r'\bproject\.conv\b', 'conv_bn_dropout.0'),
-        # A ReLU follows in the context block, which makes it a pair.
+        # In the context block a ReLU follows, so this is a pair.
         (r'^context\.2\.project\.bn\b', 'context.2.conv_bn_dropout.1.0'),
         (r'\bproject\.bn\b', 'conv_bn_dropout.1'),
     ],
@@ -93,7 +93,7 @@ class Layout:
     Attributes:
         heads: 'mmsegmentation' or 'authors', or '' for a backbone alone.
         stem: a key of the known spellings of stems.
-        prefix: what stands before every key of the backbone.
+        prefix: before every key of the backbone.
     """
 
     heads: str
@@ -101,7 +101,7 @@ class Layout:
     prefix: str
 
     def key(self, path: tuple[str, ...]) -> str:
-        """The torch key of a variable of ours, e.g. of ('params', 'backbone', 'stem', 'conv1', 'kernel')."""
+        """The torch key of our variable, such as ('params', 'backbone', 'stem', 'conv1', 'kernel')."""
         _, *modules, leaf = path
         if modules[0] == 'backbone':
             _, *modules = modules
@@ -121,7 +121,7 @@ class Layout:
         return f'{whole} on a ResNet ({stem})' if whole else f'ResNet without heads ({stem})'
 
 
-# Layouts that a trained model is exported to -> the spellings of a plain and of a deep stem.
+# Layouts for export -> the spellings of a plain and of a deep stem.
 EXPORTS = {'mmsegmentation': ('plain', 'mmsegmentation'), 'authors': ('prefixed', 'prefixed')}
 
 
@@ -130,7 +130,7 @@ class Conversion:
     """What became of every tensor.
 
     Attributes:
-        variables: ours, as NumPy float32; a backbone's lie under 'backbone' as in the whole network.
+        variables: ours, as NumPy float32; a backbone is under 'backbone', as in the whole network.
         used: torch key -> path of the variable.
         ignored: torch key -> reason.
     """
@@ -141,17 +141,17 @@ class Conversion:
 
 
 def from_torch(state: State, target: Mapping, layout: Layout, part: str = 'all') -> Conversion:
-    """Rearranges a torch state dict into variables of the structure of `target`.
+    """Converts a torch state dict to variables with the structure of `target`.
 
     Args:
         state: torch keys, without `module.`, and tensors in torch's layout (OIHW).
         target: variables of `ANN`, or their `jax.eval_shape`, or of a backbone, under 'backbone'.
         layout: of the state dict, see `recognize`.
-        part: 'all', or 'backbone' to leave the heads of a segmentor out.
+        part: 'all', or 'backbone' to leave the heads out.
 
     Raises:
-        DataError: a tensor without a place, a place without a tensor, two shapes that differ, or numbers
-            that weights cannot hold; the message lists all of them.
+        DataError: a tensor has no place or is missing, a shape differs, or numbers are impossible for
+            weights; the message lists all of them.
     """
     expected = traverse_util.flatten_dict(dict(target))
     result, found, problems = Conversion({}), {}, []
@@ -185,13 +185,13 @@ def from_torch(state: State, target: Mapping, layout: Layout, part: str = 'all')
 
 
 def _ignored(key, state, layout, part):
-    """Why a tensor has no place, or None if nothing excuses it."""
+    """Why a tensor may be left out, or None if it may not."""
     if key.endswith('.num_batches_tracked'):
         return 'step counter'
     if not layout.heads and key.startswith(('fc.', 'head.')):
-        return 'classifier of the pretraining'
+        return 'classifier of the pre-training'
     if part == 'backbone' and not key.startswith(layout.prefix):
-        return 'only the backbone is asked for'
+        return 'only the backbone was asked for'
     for query, twin in (('query_project', 'key_project'), ('f_query', 'f_key')):
         twin = key.replace(query, twin)
         if query in key and twin in state and np.array_equal(state[twin], state[key]):
@@ -200,11 +200,11 @@ def _ignored(key, state, layout, part):
 
 
 def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Writes variables as the torch state dict of a whole segmentor.
+    """Converts variables to the torch state dict of a whole network.
 
-    What the layout has no tensor for is folded away, which changes no output of evaluation: batch
-    normalisation after W_o into W_o, and for mmsegmentation the biases before batch normalisation into
-    its running means.
+    Parameters for which the layout has no tensor are folded into others, which leaves the outputs in
+    evaluation unchanged: batch normalisation after W_o into W_o, and for mmsegmentation the biases before
+    batch normalisation into its running means.
 
     Args:
         variables: of `ANN`.
@@ -212,12 +212,12 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
         model: its settings, as `config.model`.
 
     Raises:
-        DataError: the network of the layout has no such part.
+        DataError: the layout has another network.
     """
     for key, value in (('variant', 'full'), ('sampling', 'average'), ('share', 'query_key')):
         if model[key] != value:
             raise DataError(
-                f'the network of the layout {layout!r} has model.{key}={value}, this model {model[key]}'
+                f'the layout {layout!r} takes a network of model.{key}={value}, not of {model[key]}'
             )
     flat = {path: np.array(array) for path, array in traverse_util.flatten_dict(dict(variables)).items()}
     _fold_out_norm(flat)

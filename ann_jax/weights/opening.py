@@ -1,4 +1,4 @@
-"""Trained weights, whatever they lie in: a run's workdir, one of its checkpoints, or a folder of weights."""
+"""Opens trained weights: a run, one of its checkpoints, or a weights folder."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def open_weights(path: Path) -> Weights:
-    """Reads the best checkpoint of a run (the newest if none has a score), the one named, or a model folder.
+    """Reads the best checkpoint of a run (the newest if none has a score), a given one, or a weights folder.
 
     Args:
         path: a run, RUN/checkpoints/STEP, or a folder with a model.json.
 
     Raises:
-        ConfigError: there is none of them, or it is a file of torch.
-        DataError: a model folder, the checkpoint named, or every one of a run is damaged.
-        VersionError: another version wrote it, and this one does not know what is in it.
+        ConfigError: the path is none of these, or a torch file.
+        DataError: the weights folder, the given checkpoint, or every checkpoint of the run is damaged.
+        VersionError: another version wrote it, and this one cannot read it.
     """
     if (path / 'model.json').is_file():
         loaded = folder.load(path)
@@ -41,14 +41,14 @@ def open_weights(path: Path) -> Weights:
     if path.suffix in ENDINGS and path.is_file():
         out = path.with_suffix('')
         raise ConfigError(
-            f"{path} is a file of torch: convert it once, by ann_jax.convert('{path}', '{out}') or "
-            f'python -m ann_jax.tools.convert_checkpoint {path} --out {out}, and name the folder {out}'
+            f"{path} is a torch file: convert it once, with ann_jax.convert('{path}', '{out}') or "
+            f'python -m ann_jax.tools.convert_checkpoint {path} --out {out}, and use the folder {out}'
         )
     if not (path / 'checkpoints').is_dir():
-        raise ConfigError(f'{path} holds no checkpoint and no model.json: name a run, or a folder of weights')
+        raise ConfigError(f'{path} holds no checkpoint and no model.json: name a run or a weights folder')
     with contextlib.closing(Checkpoints(path / 'checkpoints')) as checkpoints:
         best = checkpoints.best
-        # A damaged checkpoint is passed over.
+        # Damaged checkpoints are skipped.
         steps = [step for step in (best, *checkpoints.steps) if step is not None]
         if not steps:
             raise ConfigError(f'{path} holds no checkpoint yet: train first')
@@ -57,7 +57,7 @@ def open_weights(path: Path) -> Weights:
             step, facts, variables = checkpoints.first_whole(dict.fromkeys(steps), read)
         else:
             step, facts, variables = only, checkpoints.facts(only), read(only, None)
-    kind = 'its best' if step == best else 'its newest whole one' if only is None else 'as named'
+    kind = 'its best' if step == best else 'its newest intact one' if only is None else 'as named'
     logger.info('%s at step %d, %s', path, step, kind)
     found = path / 'checkpoints' / str(step)
     saved = saved_config(facts, found)
@@ -81,7 +81,7 @@ def open_weights(path: Path) -> Weights:
 
 
 def _class_names(path, saved, variables):
-    """Names of the classes of a run that does not keep them: those of the scenes, or of its scores."""
+    """Class names of a run that does not save them: those of the scenes, or those in its scores."""
     count = variables['params']['classifier']['bias'].shape[0]
     data = complete(saved)[0]['dataset']
     names = []
@@ -102,5 +102,5 @@ def open_network(path: Path) -> Weights:
     """
     opened = open_weights(path)
     if not opened.classes:
-        raise ConfigError(f'{path} is a backbone alone, which tells no classes: train a head first')
+        raise ConfigError(f'{path} is a backbone alone, without classes: train a head first')
     return opened

@@ -1,8 +1,8 @@
-"""Reads a pickle without running anything that it names.
+"""Reads a pickle without running any code that it names.
 
-A pickle is a program for a machine with a stack. The machine here makes numbers, strings, containers and
-NumPy arrays itself, and calls nothing but the functions it is given. Any other class or function that a file
-names becomes an `Unread`, which has a name and does nothing; one that could do harm if called is refused.
+A pickle is a program for a stack machine. This machine creates numbers, strings, containers and NumPy arrays
+itself, and calls only the functions it is given. Any other class or function that a file names becomes an
+`Unread`, which has a name and does nothing; those that could do harm are refused.
 """
 
 import builtins
@@ -23,7 +23,7 @@ _VALUES = {
     *('STRING', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8'),
     *('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'),
 }
-# Modules of Python whose objects are data; the others reach files, processes and the interpreter.
+# Standard modules whose objects are data; others give access to files, processes and the interpreter.
 _DATA_MODULES = {
     *('argparse', 'collections', 'copyreg', 'datetime', 'decimal', 'enum', 'fractions', 'pathlib', 'random'),
     *('typing', 'uuid'),
@@ -34,10 +34,10 @@ _OLD_TYPES = {'unicode', 'long', 'basestring', 'xrange'}
 
 
 class Unread:
-    """Stands for an object that is not made.
+    """Stands for an object that is not created.
 
     Attributes:
-        name: of its class, or of the function that makes it, with the module.
+        name: of its class, or of the function that creates it, with the module.
     """
 
     __slots__ = ('name',)
@@ -47,17 +47,17 @@ class Unread:
 
 
 class Budget:
-    """Memory that a file may claim; a small pickle can ask for any amount."""
+    """Limits the memory that a file may claim; a small pickle can ask for any amount."""
 
     def __init__(self, size: int):
-        """Allows some times the size of the file, in bytes."""
+        """Allows a multiple of the size of the file, in bytes."""
         self._left = 4 * size + 2**24
 
     def spend(self, amount: int) -> None:
-        """Counts a claim.
+        """Adds a claim.
 
         Raises:
-            ValueError: the claims are more than the file can need.
+            ValueError: the claims exceed what the file can need.
         """
         self._left -= amount
         if self._left < 0:
@@ -70,17 +70,17 @@ def load(
     functions: Mapping[str, Callable] | None = None,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Reads one pickle, and leaves the file behind its end.
+    """Reads one pickle, and leaves the file at its end.
 
     Args:
         file: with `read`, `readline` and `tell`.
         budget: of the whole file.
-        functions: 'module.name' -> what is called in its place.
-        persistent: from a persistent id to its object.
+        functions: 'module.name' -> the function that is called in its place.
+        persistent: persistent id -> object.
 
     Raises:
-        DataError: the pickle names something that could run any code.
-        Exception: it is damaged; of any kind.
+        DataError: the pickle names something that could run arbitrary code.
+        Exception: of any kind, if it is damaged.
     """
     functions = {**_PLAIN, **(functions or {})}
     stack: list[Any] = []
@@ -95,10 +95,10 @@ def load(
         return items
 
     def call(function, arguments):
-        name = function.name  # nothing else than an `Unread` is called
+        name = function.name  # anything but an `Unread` cannot be called
         if name not in functions:
             return Unread(name)
-        # Functions copy: a short pickle can hand the same long list to many.
+        # Functions copy: a short pickle can pass the same long list to many.
         budget.spend(sum(len(a) for a in arguments if isinstance(a, str | bytes | list | tuple | dict | set)))
         return functions[name](*arguments)
 
@@ -179,7 +179,7 @@ def load(
 
 
 def _named(module, name, functions):
-    """Stands for a class or a function until it is called."""
+    """Returns a stand-in for a class or a function."""
     first, *rest = module.split('.')
     module = '.'.join([_RENAMED.get(first, first), *rest])
     full, root = f'{module}.{name}', module.split('.')[0]
@@ -189,14 +189,14 @@ def _named(module, name, functions):
         harmless = root in _DATA_MODULES or root not in sys.stdlib_module_names
     if not harmless and full not in functions:
         raise DataError(
-            f'refused, because it wants {full}, which could run any code; if you trust it, open it where it '
-            'was made and save its state dict alone'
+            f'refused, because it uses {full}, which could run arbitrary code; if you trust it, load it '
+            'where it was created, and save only its state dict'
         )
     return Unread(full)
 
 
 def _key(key):
-    """A key whose hash is that of a plain value: to hash a tuple nested deep enough kills the process."""
+    """Returns a key that is safe to hash: hashing a deeply nested tuple crashes the process."""
     plain = (str, bytes, int, float, type(None))
     if isinstance(key, (*plain, Unread)) or isinstance(key, tuple) and all(isinstance(k, plain) for k in key):
         return key
@@ -228,7 +228,7 @@ def _set(items=()):
 
 
 def _build(target, state, budget):
-    """Gives an object its state: of those that are made, only NumPy's need it."""
+    """Sets the state of an object; only NumPy's need it."""
     if isinstance(target, np.dtype):
         if state[1] not in ('<', '>', '=', '|'):
             raise ValueError(f'its pickle has a byte order {state[1]!r}')
@@ -237,7 +237,7 @@ def _build(target, state, budget):
     elif isinstance(target, np.ndarray):
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, np.dtype) or isinstance(raw, list):
-            return  # of objects: stays empty
+            return  # an array of objects: stays empty
         raw = _bytes(raw)
         whole = all(isinstance(n, int) and n >= 0 for n in shape)
         if not whole or math.prod(shape) * dtype.itemsize != len(raw):
@@ -258,7 +258,7 @@ def _encode(text, encoding='latin1'):
 
 
 def _dtype(code, *_):
-    """A new object each time, as its state follows."""
+    """Creates a new object each time, because its state is set later."""
     return np.dtype(code, False, True) if re.fullmatch(r'[biufc]\d{1,2}', code) else Unread('numpy.dtype')
 
 
@@ -272,7 +272,7 @@ def _array(raw, dtype, shape, order):
     return np.frombuffer(raw, dtype).reshape(shape, order=order)
 
 
-# Containers and NumPy's objects: 'module.name' -> what makes one.
+# Containers and NumPy's objects: 'module.name' -> the function that creates one.
 _PLAIN: dict[str, Callable[..., Any]] = {
     'collections.OrderedDict': _dict,
     'collections.Counter': _dict,

@@ -1,4 +1,4 @@
-"""What a torch state dict says about its network: layout, architecture, and the facts its weights need."""
+"""Recognises the network of a torch state dict: its layout, architecture and normalisation."""
 
 import math
 import re
@@ -20,7 +20,7 @@ class Recognized(NamedTuple):
 
     Attributes:
         layout: how its tensors are named.
-        model: settings of `config.model` that it fixes; only those of the backbone if it is one alone.
+        model: settings of `config.model` that it determines; for a backbone alone, only the backbone's.
         input: normalisation that the weights of this layout were trained with.
         num_classes: outputs of the classifier; None for a backbone.
     """
@@ -32,18 +32,18 @@ class Recognized(NamedTuple):
 
 
 def strip(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes the `module.` of torch's DataParallel off the keys."""
+    """Removes the `module.` of torch's DataParallel from the keys."""
     return {re.sub(r'^(module\.)+', '', key): value for key, value in state.items()}
 
 
 def recognize(state: State) -> Recognized:
-    """Reads layout and architecture off the keys and shapes.
+    """Recognises layout and architecture by keys and shapes.
 
     Args:
         state: torch keys, without `module.`, and tensors in torch's layout (OIHW).
 
     Raises:
-        DataError: the keys are those of no known network.
+        DataError: the network is not known.
     """
     layout = _layout(state)
 
@@ -64,12 +64,12 @@ def recognize(state: State) -> Recognized:
     if not depths:
         kind = 'bottleneck' if bottleneck else 'basic'
         raise DataError(
-            f'no ResNet known here has {blocks} {kind} blocks; known depths: {", ".join(map(str, DEPTHS))}'
+            f'no supported ResNet has {blocks} {kind} blocks; supported depths: {", ".join(map(str, DEPTHS))}'
         )
     if f'{layout.prefix}layer2.0.downsample.2.weight' in state:
         raise DataError(
-            'the shortcuts average before they project (ResNet-D: timm resnet50d, mmseg ResNetV1d): '
-            'another architecture than this network'
+            'its shortcuts average before they project (ResNet-D: timm resnet50d, mmseg ResNetV1d), which is '
+            'another network'
         )
     stem = [features(*body, 'stem', f'conv{i}', 'kernel') for i in (1, 2, 3)]
     authors = layout.heads == 'authors' or (not layout.heads and layout.stem in ('prefixed', 'numbered'))
@@ -124,13 +124,13 @@ def _layout(state):
             return Layout(heads, stem, prefix)
     keys = ', '.join(list(state)[:4]) or 'none'
     raise DataError(
-        f'not a network known here: no stem of a ResNet among {len(state)} tensors (first: {keys}); known '
-        'are ResNets of torchvision, timm, mmseg and the authors, and whole ANNs of mmseg and the authors'
+        f'not a known network: no stem of a ResNet among {len(state)} tensors (first: {keys}); supported are '
+        'ResNets of torchvision, timm, mmseg and the authors, and whole ANNs of mmseg and the authors'
     )
 
 
 def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts that mmsegmentation writes beside the weights, as far as they are there.
+    """Reads what mmsegmentation saves with the weights.
 
     Args:
         meta: the `meta` of its checkpoints: class names, and in most files the text of the config.

@@ -1,8 +1,8 @@
-"""Reads .pth, .pt and .safetensors without their packages: NumPy arrays come out, and no code runs.
+"""Reads .pth, .pt and .safetensors files as NumPy arrays, without their packages and without running code.
 
-A .pth file since torch 1.6 is a zip archive: ROOT/data.pkl describes the tree and names its storages, each of
-which lies in ROOT/data/KEY as raw numbers. Before, all stood in a row: pickles of a magic number, a version,
-facts of the machine, the tree, and the keys of the storages, whose numbers follow.
+Since torch 1.6, a .pth file is a zip archive: ROOT/data.pkl describes the tree and names its storages, which
+are in ROOT/data/KEY as raw numbers. Before, it was a sequence: pickles of a magic number, a version, details
+of the machine, the tree, and the keys of the storages, followed by their numbers.
 Sources: torch/serialization.py, and the README of safetensors.
 """
 
@@ -23,7 +23,7 @@ from ann_jax.weights.pickles import Budget, Unread, load
 ENDINGS = ('.pth', '.pt', '.safetensors')
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-# Names of torch's classes of storages, less 'Storage' -> types of their numbers.
+# Names of torch's storage classes, without 'Storage' -> dtypes.
 _STORAGES = {
     'Double': 'float64',
     'Float': 'float32',
@@ -39,7 +39,7 @@ _STORAGES = {
     'ComplexDouble': 'complex128',
     'Untyped': 'uint8',
 }
-# Types without such a class: their tensors lie in bytes.
+# dtypes without such a class: their tensors are stored as bytes.
 _UNTYPED = ('uint16', 'uint32', 'uint64')
 _SAFETENSORS = {
     'BF16': 'bfloat16',
@@ -54,12 +54,12 @@ def read(path: Path) -> Any:
     """Reads a file of tensors.
 
     Returns:
-        What was saved, in plain containers. Tensors and parameters are NumPy arrays of their type, bfloat16
-        widened to float32. Objects of other classes, and tensors that are no such array (sparse, quantized,
-        without numbers), are `Unread`.
+        What was saved, in plain containers. Tensors and parameters are NumPy arrays of their dtype, bfloat16
+        widened to float32. Objects of other classes, and tensors that are not plain arrays (sparse,
+        quantized, without data), are `Unread`.
 
     Raises:
-        DataError: the file is damaged, is no such file, or names something that could run any code.
+        DataError: the file is damaged, of another format, or names something that could run arbitrary code.
     """
     safetensors = path.suffix == '.safetensors'
     try:
@@ -70,7 +70,7 @@ def read(path: Path) -> Any:
     except Exception as error:  # a damaged file can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         kind = 'safetensors' if safetensors else 'torch'
-        raise DataError(f'{path}: is no whole {kind} file ({reason}): get it again') from error
+        raise DataError(f'{path}: is not a complete {kind} file ({reason}): get it again') from error
 
 
 def _torch(file):
@@ -109,8 +109,8 @@ def _archive(file, budget):
 
 def _legacy(file, budget):
     if (load(file, budget), load(file, budget)) != (_MAGIC, _VERSION):
-        raise ValueError('it does not begin as one')
-    load(file, budget)  # facts of the machine; the numbers are little-endian on all
+        raise ValueError('it does not begin like one')
+    load(file, budget)  # details of the machine; numbers are always little-endian
     storages = {}
 
     def persistent(pid):
@@ -138,18 +138,18 @@ def _legacy(file, budget):
             raise ValueError(f'the storage {key} has {count} numbers, not {len(numbers)}')
         numbers[:] = _numbers(file.read(count * _item(kind)), kind, count, '<')
     if storages:
-        raise ValueError(f'{len(storages)} storages are absent')
+        raise ValueError(f'{len(storages)} storages are missing')
     return tree
 
 
 def _check_key(key):
-    """Refuses what may have no hash, or one that is too deep to compute."""
+    """Refuses keys that cannot be hashed, or are nested too deeply for it."""
     if not isinstance(key, str):
         raise ValueError(f'a storage has a {type(key).__name__} as its key')
 
 
 def _kind(storage):
-    """The type of the numbers of a class of storages; None for one that is not read."""
+    """The dtype of a storage class; None if it is not supported."""
     module, _, name = storage.name.rpartition('.')
     return _STORAGES.get(name.removesuffix('Storage')) if module.split('.')[0] == 'torch' else None
 
@@ -159,7 +159,7 @@ def _item(kind):
 
 
 def _numbers(raw, kind, count, order):
-    """(count,) numbers of the machine's byte order."""
+    """(count,) numbers in native byte order."""
     dtype = np.dtype('uint16' if kind == 'bfloat16' else kind)
     numbers = np.frombuffer(raw, dtype.newbyteorder(order), count).astype(dtype, copy=False)
     return (numbers.astype(np.uint32) << 16).view(np.float32) if kind == 'bfloat16' else numbers
@@ -175,7 +175,7 @@ def _rebuilders(budget, order):
             isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)
         ):
             raise ValueError(f'a tensor has the shape {size}, strides {stride} and offset {offset}')
-        budget.spend(math.prod(size))  # of an expanded tensor far more than is stored
+        budget.spend(math.prod(size))  # far more than is stored, if the tensor is expanded
         if 0 in size:
             return np.empty(size, storage.dtype)
         if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= len(storage):
@@ -215,12 +215,12 @@ def _safetensors(file):
     for key, facts in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
         (begin, end), shape, kind = facts['data_offsets'], facts['shape'], _SAFETENSORS.get(facts['dtype'])
         if kind is None:
-            raise DataError(f'{key} has the type {facts["dtype"]}, which is not read here: save it as F32')
+            raise DataError(f'{key} has the type {facts["dtype"]}, which is not supported: save it as F32')
         if not all(isinstance(n, int) and n >= 0 for n in shape):
             raise ValueError(f'{key} has the shape {shape}')
         count = math.prod(shape)
         if begin != at or end - begin != count * _item(kind):
-            raise ValueError(f'{key} lies at {begin} to {end}, which does not fit its shape and the file')
+            raise ValueError(f'{key} is at {begin} to {end}, which does not match its shape and the file')
         tensors[key], at = _numbers(file.read(end - begin), kind, count, '<').reshape(shape), end
     if at != size - 8 - length:
         raise ValueError(f'its tensors have {at} bytes, the file {size - 8 - length}')
