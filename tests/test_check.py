@@ -100,7 +100,7 @@ def test_check_tells_sizes_absent_classes_blank_labels_and_published_counts(tmp_
     (sky,) = (line for line in train.splitlines() if 'Sky' in line)
     (road,) = (line for line in train.splitlines() if 'Road' in line)
     assert 'absent' in sky and '48.98 % of the pixels, in 1 images' in road and 'absent' not in road
-    assert f'no pixel of 1 images has a class: {second.stem}' in train
+    assert f'1 images have no pixel with a class: {second.stem}' in train
 
 
 def test_an_own_folder(tmp_path, capsys):

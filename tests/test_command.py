@@ -99,8 +99,8 @@ def test_no_other_folder_is_taken_for_that_of_the_configs(text):
         ('import json\n\njson.loads("x")\n', 'mine.py, line 3: JSONDecodeError'),
         ('x = = 1\n', 'SyntaxError.*line 1'),
         ('x = 1\n', "AttributeError.*'get_config'"),
-        (MINE + '    return {}\n', 'gives dict, not a ConfigDict'),
-        ('def get_config():\n    pass\n', 'gives NoneType'),
+        (MINE + '    return {}\n', 'returns dict, not a ConfigDict'),
+        ('def get_config():\n    pass\n', 'returns NoneType'),
     ],
 )
 def test_a_config_that_fails_names_file_line_and_error(code, message, elsewhere):

@@ -102,7 +102,7 @@ def test_runlocal_is_small(name):
     [
         ('varian=apnb', "unknown config argument 'varian'; did you mean 'variant'"),
         ('variant=apn', "unknown variant 'apn'; did you mean 'apnb'"),
-        ('runlocal=maybe', 'runlocal is true or false'),
+        ('runlocal=maybe', 'runlocal must be true or false'),
         ('classes=many', 'classes must be of type int'),
     ],
 )

@@ -146,7 +146,7 @@ def test_classes_from_a_file_with_colours(tmp_path):
 
 
 def test_descriptions_that_cannot_be_used(tmp_path):
-    refuse(['there are 0 classes', 'names with commas'], classes='')
+    refuse(['there are 0 classes', 'names separated by commas'], classes='')
     refuse(['absent.txt', 'no such file'], classes='absent.txt')
     refuse(['the class sky appears twice'], classes='sky,road,sky')
     refuse(['there are 300 classes'], classes='300')

@@ -198,7 +198,7 @@ def test_patterns_panels_and_nothing_to_do(folder, pictures, tmp_path):
         ({'input': ''}, '--config.predict.input'),
         ({'input': str(tmp_path / 'no*')}, 'no such file, folder or pattern'),
         ({'input': str(pictures), 'write': 'masks'}, "unknown predict.write 'masks'"),
-        ({'input': str(pictures), 'write': 'panels'}, 'predict.truth=FOLDER'),
+        ({'input': str(pictures), 'write': 'panels'}, 'labels in --config.predict.truth'),
     ]:
         with pytest.raises(ConfigError, match=message):
             predict.predict(config_for(folder, **{'truth': '', **settings}), tmp_path)

@@ -364,7 +364,7 @@ def test_legacy_files_without_some_numbers(tmp_path):
     path.write_bytes(head + tree + keys + numbers)
     np.testing.assert_array_equal(read(path)['a'], [3, 4])
     for rest, message in (
-        (pickle.dumps([], 2), '1 storages are absent'),
+        (pickle.dumps([], 2), '1 storages are missing'),
         (keys + b'\x03' + numbers[1:], 'has 3 numbers, not 2'),
         (keys + numbers[:-1], 'not a complete torch file'),
         (pickle.dumps(['k', 'k'], 2) + numbers * 2, 'not a complete torch file'),
@@ -641,11 +641,11 @@ def test_bfloat16_in_safetensors(tmp_path):
 
 HEADERS = {
     'beyond': ({'a': {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 12]}}, 'smaller than requested'),
-    'hole': ({'a': {'dtype': 'F32', 'shape': [1], 'data_offsets': [4, 8]}}, 'does not fit'),
-    'other_shape': ({'a': {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 8]}}, 'does not fit'),
+    'hole': ({'a': {'dtype': 'F32', 'shape': [1], 'data_offsets': [4, 8]}}, 'does not match'),
+    'other_shape': ({'a': {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 8]}}, 'does not match'),
     'negative': ({'a': {'dtype': 'F32', 'shape': [-2, -1], 'data_offsets': [0, 8]}}, 'the shape'),
     'rest': ({'a': {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}, 'have 4 bytes, the file 8'),
-    'overlap': ({k: {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]} for k in 'ab'}, 'does not fit'),
+    'overlap': ({k: {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]} for k in 'ab'}, 'does not match'),
     'no_offsets': ({'a': {'dtype': 'F32', 'shape': [2]}}, 'data_offsets'),
     'no_dict': ([1], 'not a complete safetensors file'),
     'type': ({'a': {'dtype': 'F8_E5M2', 'shape': [8], 'data_offsets': [0, 8]}}, 'the type F8_E5M2'),

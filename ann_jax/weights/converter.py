@@ -162,8 +162,8 @@ def _check_name(path):
     digest = sha256(path)
     if (name := re.search(r'-([0-9a-f]{8,64})$', path.stem)) and not digest.startswith(name[1]):
         raise DataError(
-            f'{path}: by its name its checksum begins with {name[1]}, but it is {digest[:8]}...: get it '
-            'again, or rename it if you have changed it'
+            f'{path}: its name promises a checksum that begins with {name[1]}, but it is {digest[:8]}: get '
+            'it again, or rename it if you have changed it'
         )
     return digest
 

@@ -189,9 +189,9 @@ def _ignored(key, state, layout, part):
     if key.endswith('.num_batches_tracked'):
         return 'step counter'
     if not layout.heads and key.startswith(('fc.', 'head.')):
-        return 'classifier of the pre-training'
+        return 'classifier of the pretraining'
     if part == 'backbone' and not key.startswith(layout.prefix):
-        return 'only the backbone was asked for'
+        return 'only the backbone is asked for'
     for query, twin in (('query_project', 'key_project'), ('f_query', 'f_key')):
         twin = key.replace(query, twin)
         if query in key and twin in state and np.array_equal(state[twin], state[key]):
