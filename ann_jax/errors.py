@@ -23,10 +23,10 @@ class SaveError(RuntimeError):
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     """The message for a name that is not among the known ones, with the nearest one if any is near."""
-    known = [str(k) for k in known]
-    near = difflib.get_close_matches(str(name), known, 1, 0.5)
+    names = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), names, 1, 0.5)
     hint = f'did you mean {near[0]!r}? ' if near else ''
-    return f'unknown {kind} {name!r}; {hint}known: {", ".join(known)}'
+    return f'unknown {kind} {name!r}; {hint}known: {", ".join(names)}'
 
 
 def listed(lines: list[str], most: int = 8) -> str:

@@ -71,6 +71,12 @@ def test_step_tells_its_parts(tmp_path):
     assert row['GFLOP'] > 0 and row['images/s'] > 0
 
 
+def test_step_counts_where_the_compiler_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr('ann_jax.benchmark.contest.on_cpu', lambda: False)
+    (row,) = run(tmp_path, sections='step')['step']
+    assert row['GFLOP'] > 0
+
+
 def test_loss_and_resize(tmp_path):
     names = [row['contestant'] for row in run(tmp_path, sections='loss')['loss']]
     assert len(names) == 6 and any('OHEM' in name for name in names)

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -38,7 +39,7 @@ def benchmark(config: ConfigDict, workdir: Path) -> None:
     device = f'{jax.device_count()} x {jax.devices()[0].device_kind}, one of them used'
     print(f'ann_jax {__version__}, jax {jax.__version__}, {device}')
     workdir.mkdir(parents=True, exist_ok=True)
-    record = {'device': device, 'jax': jax.__version__}
+    record: dict[str, Any] = {'device': device, 'jax': jax.__version__}
     record['peak'] = rates = peak(config)
     print(f'\npeak\n\n{table(rates)}')
     for name in names[1:]:

@@ -54,10 +54,13 @@ def blocks(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 
 def parse_sizes(text: str, key: str) -> list[tuple[int, int]]:
     """'96x96,256x128' -> [(96, 96), (256, 128)]."""
+    sizes = []
     try:
-        sizes = [tuple(map(int, size.split('x'))) for size in text.split(',')]
-        if any(len(size) != 2 or min(size) < 1 for size in sizes):
-            raise ValueError
+        for size in text.split(','):
+            height, width = map(int, size.split('x'))
+            if min(height, width) < 1:
+                raise ValueError
+            sizes.append((height, width))
     except ValueError:
         raise ConfigError(f'{key}={text}: give sizes as HEIGHTxWIDTH, such as 96x96,256x128') from None
     return sizes

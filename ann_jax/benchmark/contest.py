@@ -143,7 +143,7 @@ def _race(contestants, rounds):
     Every second round goes backwards: the threads of a library stay busy for a moment after its turn, and
     what it leaves in the caches is of no use to the next.
     """
-    seconds = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for number in tqdm(range(rounds + 1), desc='rounds', leave=False):
         for name in names if number % 2 else reversed(names):

@@ -31,8 +31,10 @@ CALLS = ('jit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call', 'remat2')
 LOOPS = ('scan', 'while', 'shard_map')
 PRODUCTS = ('conv_general_dilated', 'dot_general')
 REDUCTIONS = ('reduce', 'arg', 'cum', 'sort', 'top_k', 'select_and_')  # how their names begin
-VIEWS = ('reshape', 'transpose', 'squeeze', 'broadcast_in_dim', 'rev', 'slice', 'dynamic_slice', 'split')
-VIEWS += ('copy', 'sharding_constraint')
+VIEWS = (
+    'reshape', 'transpose', 'squeeze', 'broadcast_in_dim', 'rev', 'slice', 'dynamic_slice', 'split', 'copy',
+    'sharding_constraint',
+)  # fmt: skip
 
 
 class Counts(NamedTuple):
@@ -96,7 +98,7 @@ def _run(line, inputs, times, operations):
     if name in LOOPS:
         return _loop(name, params, inputs, new(), times, operations)
     if name == 'cond':
-        branches = [[] for _ in params['branches']]
+        branches: list[list[Operation]] = [[] for _ in params['branches']]
         results = [
             _inline(program, inputs[1:], times, branch)
             for program, branch in zip(params['branches'], branches, strict=True)

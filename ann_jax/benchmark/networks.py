@@ -96,12 +96,12 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     initial = time.perf_counter() - start
     count, crop = config.train.batch_size, tuple(config.augment.crop)
     while True:
-        batch = {
+        shapes = {
             'image': jax.ShapeDtypeStruct((count, *crop, 3), jnp.uint8),
             'label': jax.ShapeDtypeStruct((count, *crop), jnp.uint8),
         }
         start = time.perf_counter()
-        program = on_one_device(train_step, donate_argnums=0).lower(state, batch).compile()
+        program = on_one_device(train_step, donate_argnums=0).lower(state, shapes).compile()
         compiling = time.perf_counter() - start
         if _fits(program) or (count == 1 and min(crop) < 64):
             break
@@ -129,7 +129,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     wait, host, device = np.median(times[1:], 0)
     total = np.median(np.sum(times[1:], 1))
     mark = device_memory().get('peak_bytes_in_use')
-    flops, memory = count_flops(train_step, program, state, batch), program.memory_analysis()
+    flops, memory = count_flops(train_step, program, state, shapes), program.memory_analysis()
     return [
         {
             'step': f'batch {count} of {crop[0]}x{crop[1]}, {config.model.dtype}',

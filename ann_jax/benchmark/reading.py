@@ -1,9 +1,11 @@
 """How fast samples are read: images per second of one core, against OpenCV's decode, resize and crop."""
 
+import functools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ CROP = 769
 PAD = (124, 116, 104)
 SIZE = 1024, 2048
 COUNT = 16
+Read = Callable[[int, np.random.Generator], Any]  # (index of a sample, generator) -> image and label
 
 
 def input(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:  # noqa: A001, the section's name
@@ -34,7 +37,7 @@ def input(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:  # noqa: A001,
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         classes = write_files(root, COUNT)
-        readers = {}
+        readers: dict[tuple[str, str], Read] = {}
         for ending in ('png', 'jpg'):
             dataset = own_dataset(name=ending, classes=str(classes), images=f'{ending}/{{split}}')
             source = FolderSource(dataset, root, 'train')
@@ -42,26 +45,22 @@ def input(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:  # noqa: A001,
             records = RecordSource(ending, root / 'records', 'train')
             files = sorted(map(str, (root / ending / 'train').iterdir()))
             labels = sorted(map(str, (root / 'labels' / 'train').iterdir()))
-            readers[ending, 'OpenCV by hand'] = lambda i, rng, f=files, lb=labels: crop_by_hand(
-                *read_by_hand(f, lb, i), rng
-            )
-            readers[ending, 'folder'] = lambda i, rng, s=source: ours(s, augment, rng, i)
-            readers[ending, 'ArrayRecord'] = lambda i, rng, s=records: ours(s, augment, rng, i)
+            readers[ending, 'OpenCV by hand'] = functools.partial(by_hand, files, labels)
+            readers[ending, 'folder'] = functools.partial(ours, source, augment)
+            readers[ending, 'ArrayRecord'] = functools.partial(ours, records, augment)
         samples = [source[i] for i in range(len(source))]
-        readers['decoded', 'OpenCV by hand'] = lambda i, rng: crop_by_hand(
-            *(samples[i % COUNT][key] for key in ('image', 'label')), rng
-        )
-        readers['decoded', 'ours'] = lambda i, rng: ours(samples, augment, rng, i)
-        rates = measure(readers, config.benchmark.rounds)
+        readers['decoded', 'OpenCV by hand'] = functools.partial(decoded_by_hand, samples)
+        readers['decoded', 'ours'] = functools.partial(ours, samples, augment)
+        measured = measure(readers, config.benchmark.rounds)
     cv2.setNumThreads(threads)
     return [
         {
             'images': ending,
             'reader': kind,
             'images/s per core': rate,
-            'times as fast': rate / rates[ending, 'OpenCV by hand'],
+            'times as fast': rate / measured[ending, 'OpenCV by hand'],
         }
-        for (ending, kind), rate in rates.items()
+        for (ending, kind), rate in measured.items()
     ]
 
 
@@ -82,17 +81,24 @@ def write_files(root: Path, count: int) -> int:
     return scenes.dataset.num_classes
 
 
-def ours(source, augment, rng, index):
+def ours(source, augment, index, rng):
     """A sample as training reads it."""
     sample = source[index % len(source)]
     return augment.apply(sample, augment.draw(rng, *sample['label'].shape))
 
 
-def read_by_hand(images, labels, index):
-    """RGB and label, decoded by OpenCV."""
+def by_hand(images, labels, index, rng):
+    """Image and label, read and cropped with OpenCV."""
     image = cv2.imread(images[index % len(images)], cv2.IMREAD_COLOR)
     label = cv2.imread(labels[index % len(labels)], cv2.IMREAD_UNCHANGED)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), label
+    assert image is not None, images[index % len(images)]
+    return crop_by_hand(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), label, rng)
+
+
+def decoded_by_hand(samples, index, rng):
+    """A decoded sample, cropped with OpenCV."""
+    sample = samples[index % len(samples)]
+    return crop_by_hand(sample['image'], sample['label'], rng)
 
 
 def crop_by_hand(image, label, rng):
@@ -113,10 +119,10 @@ def crop_by_hand(image, label, rng):
     return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
 
-def measure(readers, rounds):
+def measure(readers: dict[tuple[str, str], Read], rounds: int) -> dict[tuple[str, str], float]:
     """Runs each in turn, some images a round; returns images per second of CPU time."""
     rngs = {name: np.random.default_rng(0) for name in readers}  # of one seed: alike scales
-    rates = {name: [] for name in readers}
+    rates: dict[tuple[str, str], list[float]] = {name: [] for name in readers}
     for number in range(rounds + 1):
         for name, read in readers.items():
             start = time.process_time()

@@ -5,7 +5,8 @@ and, with `benchmark.reference_compile`, compiled.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +36,11 @@ from ann_jax.training.step import make_train_step
 from ann_jax.weights.layouts import from_torch
 from ann_jax.weights.recognize import recognize
 
+Network: Callable[..., Any]  # widths -> a torch module
 try:
-    from ann_jax.benchmark.mmseg_ann import MMSegANN as Network
+    from ann_jax.benchmark.mmseg_ann import MMSegANN
 
-    REFERENCE = 'mmsegmentation'
+    Network, REFERENCE = MMSegANN, 'mmsegmentation'
 except (ImportError, AssertionError):  # it asserts the versions of what it needs
     Network = functools.partial(TorchANN, ceil_pool=False, align_corners=False, conv_bias=False)
     REFERENCE = 'torch'
@@ -83,6 +85,7 @@ def _networks(config, train, device):
     ours = config.copy_and_resolve_references()
     with ours.unlocked():
         ours.model.update({**found.model, 'dropout': 0.0})
+    assert found.num_classes is not None  # it is None for a backbone alone
     model = build.model(ours, found.num_classes)
     return network, model, from_torch(state, shape_variables(model), found.layout).variables
 

@@ -36,6 +36,12 @@ class Bottleneck(nn.Module):
 class Backbone(nn.Module):
     """ResNet of output stride 8; three stem widths make a deep stem."""
 
+    stem: nn.Sequential
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, depth, width, stem_widths, ceil_pool):
         super().__init__()
         if len(stem_widths) == 3:

@@ -38,7 +38,7 @@ class Canvas(NamedTuple):
         size: (B, 2) int32, heights and widths of the images, on the host.
     """
 
-    array: jax.Array
+    array: jax.Array | np.ndarray
     size: np.ndarray
 
 
@@ -94,7 +94,7 @@ def make_protocol(
     """
     result = whole_image(model, normalize, mesh)
     if crop:
-        result = sliding_window(result, tuple(crop), tuple(stride), mesh)
+        result = sliding_window(result, crop, stride, mesh)
     if tuple(scales) != (1.0,) or flip:
         canvases = Canvases(not model.takes_canvas)
         result = multi_scale(result, tuple(scales), flip, average, mesh, canvases)
@@ -115,7 +115,8 @@ def whole_image(model: ANN, normalize: Normalize, mesh: Mesh) -> TestProtocol:
 
     def run(variables, array, size):
         image = FeatureMap.of(normalize(array), size if model.takes_canvas else None)
-        return model.apply(variables, image, full_size=True).main.array
+        logits: Any = model.apply(variables, image, full_size=True)
+        return logits.main.array
 
     logits = jit(run, mesh) if shares_images(mesh) else per_device(mesh)(run)
     put = on_devices(mesh)
@@ -132,7 +133,7 @@ def whole_image(model: ANN, normalize: Normalize, mesh: Mesh) -> TestProtocol:
 
 
 def sliding_window(
-    protocol: TestProtocol, crop: tuple[int, int], stride: tuple[int, int], mesh: Mesh | None
+    protocol: TestProtocol, crop: Sequence[int], stride: Sequence[int], mesh: Mesh | None
 ) -> TestProtocol:
     """Means of a protocol's logits over overlapping windows; an image is never resized for it.
 

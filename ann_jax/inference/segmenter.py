@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -204,7 +204,7 @@ def find_images(folder: str | Path) -> list[Path]:
     return found
 
 
-def _is_picture(images):
+def _is_picture(images: object) -> TypeGuard[Picture]:
     """Whether it is one picture; a folder holds several."""
     if isinstance(images, (str, Path)):
         return not Path(images).expanduser().is_dir()

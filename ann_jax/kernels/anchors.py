@@ -70,7 +70,7 @@ def sample_anchors(
 def sample_projected(
     x: jax.Array,
     kernel: jax.Array,
-    bias: jax.Array,
+    bias: jax.Array | float,
     sampling: str,
     sizes: Sequence[int],
     rng: jax.Array | None = None,
@@ -94,8 +94,9 @@ def seen_anchors(x: jax.Array, sampling: str, size: Size) -> jax.Array | None:
     """(B, S) bool, which anchors lie in the images; None where all do."""
     if sampling != 'all' or size is None or all(isinstance(length, int) for length in size):
         return None
-    inside = jnp.broadcast_to(mask(x.shape, size), (*x.shape[:3], 1))
-    return inside.reshape(x.shape[0], -1)
+    inside = mask(x.shape, size)
+    assert inside is not None  # an array of lengths is never known to fill x
+    return jnp.broadcast_to(inside, (*x.shape[:3], 1)).reshape(x.shape[0], -1)
 
 
 def _bins(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +126,10 @@ def _average_anchors(x, sizes, size):
     batch, height, width = x.shape[:3]
     # One product pools the height for all levels together; each level then pools its width. Every image has a
     # product of its own: for a common one, maps would be transposed.
+    columns: Sequence[jax.Array | np.ndarray]
     if size is None:
-        rows = np.concatenate([_average_matrix(height, n) for n in sizes])
-        rows = jnp.broadcast_to(rows, (batch, *rows.shape))
+        shared = np.concatenate([_average_matrix(height, n) for n in sizes])
+        rows = jnp.broadcast_to(shared, (batch, *shared.shape))
         columns, pool = [_average_matrix(width, n) for n in sizes], 'mw,bnwc->bnmc'
     else:
         heights, widths = (per_image(length, batch) for length in size)

@@ -26,8 +26,8 @@ def by_platform(
         default: the form of platforms that have none of their own.
         cpu, gpu: forms with results of the same shapes.
     """
-    forms = {'cpu': cpu} | dict.fromkeys(GPUS, gpu)
-    forms = {platform: form for platform, form in forms.items() if form is not None}
+    given = {'cpu': cpu} | dict.fromkeys(GPUS, gpu)
+    forms = {platform: form for platform, form in given.items() if form is not None}
     if (picked := _picked.get()) is not None:
         return forms.get(picked, default)(*args)
     return jax.lax.platform_dependent(*args, default=default, **forms)

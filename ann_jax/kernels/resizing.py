@@ -129,9 +129,9 @@ def _matrices(shape, size, canvas, target, align_corners, flip=False):
     size, target = size_of(shape, size), size_of((shape[0], *canvas), target)
     matrices = []
     for axis in (0, 1):
-        lengths = (per_image(each[axis], shape[0]) for each in (size, target))
+        before, after = (per_image(each[axis], shape[0]) for each in (size, target))
         mirror = flip and axis == 1
-        matrices.append(linear_rows(shape[axis + 1], canvas[axis], *lengths, align_corners, mirror))
+        matrices.append(linear_rows(shape[axis + 1], canvas[axis], before, after, align_corners, mirror))
     return matrices
 
 

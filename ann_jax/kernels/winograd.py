@@ -42,7 +42,7 @@ def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 
     The linear maps of `winograd`, transposed and in the opposite order.
     """
     number, x = tiles(x.shape, dilation), _padded(x, dilation)
-    sums = []
+    sums: list[list[jax.Array]] = []
     for inputs, outputs in zip(_INPUT, _OUTPUT.T, strict=True):
         if sums:
             x, gradient, sums[-1] = jax.lax.optimization_barrier((x, gradient, sums[-1]))
@@ -55,7 +55,8 @@ def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 
 
 def tiles(shape: tuple[int, ...], dilation: int) -> tuple[int, int]:
     """Tiles of a map (B, H, W, C) along each axis: the first half of each 2 `dilation` pixels begin one."""
-    return tuple(n // (2 * dilation) * dilation + min(n % (2 * dilation), dilation) for n in shape[1:3])
+    rows, columns = (n // (2 * dilation) * dilation + min(n % (2 * dilation), dilation) for n in shape[1:3])
+    return rows, columns
 
 
 def _columns(kernel, i):
@@ -66,8 +67,8 @@ def _columns(kernel, i):
 def _tiles_of_results(x, kernel, d, product, reverse=False):
     """The results of all tiles, of their columns and rows of two: [column][row], the products' shape each."""
     number, x = tiles(x.shape, d), _padded(x, d)
-    order = (3, 1, 2, 0) if reverse else range(4)  # a reversed kernel has the outer two of four swapped
-    sums = []
+    order = (3, 1, 2, 0) if reverse else (0, 1, 2, 3)  # a reversed kernel has the outer two of four swapped
+    sums: list[list[jax.Array]] = []
     for i, weights in zip(order, _INPUT, strict=True):
         # A row after the other, since sixteen factors and products at once take much memory, and none of the
         # kernel before the map is there, since it would not lie in the cache any more.

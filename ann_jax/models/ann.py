@@ -1,7 +1,7 @@
 """ANN: backbone, fusion, context and classifier (paper: Fig. 3), and every variant of Table 6."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.blocks import AFNB, APNB, FNB, NB, CommonFusion
-from ann_jax.models.feature_map import FeatureMap, Features
+from ann_jax.models.feature_map import FeatureMap, Given
 from ann_jax.models.initializers import normal
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.models.resnet import Stages
@@ -28,11 +28,11 @@ VARIANTS = {
 }
 
 
-class Logits(NamedTuple):
+class Logits(NamedTuple, Generic[Given]):
     """Unnormalised class scores, float32 (B, h, w, classes): arrays, or maps where the image was a map."""
 
-    main: Features
-    auxiliary: Features | None  # None where the network is folded
+    main: Given
+    auxiliary: Given | None  # None where the network is folded
 
 
 class ANN(nn.Module):
@@ -86,7 +86,7 @@ class ANN(nn.Module):
         return samples and getattr(self.backbone, 'takes_canvas', False)
 
     @nn.compact
-    def __call__(self, image: Features, train: bool = False, full_size: bool = False) -> Logits:
+    def __call__(self, image: Given, train: bool = False, full_size: bool = False) -> Logits[Given]:
         """Normalised images (B, H, W, 3) -> logits of the classifier and of the auxiliary head.
 
         Args:
@@ -114,10 +114,12 @@ class ANN(nn.Module):
         x = self._conv_bn(self.head_channels, 'bottleneck')(x, train)
         if context:
             x = self._block(context, share=self.share, name='context')(x, train)
-        logits = Logits(self._classifier('classifier')(x), self._auxiliary(stages.stage4, train))
+        main = self._classifier('classifier')(x)
+        auxiliary = self._auxiliary(stages.stage4, train)
         if full_size:
-            logits = Logits(*(x and x.resized(canvas, self.align_corners) for x in logits))
-        return Logits(*(x and x.like(image) for x in logits))
+            main = main.resized(canvas, self.align_corners)
+            auxiliary = auxiliary and auxiliary.resized(canvas, self.align_corners)
+        return Logits(main.like(image), None if auxiliary is None else auxiliary.like(image))
 
     def _features(self, image, train):
         """The stages of the backbone; those of one that knows no canvas are arrays."""
@@ -142,7 +144,7 @@ class ANN(nn.Module):
             )
         return self.backbone.canvas_height(height, shards)
 
-    def _auxiliary(self, stage4, train):
+    def _auxiliary(self, stage4: FeatureMap, train: bool) -> FeatureMap | None:
         if self.folded:
             return None
         x = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stage4, train)
@@ -167,7 +169,7 @@ class ANN(nn.Module):
             features, kernel_size=3, bias=self.conv_bias, dtype=self.dtype, folded=self.folded, name=name
         )
 
-    def _classifier(self, name):
+    def _classifier(self, name: str) -> Conv:
         # float32 whatever `dtype` is: the loss and the argmax compare logits that differ by little.
         return Conv(self.num_classes, bias=True, kernel_init=normal(0.01), name=name)
 
@@ -175,12 +177,12 @@ class ANN(nn.Module):
 def image_logits(
     model: nn.Module,
     variables: Mapping[str, Any],
-    image: Features,
+    image: FeatureMap,
     *,
     train: bool,
     mutable: Sequence[str] = (),
-    rngs: Mapping[str, jax.Array] | None = None,
-) -> tuple[Logits, Mapping[str, Any]]:
+    rngs: dict[str, jax.Array] | None = None,
+) -> tuple[Logits[FeatureMap], Mapping[str, Any]]:
     """Logits of the image's size from `ANN` or from any other network, and the collections it changed.
 
     Args:
@@ -194,17 +196,17 @@ def image_logits(
     Raises:
         ConfigError: the rows of the image are split over devices, which takes an `ANN`.
     """
-    options = {'train': train, 'mutable': mutable, 'rngs': rngs}
     if isinstance(model, ANN):
-        return model.apply(variables, image, full_size=True, **options)
-    image = FeatureMap.of(image)
+        return model.apply(variables, image, full_size=True, train=train, mutable=mutable, rngs=rngs)
     image.split_over_devices(_refuse_split)
-    output, changed = model.apply(variables, image.array, **options)
-    scores = output if isinstance(output, tuple | list) else (output, None)
-    maps = [x if x is None else FeatureMap.of(x) for x in scores]
-    same = [x is None or x.array.shape[1:3] == image.array.shape[1:3] for x in maps]
-    sized = [x if fits else x.resized(image, False) for x, fits in zip(maps, same, strict=True)]
-    return Logits(*sized), changed
+    output, changed = model.apply(variables, image.array, train=train, mutable=mutable, rngs=rngs)
+    main, auxiliary = output if isinstance(output, tuple | list) else (output, None)
+    return Logits(_sized(main, image), None if auxiliary is None else _sized(auxiliary, image)), changed
+
+
+def _sized(scores: Given, image: FeatureMap) -> FeatureMap:
+    x = FeatureMap.of(scores)
+    return x if x.array.shape[1:3] == image.array.shape[1:3] else x.resized(image, False)
 
 
 def _refuse_split(_, shards):

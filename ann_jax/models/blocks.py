@@ -24,7 +24,7 @@ from ann_jax.kernels.anchors import sample_anchors, sample_projected, seen_ancho
 from ann_jax.kernels.convolution import convolve
 from ann_jax.kernels.forms import computed_once
 from ann_jax.kernels.products import product
-from ann_jax.models.feature_map import FeatureMap, Features
+from ann_jax.models.feature_map import FeatureMap, Features, Given
 from ann_jax.models.initializers import zeros
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
 
@@ -107,16 +107,16 @@ class Attention(nn.Module):
         if self.sampling == 'random':
             # Evaluation always draws the same anchors, so that its result does not change between runs.
             rng = self.make_rng('sampling') if train else jax.random.key(0)
-        sampled = {'sampling': self.sampling, 'sizes': self.sizes, 'rng': rng, 'size': low.size}
 
         key = self.key(low, train)
         query = key if self.share == 'query_key' else self.query(high, train)
-        keys = sample_anchors(key.array, **sampled)  # Eq. 8
+        keys = sample_anchors(key.array, self.sampling, self.sizes, rng, low.size)  # Eq. 8
         if self.share == 'key_value':
             values = keys
         else:
             kernel, bias = self.value.weights(low.channels)
-            values = sample_projected(low.array.astype(self.dtype), kernel[0, 0], bias, **sampled)
+            pixels = low.array.astype(self.dtype)
+            values = sample_projected(pixels, kernel[0, 0], bias, self.sampling, self.sizes, rng, low.size)
         seen = seen_anchors(key.array, self.sampling, low.size)
         return Attended(attention_weights(query.array, keys, seen).astype(values.dtype), values)
 
@@ -243,10 +243,10 @@ class NonLocalBlock(nn.Module):
                 half = w_response[0, 0]
                 attended = attention(low, high, train)
                 x += apply_kernel(attended, product(w_o[0, 0], half), b_o @ half, high)
-        x = projection.finish(high.with_array(x), train)
+        y = projection.finish(high.with_array(x), train)
         # Fused with the padding for the next convolution, it would need memory for a map more.
-        x = x.with_array(computed_once(x.array))
-        return Dropout2d(self.dropout)(x, train)
+        y = y.with_array(computed_once(y.array))
+        return Dropout2d(self.dropout)(y, train)
 
 
 class APNB(NonLocalBlock):
@@ -258,7 +258,7 @@ class APNB(NonLocalBlock):
     share: str = 'query_key'
     relu: bool = True
 
-    def __call__(self, x: Features, train: bool = False) -> Features:
+    def __call__(self, x: Given, train: bool = False) -> Given:
         """(B, H, W, C) -> (B, H, W, features), an array or a `FeatureMap` as given.
 
         Raises:
@@ -280,7 +280,7 @@ class AFNB(NonLocalBlock):
     Its parameters are those of the `fusion` of `ANN`.
     """
 
-    def __call__(self, low: Features | Sequence[Features], high: Features, train: bool = False) -> Features:
+    def __call__(self, low: Features | Sequence[Features], high: Given, train: bool = False) -> Given:
         """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, features), an array or a `FeatureMap` as `high` is.
 
         Args:
@@ -310,19 +310,19 @@ class CommonFusion(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, lows: Sequence[Features], high: Features, train: bool) -> Features:
+    def __call__(self, lows: Sequence[Features], high: Given, train: bool) -> Given:
         """(B, H_l, W_l, C_l) each, (B, H, W, C) -> (B, H, W, C); larger low maps are resized."""
-        given, high = high, FeatureMap.of(high)
+        total = FeatureMap.of(high)
         for i, low in enumerate(map(FeatureMap.of, lows)):
             layer = ConvBN(
-                high.channels,
+                total.channels,
                 bias=self.conv_bias,
                 dtype=self.dtype,
                 folded=self.folded,
                 name=f'fuse_{i}',
             )
             response = layer(low, train)
-            if response.array.shape != high.array.shape:
-                response = response.resized(high, align_corners=True)
-            high = high.with_array(high.array + response.array)
-        return high.like(given)
+            if response.array.shape != total.array.shape:
+                response = response.resized(total, align_corners=True)
+            total = total.with_array(total.array + response.array)
+        return total.like(high)

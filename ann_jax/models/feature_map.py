@@ -5,7 +5,7 @@ and heights that these devices do not divide.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class FeatureMap:
             x: (B, H, W, C).
             size: a pair, see `Size`, or (B, 2); numbers that fill the array count as None.
         """
-        if isinstance(x, cls):
+        if isinstance(x, FeatureMap):
             return x
         if size is not None and not isinstance(size, tuple) and np.ndim(size) == 2:
             size = masking.pair(jnp.asarray(size))
@@ -54,6 +54,11 @@ class FeatureMap:
     def channels(self) -> int:
         """C."""
         return self.array.shape[-1]
+
+    @overload
+    def like(self, given: 'FeatureMap') -> 'FeatureMap': ...
+    @overload
+    def like(self, given: jax.Array) -> jax.Array: ...
 
     def like(self, given: 'Features') -> 'Features':
         """This map for a caller who gave a map; for one who gave an array, the array that images fill."""
@@ -76,8 +81,9 @@ class FeatureMap:
 
     def resized(self, like: 'FeatureMap', align_corners: bool) -> 'FeatureMap':
         """Resized to another map of the same images, see `kernels.resizing.resize`."""
-        canvas = like.array.shape[1:3]
-        return FeatureMap(resize(self.array, self.size, canvas, like.size, align_corners), like.size)
+        height, width = like.array.shape[1:3]
+        array = resize(self.array, self.size, (height, width), like.size, align_corners)
+        return FeatureMap(array, like.size)
 
     def split_over_devices(self, canvas_height: Any) -> 'FeatureMap':
         """The map with its rows split over the devices of an image, see `parallel.arrays.split_rows`."""
@@ -100,3 +106,5 @@ class FeatureMap:
 
 # What layers take.
 Features = FeatureMap | jax.Array
+# Of a network that returns maps for a map, and arrays for an array.
+Given = TypeVar('Given', FeatureMap, jax.Array)

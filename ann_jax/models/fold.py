@@ -42,10 +42,10 @@ def fold(model: ANN, variables: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: a variable has no place in the network, or a place has no variable.
     """
-    variables = {path: leaf for path, leaf in _flatten(variables).items() if path[1] not in AUXILIARY}
+    flat = {path: leaf for path, leaf in _flatten(variables).items() if path[1] not in AUXILIARY}
     expected = _flatten(shape_variables(model.clone(folded=True)))
-    folded = dict(variables)
-    for *parents, name, leaf in variables:
+    folded = dict(flat)
+    for *parents, name, leaf in flat:
         norm = (*parents, NORMS.get(name))
         # A normalisation that is still there in the folded network, as in a backbone from elsewhere, stays.
         if leaf == 'kernel' and (*norm, 'scale') not in expected and _norm_leaves(norm) <= folded.keys():

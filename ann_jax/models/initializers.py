@@ -30,7 +30,7 @@ class Initializer:
             return self.function(key, shape, dtype)
         array = np.broadcast_to(np.zeros((), dtype), shape)
         declared[id(array)] = self, array
-        return array
+        return array  # type: ignore[return-value]  # flax takes NumPy arrays too
 
 
 # While `initial_variables` asks: what a module was given in place of an array -> its initializer.
@@ -88,7 +88,7 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
     others = [path for path, leaf in found.items() if id(leaf) not in declared]
     drawn = _draw_by_flax(model, seed, others) if others else {}
     rng = np.random.default_rng(seed)
-    once = {}  # a leaf may stand at two places
+    once: dict[int, np.ndarray] = {}  # a leaf may stand at two places
     for path in sorted(found.keys() - drawn.keys()):
         initializer, leaf = declared[id(found[path])]
         if id(leaf) not in once:

@@ -1,6 +1,6 @@
 """A network from plain settings, as configs and folders of weights hold them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ OF_HEAD = (
 )  # fmt: skip
 # What variables do not depend on, and settings may leave out.
 OPTIONAL = ('dropout', 'dtype', 'remat')
-CHOICES = {
+CHOICES: dict[str, Collection[Any]] = {
     'depth': DEPTHS,
     'output_stride': PLANS,
     'variant': VARIANTS,

@@ -33,7 +33,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         ConfigError: some of the three are missing, or the processes do not find each other.
     """
     env = os.environ
-    given = {
+    given: dict[str, Any] = {
         'coordinator': coordinator or env.get('JAX_COORDINATOR_ADDRESS'),
         'process_count': env.get('JAX_NUM_PROCESSES') if count is None else count,
         'process_index': env.get('JAX_PROCESS_ID') if index is None else index,

@@ -41,8 +41,8 @@ def make_accumulated_step(
     probabilities = jit(parts.probabilities, mesh)
 
     def nothing(state):
-        arrays = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
-        return StepOutput(*arrays, dict.fromkeys(METRICS, jnp.zeros(())))
+        gradients, batch_stats = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
+        return StepOutput(gradients, batch_stats, dict.fromkeys(METRICS, jnp.zeros(())))
 
     def add(total, state, batch, part, totals):
         return jax.tree.map(jnp.add, total, parts.forward_backward(state, batch, part, totals))

@@ -25,7 +25,7 @@ class Loss(NamedTuple):
     @classmethod
     def of(cls, loss: 'Loss | jax.Array') -> 'Loss':
         """A scalar as a loss that has no parts; a loss as it is."""
-        return loss if isinstance(loss, cls) else cls(loss, loss, jnp.zeros(()), jnp.ones(()))
+        return loss if isinstance(loss, Loss) else cls(loss, loss, jnp.zeros(()), jnp.ones(()))
 
 
 class BatchTotals(NamedTuple):
@@ -88,14 +88,16 @@ def _per_row(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _pixel_weights(counted: jax.Array, labels: jax.Array, class_weights: jax.Array | None) -> jax.Array:
+def _pixel_weights(
+    counted: jax.Array, labels: jax.Array, class_weights: jax.Array | np.ndarray | None
+) -> jax.Array:
     return counted if class_weights is None else jnp.where(counted, jnp.asarray(class_weights)[labels], 0)
 
 
 def cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
-    class_weights: jax.Array | None = None,
+    class_weights: jax.Array | np.ndarray | None = None,
     total_weight: jax.Array | None = None,
 ) -> jax.Array:
     """Weighted mean over the valid pixels of each row, divided by the sum of weights as torch does.
@@ -138,7 +140,7 @@ def ohem_cross_entropy(
     *,
     threshold: float = 0.7,
     min_kept: int = 100_000,
-    class_weights: jax.Array | None = None,
+    class_weights: jax.Array | np.ndarray | None = None,
     totals: BatchTotals | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy over the pixels of each row whose true class has a low probability.
@@ -200,8 +202,7 @@ def segmentation_loss(
     if not per_image:
         main_logits, labels = main_logits[None], labels[None]
         aux_logits = None if aux_logits is None else aux_logits[None]
-    if class_weights is not None:
-        class_weights = np.asarray(class_weights, np.float32)
+    by_class = None if class_weights is None else np.asarray(class_weights, np.float32)
 
     row = None if per_image else totals  # images are rows of their own, a batch goes on in other parts
     weight = row and row.weight
@@ -212,15 +213,15 @@ def segmentation_loss(
             labels,
             threshold=threshold,
             min_kept=min_kept,
-            class_weights=class_weights,
+            class_weights=by_class,
             totals=row,
         )
     else:
-        main, count = cross_entropy(main_logits, labels, class_weights, weight), valid
+        main, count = cross_entropy(main_logits, labels, by_class, weight), valid
     if aux_logits is None:
         auxiliary = jnp.zeros(())
     else:
-        auxiliary = cross_entropy(aux_logits, labels, class_weights, weight)
+        auxiliary = cross_entropy(aux_logits, labels, by_class, weight)
     rows = totals.images if totals and per_image else len(labels)
     main, auxiliary = main.sum() / rows, auxiliary.sum() / rows
     kept = _divide(count.sum(), totals.valid if totals else valid)
@@ -242,22 +243,21 @@ def batch_totals(
         p: `true_probability` of each part's main logits, for OHEM over the whole batch.
         threshold, min_kept, class_weights: see `segmentation_loss`.
     """
-    if class_weights is not None:
-        class_weights = np.asarray(class_weights, np.float32)
+    by_class = None if class_weights is None else np.asarray(class_weights, np.float32)
     valid = [each != IGNORE for each in labels]
     weights = [
-        _pixel_weights(good, jnp.where(good, each, 0).astype(jnp.int32), class_weights)
+        _pixel_weights(good, jnp.where(good, each, 0).astype(jnp.int32), by_class)
         for good, each in zip(valid, labels, strict=True)
     ]
     limit, kept = jnp.zeros(1), jnp.zeros((), jnp.int32)
     if p is not None:
-        p = jnp.stack(p)[None]
-        limit = hard_limit(p, threshold, min_kept)
-        kept = (p < _per_row(limit, p)).sum()
+        row = jnp.stack(p)[None]
+        limit = hard_limit(row, threshold, min_kept)
+        kept = (row < _per_row(limit, row)).sum()
     return BatchTotals(
         images=jnp.asarray(sum(map(len, labels))),
-        valid=sum(good.sum() for good in valid),
-        weight=sum(each.sum() for each in weights),
+        valid=jnp.asarray(sum(good.sum() for good in valid)),
+        weight=jnp.asarray(sum(each.sum() for each in weights)),
         limit=limit,
         kept=kept,
     )

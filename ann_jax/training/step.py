@@ -147,7 +147,7 @@ def make_step_parts(
             rngs={'dropout': dropout_rng, 'sampling': sampling_rng},
             mutable=['batch_stats'],
         )
-        main, auxiliary = (x and x.array for x in logits)
+        main, auxiliary = logits.main.array, logits.auxiliary and logits.auxiliary.array
         # What lies below the image does not count.
         labels = split_rows(batch['label'], lambda *_: main.shape[1], IGNORE)
         return main, auxiliary, labels, updates.get('batch_stats', {})
