@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -146,7 +146,7 @@ def eval_batches(
     num_workers: int = 0,
     num_threads: int = 2,
     exact_sizes: bool = False,
-) -> Iterator[tuple[Batch, tuple[str, ...]]]:
+) -> Generator[tuple[Batch, tuple[str, ...]]]:
     """Yields every sample once, in order, at its own size, at the top left of a canvas.
 
     Consecutive samples with the same canvas share a batch; an incomplete batch is filled up with image 0 and
