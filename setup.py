@@ -64,6 +64,7 @@ setup(
         'flax>=0.12.8',
         'grain>=0.2.18',
         'jax>=0.10.2',
+        'jaxtyping>=0.3',
         'ml_collections>=1.1',
         'numpy>=2.0',
         'opencv-python-headless>=4.10',
@@ -84,6 +85,7 @@ setup(
         ],
         'dev': [
             'ann_jax[datasets]',
+            'beartype>=0.19',
             'build>=1.2',
             'flatbuffers>=24',
             'mypy>=1.13',

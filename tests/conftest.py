@@ -1,3 +1,4 @@
+import importlib.util
 import os
 
 # Eight devices on one CPU, so that sharded programs are tested everywhere. Set before jax is imported.
@@ -5,5 +6,17 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_p
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 from absl import flags  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
+
+# Modules whose calls are checked against the shapes and dtypes in their signatures, in every test.
+TYPED = [
+    'ann_jax.kernels',
+    'ann_jax.training.losses',
+    'ann_jax.evaluation.metrics',
+    'ann_jax.models.blocks',
+    'ann_jax.inference.functions',
+]
+if importlib.util.find_spec('beartype'):  # of the extra `dev`; wheels are tested without it too
+    install_import_hook(TYPED, 'beartype.beartype')

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int32, Integer, Num
 
+from ann_jax.kernels import Array
 from ann_jax.typing import IGNORE
 
 
@@ -16,8 +18,8 @@ class Scores(NamedTuple):
     A class that neither truth nor prediction holds has NaN and is left out of the means.
     """
 
-    iou: np.ndarray  # (K,)
-    accuracy: np.ndarray  # (K,) share of the true pixels of a class that were found
+    iou: Float[np.ndarray, ' K']
+    accuracy: Float[np.ndarray, ' K']  # share of the true pixels of a class that were found
     miou: float
     mean_accuracy: float
     pixel_accuracy: float
@@ -25,16 +27,18 @@ class Scores(NamedTuple):
     category_miou: float = float('nan')
 
 
-def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+def confusion_matrix(
+    labels: Integer[Array, '*pixels'], predictions: Integer[Array, '*pixels'], num_classes: int
+) -> Int32[jax.Array, 'K K']:
     """Counts pixels by true and predicted class; ignored pixels are left out.
 
     Args:
-        labels: integers below `num_classes`, or IGNORE; any shape.
-        predictions: integers below `num_classes`, of the same shape.
+        labels: below `num_classes`, or IGNORE.
+        predictions: below `num_classes`.
         num_classes: K.
 
     Returns:
-        (K, K) int32, rows are true classes. Sum over batches in int64 on the host.
+        Counts; rows are true classes. Sum over batches in int64 on the host.
     """
     valid = labels != IGNORE
     cell = jnp.where(valid, labels.astype(jnp.int32) * num_classes + predictions, num_classes**2)
@@ -42,8 +46,8 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     return counts[:-1].reshape(num_classes, num_classes)
 
 
-def scores(confusion: np.ndarray, categories: Sequence[str] = ()) -> Scores:
-    """Reads the scores off a (K, K) confusion matrix whose rows are true classes.
+def scores(confusion: Num[Array, 'K K'], categories: Sequence[str] = ()) -> Scores:
+    """Reads the scores off a confusion matrix whose rows are true classes.
 
     Args:
         confusion: the matrix.
@@ -70,7 +74,7 @@ def scores(confusion: np.ndarray, categories: Sequence[str] = ()) -> Scores:
     )
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: Float[np.ndarray, ' K']) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float('nan')
 
 

@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Num
 
 from ann_jax.data.canvases import Canvases
 from ann_jax.errors import ConfigError
 from ann_jax.inference import protocols
 from ann_jax.inference.protocols import Canvas, check_protocol
+from ann_jax.kernels import Array
 
-# (B, H, W, 3) images, uint8 or float32, -> (B, H, W, K) float32 logits
-Predict = Callable[[jax.Array], jax.Array]
+# Images, uint8 or float32, -> logits
+Predict = Callable[[Num[Array, 'B H W 3']], Float[jax.Array, 'B H W K']]
 
 
 def sliding_window(predict: Predict, crop: Sequence[int], stride: Sequence[int]) -> Predict:
@@ -38,7 +40,7 @@ def sliding_window(predict: Predict, crop: Sequence[int], stride: Sequence[int])
     crop, stride = tuple(crop), tuple(stride)
     check_protocol(crop=crop, stride=stride)
 
-    def logits(images):
+    def logits(images: Num[Array, 'B H W 3']) -> Float[jax.Array, 'B H W K']:
         fitting = tuple(map(min, crop, images.shape[1:3]))
         return _apply(protocols.sliding_window(_checked(predict), fitting, stride, None), images)
 
@@ -63,7 +65,11 @@ def multi_scale(
     protocol = protocols.multi_scale(
         _checked(predict), scales, flip, average, None, Canvases(exact_only=True)
     )
-    return lambda images: _apply(protocol, images)
+
+    def logits(images: Num[Array, 'B H W 3']) -> Float[jax.Array, 'B H W K']:
+        return _apply(protocol, images)
+
+    return logits
 
 
 def _apply(protocol, images):

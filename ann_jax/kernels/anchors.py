@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Float32, Integer, PRNGKeyArray
 
 from ann_jax.errors import ConfigError, unknown
+from ann_jax.kernels import Array, Dim
 from ann_jax.kernels.masking import Size, mask, per_image, size_of
 from ann_jax.kernels.products import product
 from ann_jax.parallel.mesh import row_shards
@@ -21,12 +23,12 @@ SAMPLINGS = ('average', 'max', 'random', 'all')
 
 
 def sample_anchors(
-    x: jax.Array,
+    x: Float[Array, 'B H W C'],
     sampling: str = 'average',
     sizes: Sequence[int] = (1, 3, 6, 8),
-    rng: jax.Array | None = None,
+    rng: PRNGKeyArray | None = None,
     size: Size = None,
-) -> jax.Array:
+) -> Float[jax.Array, 'B S C']:
     """Samples S = sum(n * n for n in sizes) anchors from a feature map (paper: Eq. 8, Fig. 4, Table 7).
 
     Several sizes make the pyramid versions of the paper, one size the plain ones. Anchors are in
@@ -36,7 +38,7 @@ def sample_anchors(
     the whole map, which XLA fetches.
 
     Args:
-        x: (B, H, W, C) features.
+        x: features.
         sampling: 'average' or 'max' pool adaptively to n x n, equal to torch's adaptive pooling;
             'random' draws n * n pixels, the same for every image of the batch and every call with
             the same `rng`; 'all' keeps every pixel and ignores `sizes` (the standard non-local block).
@@ -45,7 +47,7 @@ def sample_anchors(
         size: of the images, where they do not fill x.
 
     Returns:
-        (B, S, C) anchors in the dtype of x; S = H * W for 'all', see `seen_anchors`.
+        Anchors in the dtype of x; S = H * W for 'all', see `seen_anchors`.
 
     Raises:
         ConfigError: unknown `sampling`, or one that needs images of one size where they have several.
@@ -64,23 +66,23 @@ def sample_anchors(
             return _max_anchors(x, sizes)
         case 'random':
             return _random_anchors(x, sizes, rng)
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return jnp.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
 
 
 def sample_projected(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | float,
+    x: Float[Array, 'B H W C'],
+    kernel: Float[Array, 'C D'],
+    bias: Float[Array, ' D'] | float,
     sampling: str,
     sizes: Sequence[int],
-    rng: jax.Array | None = None,
+    rng: PRNGKeyArray | None = None,
     size: Size = None,
-) -> jax.Array:
-    """Anchors of the 1x1 convolution of a map: `sample_anchors` of x @ kernel + bias, (B, S, D).
+) -> Float[jax.Array, 'B S D']:
+    """Anchors of the 1x1 convolution of a map: `sample_anchors` of x @ kernel + bias.
 
     Args:
-        x: (B, H, W, C) features.
-        kernel, bias: (C, D) and (D,), in the dtype of x.
+        x: features.
+        kernel, bias: in the dtype of x.
         sampling, sizes, rng, size: see `sample_anchors`.
     """
     if sampling == 'average' and row_shards(x) == 1:
@@ -90,8 +92,8 @@ def sample_projected(
     return sample_anchors(product(x, kernel) + bias, sampling, sizes, rng, size)
 
 
-def seen_anchors(x: jax.Array, sampling: str, size: Size) -> jax.Array | None:
-    """(B, S) bool, which anchors lie in the images; None where all do."""
+def seen_anchors(x: Float[Array, 'B H W C'], sampling: str, size: Size) -> Bool[jax.Array, 'B S'] | None:
+    """Which anchors lie in the images; None where all do."""
     if sampling != 'all' or size is None or all(isinstance(length, int) for length in size):
         return None
     inside = mask(x.shape, size)
@@ -105,16 +107,18 @@ def _bins(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     return index * n_in // n_out, -(-(index + 1) * n_in // n_out)
 
 
-def _average_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """(n_out, n_in) float32 matrix that averages over each adaptive pooling bin."""
+def _average_matrix(n_in: int, n_out: int) -> Float32[np.ndarray, '{n_out} {n_in}']:
+    """The matrix that averages over each adaptive pooling bin."""
     start, stop = _bins(n_in, n_out)
     j = np.arange(n_in)
     inside = (j >= start[:, None]) & (j < stop[:, None])
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _average_matrices(n_in: int, n_out: int, length: jax.Array) -> jax.Array:
-    """(B, n_out, n_in) matrices that pool the first `length` (B,) positions adaptively, as torch would."""
+def _average_matrices(
+    n_in: Dim, n_out: int, length: Integer[Array, ' B']
+) -> Float32[jax.Array, 'B n_out n_in']:
+    """Matrices that pool the first `length` positions adaptively, as torch would."""
     i, j, length = jnp.arange(n_out)[:, None], jnp.arange(n_in), length[:, None, None]
     start, stop = i * length // n_out, -(-(i + 1) * length // n_out)
     return jnp.where((j >= start) & (j < stop), 1 / (stop - start).astype(jnp.float32), 0)
@@ -174,7 +178,7 @@ def _max_anchors(x, sizes):
 
 
 def _random_anchors(x, sizes, rng):
-    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+    pixels = jnp.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
     count = pixels.shape[1]
     keys = jax.random.split(rng, len(sizes))
     # A map with fewer pixels than anchors can only be drawn from with replacement.

@@ -5,7 +5,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from ann_jax.kernels import Array
 from ann_jax.kernels.forms import by_platform, with_static
 from ann_jax.kernels.products import product, times_transposed
 from ann_jax.kernels.winograd import tiles, winograd, winograd_input_gradient, winograd_kernel_gradient
@@ -17,18 +19,20 @@ WIDER = 128  # Winograd's without gradients: for fewer, passes over memory cost 
 WIDEST = 512  # input channels, Winograd's with gradients: for fewer it takes long to compile
 
 
-def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+def convolve(
+    x: Float[Array, 'B H W C'], kernel: Float[Array, 'k k C D'], *, stride: int = 1, dilation: int = 1
+) -> Float[jax.Array, 'B H_out W_out D']:
     """Convolution with torch's symmetric zero padding.
 
     A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
 
     Args:
-        x: (B, H, W, C) features.
-        kernel: (k, k, C, D) of odd k.
+        x: features.
+        kernel: of odd k.
         stride, dilation: of both axes.
 
     Returns:
-        (B, H', W', D); sizes are kept at stride 1, and (n - 1) // stride + 1 else.
+        A map of the size of x at stride 1, and of (n - 1) // stride + 1 else.
     """
     size = kernel.shape[0]
     if size == 1:
@@ -38,12 +42,14 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int 
     return _special(x, kernel, dilation) if special else direct(x, kernel, stride, dilation)
 
 
-def direct(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+def direct(
+    x: Float[Array, 'B H W C'], kernel: Float[Array, 'k k C D'], stride: int, dilation: int
+) -> Float[jax.Array, 'B H_out W_out D']:
     """As `convolve`, by XLA's own convolution, whose gradients are convolutions too."""
     pad = dilation * (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
-        x,
-        kernel,
+        jnp.asarray(x),
+        jnp.asarray(kernel),
         window_strides=(stride, stride),
         padding=((pad, pad), (pad, pad)),
         rhs_dilation=(dilation, dilation),
@@ -109,8 +115,8 @@ def _gpu_backward(dilation, x, kernel, gradient):
     return *of_input, *jax.vjp(plain, kernel)[1](space_to_batch(gradient, dilation))
 
 
-def space_to_batch(x: jax.Array, d: int) -> jax.Array:
-    """Pixels `d` apart become neighbours in d^2 images: (B, H, W, C) -> (B d^2, ceil(H / d), ceil(W / d), C).
+def space_to_batch(x: Float[Array, 'B H W C'], d: int) -> Float[jax.Array, 'B*{d}**2 h w C']:
+    """Pixels `d` apart become neighbours in d^2 images of ceil(H / d) x ceil(W / d).
 
     A convolution dilated by `d` is a plain one of them. Zeros follow where d does not divide a size.
     """
@@ -121,8 +127,10 @@ def space_to_batch(x: jax.Array, d: int) -> jax.Array:
     return x.reshape(-1, rows, columns, channels)
 
 
-def batch_to_space(y: jax.Array, d: int, height: int, width: int) -> jax.Array:
-    """The reverse: (B d^2, ceil(H / d), ceil(W / d), C) -> (B, H, W, C)."""
+def batch_to_space(
+    y: Float[jax.Array, 'images h w C'], d: int, height: int, width: int
+) -> Float[jax.Array, 'images//{d}**2 {height} {width} C']:
+    """Undoes `space_to_batch` of a map of `height` x `width`."""
     _, rows, columns, channels = y.shape
     y = y.reshape(-1, d, d, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
     return y.reshape(-1, rows * d, columns * d, channels)[:, :height, :width]

@@ -6,11 +6,15 @@ every image fills its array, and then nothing is masked.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int32, Integer
 
-Size = tuple[int | jax.Array, int | jax.Array] | None
+from ann_jax.kernels import Array, Dim
+
+Length = Dim | Integer[Array, ' B']
+Size = tuple[Length, Length] | None
 
 
-def size_of(shape: tuple[int, ...], size: Size) -> tuple[int | jax.Array, int | jax.Array]:
+def size_of(shape: tuple[Dim, ...], size: Size) -> tuple[Length, Length]:
     """Heights and widths of the images of an array (B, H, W, ...)."""
     return (shape[1], shape[2]) if size is None else size
 
@@ -20,13 +24,13 @@ def strided(size: Size, stride: int) -> Size:
     return size and ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
 
 
-def per_image(length: int | jax.Array, batch: int) -> jax.Array:
-    """Heights or widths as (B,) int32."""
+def per_image(length: Length, batch: Dim) -> Int32[jax.Array, ' B']:
+    """Heights or widths, one for each image."""
     return jnp.broadcast_to(jnp.asarray(length, jnp.int32), (batch,))
 
 
-def mask(shape: tuple[int, ...], size: Size) -> jax.Array | None:
-    """Whether each pixel is real: bool (B or 1, H or 1, W or 1, 1), None where all are."""
+def mask(shape: tuple[Dim, ...], size: Size) -> Bool[jax.Array, '#B #H #W 1'] | None:
+    """Whether each pixel of (B, H, W, ...) is real; None where all are."""
     inside = None
     for axis, length in enumerate(size_of(shape, size), 1):
         if isinstance(length, int) and length == shape[axis]:
@@ -37,13 +41,13 @@ def mask(shape: tuple[int, ...], size: Size) -> jax.Array | None:
     return inside
 
 
-def clean(x: jax.Array, size: Size) -> jax.Array:
-    """(B, H, W, C) with zeros outside of the images."""
+def clean(x: Float[Array, 'B H W C'], size: Size) -> Float[Array, 'B H W C']:
+    """The array, with zeros outside of the images."""
     inside = None if size is None else mask(x.shape, size)
     return x if inside is None else jnp.where(inside, x, 0)
 
 
-def count_pixels(shape: tuple[int, ...], size: Size) -> int | jax.Array:
+def count_pixels(shape: tuple[Dim, ...], size: Size) -> Dim | Integer[jax.Array, '']:
     """Pixels of all images of an array (B, H, W, ...)."""
     height, width = size_of(shape, size)
     if isinstance(height, int) and isinstance(width, int):
@@ -51,6 +55,6 @@ def count_pixels(shape: tuple[int, ...], size: Size) -> int | jax.Array:
     return (per_image(height, shape[0]) * per_image(width, shape[0])).sum()
 
 
-def pair(size: jax.Array) -> Size:
-    """(B, 2) heights and widths -> a `Size`."""
+def pair(size: Integer[Array, 'B 2']) -> tuple[Integer[Array, ' B'], Integer[Array, ' B']]:
+    """A `Size` from heights and widths."""
     return size[:, 0], size[:, 1]

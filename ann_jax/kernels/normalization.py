@@ -4,25 +4,31 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
+from ann_jax.kernels import Array
 from ann_jax.kernels.masking import Size, count_pixels, mask
 from ann_jax.kernels.reductions import sum_pixels
 
 
 def normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, size: Size = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x: Float[Array, 'B H W C'],
+    scale: Float32[Array, ' C'],
+    bias: Float32[Array, ' C'],
+    epsilon: float,
+    size: Size = None,
+) -> tuple[Float[jax.Array, 'B H W C'], Float32[jax.Array, ' C'], Float32[jax.Array, ' C']]:
     """Normalises each channel by its mean and (biased) variance over the real pixels of the batch.
 
     Args:
-        x: (B, H, W, C).
-        scale, bias: (C,) float32.
-        epsilon: is added to the variance.
+        x: features.
+        scale, bias: applied after it.
+        epsilon: added to the variance.
         size: of the images, where they do not fill x.
 
     Returns:
-        (B, H, W, C) in the dtype of x, and float32 mean and variance (C,), which pass on no gradients. What
-        lies outside of the images is not defined, and receives no gradient.
+        The map in the dtype of x, the mean and the variance, which pass on no gradients. What lies outside
+        of the images is not defined, and receives no gradient.
     """
     pixels = jnp.asarray(count_pixels(x.shape, size), jnp.float32)
     return _normalize(x, scale, bias, None if size is None else mask(x.shape, size), pixels, epsilon)

@@ -5,22 +5,24 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float
 
+from ann_jax.kernels import Array
 from ann_jax.parallel.mesh import row_shards
 
 
-def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
+def max_pool(x: Float[Array, 'B H W C'], ceil: bool) -> Float[jax.Array, 'B H_out W_out C']:
     """Max pooling with padding 1; output sizes round down, or up with `ceil`.
 
     Where several neighbours are the largest, the first of them gets the gradient, as in torch. XLA's own
     form makes maps of the indices of all pixels for it: four of them on CPUs, two on GPUs.
 
     Args:
-        x: (B, H, W, C) floats; canvases are zero outside of their images, and the images not negative.
+        x: features; canvases are zero outside of their images, and the images not negative.
         ceil: as torch's `ceil_mode`.
 
     Returns:
-        (B, H', W', C). Where rows are split over devices they stay so: H' is H / 2.
+        The pooled map. Where rows are split over devices they stay so: H_out is H / 2.
     """
     if row_shards(x) > 1:
         # XLA exchanges the rows. One more column of padding adds a window when the size is even, and none

@@ -1,13 +1,17 @@
 """Matrix products of feature maps with small kernels, and gradients of them that are fast on CPUs."""
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Float
 
+from ann_jax.kernels import Array
 from ann_jax.kernels.forms import by_platform
 from ann_jax.parallel.mesh import row_shards
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(..., C) @ (C, D) -> (..., D)."""
+def product(x: Float[Array, '*rows C'], kernel: Float[Array, 'C D']) -> Float[jax.Array, '*rows D']:
+    """x @ kernel."""
+    x = jnp.asarray(x)
     # Merging axes, as the form for CPUs does, would gather rows that are split over devices.
     return x @ kernel if row_shards(x) > 1 else _product(x, kernel)
 
@@ -59,8 +63,8 @@ def _flat_backward(x, kernel, gradient):
     return of_input.reshape(shape), of_kernel
 
 
-def times_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(N, D), (C, D) -> (C, N), which is x @ kernel.T, transposed; for CPUs.
+def times_transposed(x: Float[Array, 'N D'], kernel: Float[Array, 'C D']) -> Float[jax.Array, 'C N']:
+    """The transpose of x @ kernel.T; for CPUs.
 
     XLA's product with a transposed matrix may take twice as long there as with one as it lies in memory. Here
     the maps are transposed, which pays where they are smaller than kernels.

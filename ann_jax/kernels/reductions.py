@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from ann_jax.kernels import Array
 from ann_jax.kernels.forms import by_platform
 from ann_jax.parallel.mesh import row_shards
 
@@ -15,8 +17,8 @@ TERMS = 32
 COLUMNS = 8  # of a row at a time: sums of few sums of few terms lose few digits
 
 
-def sum_pixels(x: jax.Array) -> jax.Array:
-    """(B, H, W, C) -> (C,)."""
+def sum_pixels(x: Float[Array, 'B H W C']) -> Float[jax.Array, ' C']:
+    """The sum of all pixels of all images."""
     if row_shards(x) > 1:  # XLA sums over the shards
         return _plain_sum(x)
     return by_platform(x, cpu=_sum_by_columns, default=_plain_sum)
@@ -31,8 +33,8 @@ def _sum_by_columns(x):
     return jax.lax.optimization_barrier(sum(parts)).sum((0, 1))
 
 
-def sum_of_squares(x: jax.Array) -> jax.Array:
-    """Of all elements: (...) -> ()."""
+def sum_of_squares(x: Float[Array, '...']) -> Float[jax.Array, '']:
+    """The sum of the squares of all elements."""
     return by_platform(x, cpu=_squares_by_factors, default=_plain_squares)
 
 
@@ -47,8 +49,8 @@ def _squares_by_factors(x):
     return x.sum()
 
 
-def global_norm(tree: Any) -> jax.Array:
-    """The norm of the vector of all elements of all arrays: ()."""
+def global_norm(tree: Any) -> Float[jax.Array, '']:
+    """The norm of the vector of all elements of all arrays."""
     leaves = jax.tree.leaves(tree)
     vectors = [x for x in leaves if x.ndim == 1]
     squares = sum(sum_of_squares(x) for x in leaves if x.ndim != 1)

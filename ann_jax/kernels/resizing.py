@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Float32, Integer, Num
 
+from ann_jax.kernels import Array, Dim
 from ann_jax.kernels.masking import Size, per_image, size_of
 from ann_jax.parallel.mesh import row_shards
 
@@ -15,11 +17,13 @@ from ann_jax.parallel.mesh import row_shards
 HALO = 2
 
 
-def resize(x: jax.Array, size: Size, canvas: tuple[int, int], target: Size, align_corners: bool) -> jax.Array:
+def resize(
+    x: Float[Array, 'B H W C'], size: Size, canvas: tuple[Dim, Dim], target: Size, align_corners: bool
+) -> Float[jax.Array, 'B H_out W_out C']:
     """Resizes between two maps of the same images.
 
     Args:
-        x: (B, H, W, C) canvases; computed in float32.
+        x: canvases; computed in float32.
         size: of the images on them.
         canvas: height and width of the result. Where rows are split over devices, its height is the same
             multiple of H as that of the images, but for the rounding of their sizes.
@@ -27,7 +31,7 @@ def resize(x: jax.Array, size: Size, canvas: tuple[int, int], target: Size, alig
         align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
 
     Returns:
-        (B, *canvas, C) array in the dtype of x.
+        The canvases in the dtype of x.
     """
     if row_shards(x) > 1:
         return _resize_over_shards(x, size, canvas, target, align_corners)
@@ -48,8 +52,8 @@ def _linear_weights(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndar
     return low, np.minimum(low + 1, n_in - 1), (source - low).astype(np.float32)
 
 
-def linear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
-    """(n_out, n_in) float32 matrix that resizes one axis as `resize_bilinear` does."""
+def linear_matrix(n_in: int, n_out: int, align_corners: bool) -> Float32[np.ndarray, '{n_out} {n_in}']:
+    """The matrix that resizes one axis as `resize_bilinear` does."""
     low, high, weight = _linear_weights(n_in, n_out, align_corners)
     matrix = np.zeros((n_out, n_in), np.float32)
     np.add.at(matrix, (np.arange(n_out), low), 1 - weight)
@@ -58,18 +62,20 @@ def linear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+def resize_bilinear(
+    x: Float[Array, 'B H W C'], size: tuple[int, int], align_corners: bool
+) -> Float[jax.Array, 'B {size[0]} {size[1]} C']:
     """Resizes images that fill their array, as torch's `interpolate(mode='bilinear', align_corners=...)`.
 
     Args:
-        x: (B, H, W, C) array; computed in float32.
+        x: images; computed in float32.
         size: height and width of the result.
         align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
 
     Returns:
-        (B, *size, C) array in the dtype of x.
+        The images in the dtype of x.
     """
-    out = x.astype(jnp.float32)
+    out = jnp.asarray(x, jnp.float32)
     for axis in (1, 2):
         low, high, weight = _linear_weights(x.shape[axis], size[axis - 1], align_corners)
         weight = np.expand_dims(weight, [i for i in range(4) if i != axis])
@@ -99,25 +105,22 @@ resize_bilinear.defvjp(_resize_forward, _resize_backward)
 
 
 def resize_images(
-    x: jax.Array,
+    x: Num[Array, 'B H W C'],
     size: Size,
-    canvas: tuple[int, int],
+    canvas: tuple[Dim, Dim],
     target: Size,
     align_corners: bool,
     flip: bool = False,
-) -> jax.Array:
+) -> Float32[jax.Array, 'B H_out W_out C']:
     """Resizes images on canvases, each as torch's `interpolate` would resize it alone.
 
     Args:
-        x: (B, H, W, C) canvases; computed in float32.
+        x: canvases; computed in float32.
         size: of the images on them.
         canvas: height and width of the result.
         target: sizes of the resized images on it; what lies outside repeats the border.
         align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
         flip: mirror the images left to right.
-
-    Returns:
-        (B, *canvas, C) float32.
     """
     rows, columns = _matrices(x.shape, size, canvas, target, align_corners, flip)
     x = jnp.einsum('bow,bhwc->bhoc', columns, x.astype(jnp.float32), precision='highest')
@@ -136,9 +139,14 @@ def _matrices(shape, size, canvas, target, align_corners, flip=False):
 
 
 def linear_rows(
-    n_in: int, n_out: int, length: jax.Array, target: jax.Array, align_corners: bool, flip: bool = False
-) -> jax.Array:
-    """(B, n_out, n_in) matrices that resize the first `length` (B,) positions to the first `target` (B,)."""
+    n_in: Dim,
+    n_out: Dim,
+    length: Integer[jax.Array, ' B'],
+    target: Integer[jax.Array, ' B'],
+    align_corners: bool,
+    flip: bool = False,
+) -> Float32[jax.Array, 'B n_out n_in']:
+    """Matrices that resize the first `length` positions to the first `target`."""
     length, target = (n.astype(jnp.float32)[:, None] for n in (length, target))
     i = jnp.arange(n_out, dtype=jnp.float32)
     i = target - 1 - i if flip else i

@@ -8,6 +8,9 @@ out: along 17 pixels, of which those 4 apart are neighbours, there are 9, where 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+
+from ann_jax.kernels import Array
 
 # Of four neighbours along an axis to the four factors, of three weights to the other four, and of their
 # products to two results.
@@ -16,16 +19,20 @@ _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 
 
-def winograd(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """(B, H, W, C), (3, 3, C, D) -> (B, H, W, D), zeros around x.
+def winograd(
+    x: Float[Array, 'B H W C'], kernel: Float[Array, '3 3 C D'], dilation: int = 1
+) -> Float[jax.Array, 'B H W D']:
+    """The convolution of x, with zeros around it.
 
     The kernel is transformed as it is used, a row of four matrices at a time.
     """
     return _results(_tiles_of_results(x, kernel, dilation, lambda f, k: f @ k), x.shape, dilation)
 
 
-def winograd_input_gradient(gradient: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """The gradient of x (B, H, W, C) from that of the result (B, H, W, D) and the kernel (3, 3, C, D).
+def winograd_input_gradient(
+    gradient: Float[Array, 'B H W D'], kernel: Float[Array, '3 3 C D'], dilation: int = 1
+) -> Float[jax.Array, 'B H W C']:
+    """The gradient of x from that of the result and the kernel.
 
     It is the convolution with the kernel reversed and transposed; the maps are transposed in its place, since
     they are smaller.
@@ -36,8 +43,10 @@ def winograd_input_gradient(gradient: jax.Array, kernel: jax.Array, dilation: in
     return _results(parts, gradient.shape, dilation)
 
 
-def winograd_kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int = 1) -> jax.Array:
-    """The gradient of the kernel (3, 3, C, D) from x (B, H, W, C) and that of the result (B, H, W, D).
+def winograd_kernel_gradient(
+    x: Float[Array, 'B H W C'], gradient: Float[Array, 'B H W D'], dilation: int = 1
+) -> Float[jax.Array, '3 3 C D']:
+    """The gradient of the kernel from x and that of the result.
 
     The linear maps of `winograd`, transposed and in the opposite order.
     """

@@ -6,6 +6,7 @@ from typing import Any, Generic, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.blocks import AFNB, APNB, FNB, NB, CommonFusion
@@ -70,7 +71,7 @@ class ANN(nn.Module):
     dropout: float = 0.05
     conv_bias: bool = True
     align_corners: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     folded: bool = False
 
     def __post_init__(self):

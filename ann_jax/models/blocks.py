@@ -18,8 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Float32
 
 from ann_jax.errors import ConfigError, unknown
+from ann_jax.kernels import Array
 from ann_jax.kernels.anchors import sample_anchors, sample_projected, seen_anchors
 from ann_jax.kernels.convolution import convolve
 from ann_jax.kernels.forms import computed_once
@@ -34,8 +37,8 @@ SHARES = ('query_key', 'key_value', 'none')
 class Attended(NamedTuple):
     """The attention's output O of Eq. 10, as the product of its two factors: O = weights values."""
 
-    weights: jax.Array  # (B, N, S): softmax over the anchors, one row for each pixel
-    values: jax.Array  # (B, S, C^)
+    weights: Float[jax.Array, 'B N S']  # softmax over the anchors, one row for each pixel
+    values: Float[jax.Array, 'B S C']  # of C^ channels
 
 
 class Attention(nn.Module):
@@ -62,7 +65,7 @@ class Attention(nn.Module):
     share: str = 'none'
     out_norm: bool = False
     conv_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     folded: bool = False
 
     def setup(self):
@@ -128,16 +131,17 @@ class Attention(nn.Module):
         return self.out_bn(response, train) if self.out_norm and not self.folded else response
 
 
-def attention_weights(query: jax.Array, keys: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+def attention_weights(
+    query: Float[Array, 'B H W C'],
+    keys: Float[Array, 'B S C'],
+    seen: Bool[Array, 'B S'] | None = None,
+) -> Float32[jax.Array, 'B H*W S']:
     """softmax(query keys^T / sqrt(C^)) over the anchors (Eq. 9).
 
     Args:
-        query: (B, H, W, C^).
-        keys: (B, S, C^).
-        seen: (B, S), where false for a key that no query attends to.
-
-    Returns:
-        (B, H * W, S) float32.
+        query: of C^ channels.
+        keys: of the anchors.
+        seen: false for a key that no query attends to; None where all are seen.
     """
     query = query.reshape(query.shape[0], -1, query.shape[-1])
     similarity = jnp.einsum('bnc,bsc->bns', query, keys, preferred_element_type=jnp.float32)
@@ -148,9 +152,12 @@ def attention_weights(query: jax.Array, keys: jax.Array, seen: jax.Array | None 
 
 
 def apply_kernel(
-    attended: Attended, kernel: jax.Array, bias: jax.Array | float, high: FeatureMap
-) -> jax.Array:
-    """O kernel + bias, for a kernel (C^, D) and a bias (D,): (B, H, W, D) for the pixels of `high`."""
+    attended: Attended,
+    kernel: Float[Array, 'C D'],
+    bias: Float[Array, ' D'] | float,
+    high: FeatureMap,
+) -> Float[jax.Array, 'B H W D']:
+    """O kernel + bias, for the pixels of `high`."""
     weights, values = attended
     if values.shape[1] < values.shape[2]:
         # The kernel is applied to a few anchors in place of all pixels. Weights sum to one: the bias passes
@@ -186,7 +193,7 @@ class NonLocalBlock(nn.Module):
     out_norm: bool = False
     dropout: float = 0.05
     conv_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     folded: bool = False
 
     @nn.compact
@@ -306,7 +313,7 @@ class CommonFusion(nn.Module):
     """The fusion that Table 6 compares with: high + ReLU(BN(conv(low))), summed over the low maps."""
 
     conv_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     folded: bool = False
 
     @nn.compact

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ann_jax.kernels import masking
+from ann_jax.kernels import Array, masking
 from ann_jax.kernels.masking import Size
 from ann_jax.kernels.resizing import resize
 from ann_jax.parallel.arrays import split_rows
@@ -34,7 +34,7 @@ class FeatureMap:
     size: Size = None
 
     @classmethod
-    def of(cls, x: 'FeatureMap | jax.Array', size: Any = None) -> 'FeatureMap':
+    def of(cls, x: 'Features', size: Any = None) -> 'FeatureMap':
         """An array as a map; a map as it is.
 
         Args:
@@ -48,7 +48,7 @@ class FeatureMap:
         if size is not None:
             size = tuple(n if isinstance(n, jax.Array) else int(n) for n in size)
         fills = size is not None and all(isinstance(n, int) for n in size) and size == x.shape[1:3]
-        return cls(x, None if fills else size)
+        return cls(x, None if fills else size)  # type: ignore[arg-type]  # NumPy arrays serve as well
 
     @property
     def channels(self) -> int:
@@ -58,7 +58,7 @@ class FeatureMap:
     @overload
     def like(self, given: 'FeatureMap') -> 'FeatureMap': ...
     @overload
-    def like(self, given: jax.Array) -> jax.Array: ...
+    def like(self, given: Array) -> jax.Array: ...
 
     def like(self, given: 'Features') -> 'Features':
         """This map for a caller who gave a map; for one who gave an array, the array that images fill."""
@@ -67,7 +67,7 @@ class FeatureMap:
         height, width = self.size or (None, None)
         return self.array[:, :height, :width]
 
-    def clean(self) -> jax.Array:
+    def clean(self) -> Array:
         """The array, with zeros outside of the images."""
         return masking.clean(self.array, self.size)
 
@@ -105,6 +105,6 @@ class FeatureMap:
 
 
 # What layers take.
-Features = FeatureMap | jax.Array
+Features = FeatureMap | Array
 # Of a network that returns maps for a map, and arrays for an array.
-Given = TypeVar('Given', FeatureMap, jax.Array)
+Given = TypeVar('Given', FeatureMap, Array)

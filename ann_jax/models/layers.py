@@ -8,6 +8,7 @@ merged into the kernel before it (see `fold`) and only its bias is left.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ann_jax.errors import ConfigError
 from ann_jax.kernels import pooling
@@ -29,7 +30,7 @@ class Conv(nn.Module):
     dilation: int = 1
     bias: bool = False
     kernel_init: nn.initializers.Initializer = he_normal
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         """(B, H, W, C) -> (B, H', W', features) in `dtype`.
@@ -107,7 +108,7 @@ class ConvBN(nn.Module):
     bias: bool = False
     relu: bool = True
     momentum: float = 0.9
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     folded: bool = False
 
     def setup(self):

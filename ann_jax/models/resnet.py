@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.kernels.forms import computed_once
@@ -50,7 +51,7 @@ class Block(nn.Module):
     stride: int = 1
     dilation: int = 1  # of the 3x3 convolutions, but for the first of them
     first_dilation: int = 1  # of the first 3x3 convolution, the one that has the stride
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     folded: bool = False
 
     def convolutions(self) -> list[tuple[int, int, int, int]]:
@@ -81,7 +82,7 @@ class Stem(nn.Module):
     """One 7x7 convolution of stride 2, or three 3x3 ones, the first of stride 2 (the deep stem)."""
 
     widths: Sequence[int]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     folded: bool = False
 
     @nn.compact
@@ -119,7 +120,7 @@ class ResNet(nn.Module):
     multi_grid: Sequence[int] = (1, 1, 1)
     contract_dilation: bool = True
     ceil_pool: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: Sequence[int] = ()
     folded: bool = False
 

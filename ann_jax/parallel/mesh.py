@@ -65,7 +65,7 @@ def shares_images(mesh: Mesh) -> bool:
     return mesh.shape['space'] > 1
 
 
-def row_shards(x: jax.Array) -> int:
+def row_shards(x: jax.Array | np.ndarray) -> int:
     """Devices that share the rows of each image of `x` in the ambient mesh; 1 where there is none.
 
     Raises:

@@ -10,20 +10,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Int, Int32, Integer, Num, Shaped
 
+from ann_jax.kernels import Array
 from ann_jax.typing import IGNORE
 
 
 class Loss(NamedTuple):
     """Scalars, float32."""
 
-    total: jax.Array
-    main: jax.Array
-    auxiliary: jax.Array
-    kept: jax.Array  # share of the valid pixels that OHEM kept
+    total: Float[jax.Array, '']
+    main: Float[jax.Array, '']
+    auxiliary: Float[jax.Array, '']
+    kept: Float[jax.Array, '']  # share of the valid pixels that OHEM kept
 
     @classmethod
-    def of(cls, loss: 'Loss | jax.Array') -> 'Loss':
+    def of(cls, loss: 'Loss | Float[jax.Array, ""]') -> 'Loss':
         """A scalar as a loss that has no parts; a loss as it is."""
         return loss if isinstance(loss, Loss) else cls(loss, loss, jnp.zeros(()), jnp.ones(()))
 
@@ -31,14 +34,16 @@ class Loss(NamedTuple):
 class BatchTotals(NamedTuple):
     """What the losses of the parts of a batch take from all of it, so that they add up to its loss."""
 
-    images: jax.Array  # in the batch
-    valid: jax.Array  # pixels that are not IGNORE
-    weight: jax.Array  # sum of their class weights
-    limit: jax.Array  # probability below which OHEM keeps a pixel of the batch; see `make_accumulated_step`
-    kept: jax.Array  # pixels below it
+    images: Int[jax.Array, '']  # in the batch
+    valid: Int[jax.Array, '']  # pixels that are not IGNORE
+    weight: Num[jax.Array, '']  # sum of their class weights
+    limit: Float32[jax.Array, '1']  # probability below which OHEM keeps a pixel of the batch
+    kept: Int[jax.Array, '']  # pixels below it
 
 
-def _log_probability(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _log_probability(
+    logits: Float[Array, '*pixels K'], labels: Integer[Array, '*pixels']
+) -> tuple[Float32[jax.Array, '*pixels'], Int32[jax.Array, '*pixels'], Bool[Array, '*pixels']]:
     """Log-softmax at the label, the label made safe to index with, and whether it counts."""
     valid = labels != IGNORE
     safe = jnp.where(valid, labels, 0).astype(jnp.int32)
@@ -48,23 +53,20 @@ def _log_probability(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, j
     return jnp.where(at_label, log_softmax, 0).sum(-1), safe, valid
 
 
-def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
+def _divide(total, count):
     """total / count, and 0 with a gradient of 0 where nothing counts."""
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
 
 
-def kth_smallest(values: jax.Array, k: jax.Array) -> jax.Array:
+def kth_smallest(values: Float32[Array, 'R *pixels'], k: Integer[Array, ' R']) -> Float32[jax.Array, ' R']:
     """The k-th smallest of the values of each row, k counted from 0, without sorting.
 
     Non-negative floats are ordered as their bits are, so 31 counts bisect the bits of the answer
     exactly; sorting a 769 x 769 map costs many times more.
 
     Args:
-        values: (R, ...) float32, not negative and not NaN.
-        k: (R,) integers from 0, below the number of values of a row.
-
-    Returns:
-        (R,) float32 elements of `values`.
+        values: not negative and not NaN.
+        k: from 0, below the number of values of a row.
     """
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)
 
@@ -78,38 +80,40 @@ def kth_smallest(values: jax.Array, k: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(found, jnp.float32)
 
 
-def _row_sum(x: jax.Array) -> jax.Array:
-    """(R, ...) -> (R,). The other axes are not merged: devices may split one of them."""
+def _row_sum(x: Shaped[Array, 'R *pixels']) -> Num[Array, ' R']:
+    """The sum of each row. The other axes are not merged: devices may split one of them."""
     return x.sum(tuple(range(1, x.ndim)))
 
 
-def _per_row(x: jax.Array, like: jax.Array) -> jax.Array:
+def _per_row(x: Shaped[jax.Array, ' R'], like: Shaped[Array, 'R *pixels']) -> Shaped[jax.Array, 'R *#pixels']:
     """(R,) -> (R, 1, ...), to go with `like`."""
     return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _pixel_weights(
-    counted: jax.Array, labels: jax.Array, class_weights: jax.Array | np.ndarray | None
-) -> jax.Array:
+    counted: Bool[Array, '*pixels'],
+    labels: Integer[Array, '*pixels'],
+    class_weights: Float[Array, ' K'] | None,
+) -> Shaped[Array, '*pixels']:
     return counted if class_weights is None else jnp.where(counted, jnp.asarray(class_weights)[labels], 0)
 
 
 def cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
-    class_weights: jax.Array | np.ndarray | None = None,
-    total_weight: jax.Array | None = None,
-) -> jax.Array:
+    logits: Float[Array, 'R *pixels K'],
+    labels: Integer[Array, 'R *pixels'],
+    class_weights: Float[Array, ' K'] | None = None,
+    total_weight: Num[Array, ''] | None = None,
+) -> Float[jax.Array, ' R']:
     """Weighted mean over the valid pixels of each row, divided by the sum of weights as torch does.
 
     Args:
-        logits: (R, ..., K) float32.
-        labels: (R, ...) integers below K, or IGNORE.
-        class_weights: (K,) or None for ones.
+        logits: class scores.
+        labels: below K, or IGNORE.
+        class_weights: None for ones.
         total_weight: what to divide by instead, where the row is part of a larger one.
 
     Returns:
-        (R,) float32; 0 for a row without a valid pixel.
+        0 for a row without a valid pixel.
     """
     log_p, safe, valid = _log_probability(logits, labels)
     weights = _pixel_weights(valid, safe, class_weights)
@@ -117,47 +121,51 @@ def cross_entropy(
     return _divide(-_row_sum(weights * log_p), total)
 
 
-def hard_limit(p: jax.Array, threshold: float, min_kept: int) -> jax.Array:
-    """(R,) probabilities below which OHEM keeps the pixels of each row: `threshold`, or what keeps enough.
+def hard_limit(
+    p: Float32[Array, 'R *pixels'], threshold: Float[ArrayLike, ''], min_kept: Int[ArrayLike, '']
+) -> Float32[jax.Array, ' R']:
+    """Probabilities below which OHEM keeps the pixels of each row: `threshold`, or what keeps enough.
 
     Args:
-        p: (R, ...) probabilities of the true class, 2 where none is known.
+        p: probabilities of the true class, 2 where none is known.
         threshold, min_kept: see `ohem_cross_entropy`.
     """
     last = jnp.maximum(_row_sum(p <= 1) - 1, 0)
     return jnp.maximum(kth_smallest(p, jnp.minimum(min_kept, last)), threshold)
 
 
-def true_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """(..., K), (...) -> (...) float32 probabilities of the true class, 2 where the label is IGNORE."""
+def true_probability(
+    logits: Float[Array, '*pixels K'], labels: Integer[Array, '*pixels']
+) -> Float32[jax.Array, '*pixels']:
+    """Probabilities of the true class, 2 where the label is IGNORE."""
     log_p, _, valid = _log_probability(logits, labels)
     return jnp.where(valid, jnp.exp(log_p), 2.0)
 
 
 def ohem_cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
+    logits: Float[Array, 'R *pixels K'],
+    labels: Integer[Array, 'R *pixels'],
     *,
-    threshold: float = 0.7,
-    min_kept: int = 100_000,
-    class_weights: jax.Array | np.ndarray | None = None,
+    threshold: Float[ArrayLike, ''] = 0.7,
+    min_kept: Int[ArrayLike, ''] = 100_000,
+    class_weights: Float[Array, ' K'] | None = None,
     totals: BatchTotals | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, ' R'], Int[Array, ' R']]:
     """Cross-entropy over the pixels of each row whose true class has a low probability.
 
     Keeps pixels with p < max(threshold, the (min_kept + 1)-th smallest p), strictly, and divides the
     weighted sum by their number, as the authors do (not by the sum of the weights).
 
     Args:
-        logits: (R, ..., K) float32.
-        labels: (R, ...) integers below K, or IGNORE.
+        logits: class scores.
+        labels: below K, or IGNORE.
         threshold: probability above which a pixel is easy.
         min_kept: pixels that are kept at least, as far as there are as many.
-        class_weights: (K,) or None for ones.
+        class_weights: None for ones.
         totals: limit and number of kept pixels of a larger row, of which this one is a part.
 
     Returns:
-        (R,) float32 losses, 0 for a row without a valid pixel, and (R,) numbers of kept pixels.
+        Losses, 0 for a row without a valid pixel, and numbers of kept pixels.
     """
     log_p, safe, valid = _log_probability(logits, labels)
     # Which pixels are hard is a choice, not a function to differentiate.
@@ -171,24 +179,24 @@ def ohem_cross_entropy(
 
 
 def segmentation_loss(
-    main_logits: jax.Array,
-    aux_logits: jax.Array | None,
-    labels: jax.Array,
+    main_logits: Float[Array, 'B H W K'],
+    aux_logits: Float[Array, 'B H W K'] | None,
+    labels: Integer[Array, 'B H W'],
     *,
     ohem: bool = True,
-    threshold: float = 0.7,
-    min_kept: int = 100_000,
+    threshold: Float[ArrayLike, ''] = 0.7,
+    min_kept: Int[ArrayLike, ''] = 100_000,
     per_image: bool = True,
     aux_weight: float = 0.4,
-    class_weights: tuple[float, ...] | None = None,
+    class_weights: Sequence[float] | Float[Array, ' K'] | None = None,
     totals: BatchTotals | None = None,
 ) -> Loss:
     """Main loss plus `aux_weight` times the auxiliary cross-entropy (Eq. 18).
 
     Args:
-        main_logits, aux_logits: (B, H, W, K) float32 at the resolution of the labels; None for a network
-            without an auxiliary head.
-        labels: (B, H, W) integers below K, or IGNORE.
+        main_logits, aux_logits: class scores at the resolution of the labels; None for a network without an
+            auxiliary head.
+        labels: below K, or IGNORE.
         ohem: mine hard pixels in the main loss; else plain cross-entropy.
         threshold, min_kept: see `ohem_cross_entropy`; `min_kept` counts pixels of one image with
             `per_image`, of the whole batch without.
@@ -229,17 +237,17 @@ def segmentation_loss(
 
 
 def batch_totals(
-    labels: Sequence[jax.Array],
-    p: Sequence[jax.Array] | None = None,
+    labels: Sequence[Integer[Array, 'B H W']],
+    p: Sequence[Float32[Array, 'B H W']] | None = None,
     *,
-    threshold: float,
-    min_kept: int,
-    class_weights: tuple[float, ...] | None = None,
+    threshold: Float[ArrayLike, ''],
+    min_kept: Int[ArrayLike, ''],
+    class_weights: Sequence[float] | Float[Array, ' K'] | None = None,
 ) -> BatchTotals:
     """What the losses of the parts of a batch take from all of it.
 
     Args:
-        labels: of each part, (B, H, W).
+        labels: of each part.
         p: `true_probability` of each part's main logits, for OHEM over the whole batch.
         threshold, min_kept, class_weights: see `segmentation_loss`.
     """
