@@ -58,7 +58,7 @@ _PUBLIC = {
     'Result': 'inference.segmenter',
     'convert': 'weights.converter',
     'Weights': 'weights.folder',
-    # Protocols: what parts of one's own are
+    # Protocols that your own parts follow
     'Backbone': 'typing',
     'Source': 'typing',
     'Writer': 'typing',
@@ -71,7 +71,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name):
-    # Late: who imports a part of the package, such as a worker process that reads images, needs no network.
+    # Lazy: a worker process that only reads images should not import the network.
     if name in _PUBLIC:
         return getattr(importlib.import_module(f'ann_jax.{_PUBLIC[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend; the command prints them as one line."""
+"""Errors that the user can fix; the command prints them as one line."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -6,23 +6,23 @@ from typing import Any
 
 
 class DataError(ValueError):
-    """Input that cannot be used; the message names the file, the values and the cure."""
+    """Unusable input; the message names the file and the values, and says how to fix it."""
 
 
 class VersionError(DataError):
-    """A file of another version of this package, understood in part; the message says what can be taken."""
+    """A file of another version of this package, partly understood; the message says what can be read."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the key, the value and the cure."""
+    """An unusable setting; the message names the key and the value, and says how to fix it."""
 
 
 class SaveError(RuntimeError):
-    """A file of the run that cannot be written; the message names the file, the reason and the cure."""
+    """A file that cannot be written; the message names the file and the reason, and says how to fix it."""
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
-    """The message for a name that is not among the known ones, with the nearest one if any is near."""
+    """Message for an unknown name, with the closest known one if there is any."""
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), names, 1, 0.5)
     hint = f'did you mean {near[0]!r}? ' if near else ''
@@ -30,7 +30,7 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
 
 
 def listed(lines: list[str], most: int = 8) -> str:
-    """Lines of a message, indented; the first of many, and how many more there are."""
+    """Lines of a message, indented; of many, the first `most` and how many more there are."""
     more = f'\n  and {len(lines) - most} more' if len(lines) > most else ''
     return '\n  ' + '\n  '.join(lines[:most]) + more
 
@@ -39,7 +39,7 @@ def refuse_others(found: Mapping[tuple, Any], expected: Mapping[tuple, Any], pro
     """Compares the shapes of variables by path.
 
     Raises:
-        DataError: they differ; the message lists where.
+        DataError: the shapes differ; the message lists where.
     """
     lines = []
     for path in sorted(expected.keys() | found.keys()):

@@ -144,7 +144,7 @@ def test_what_a_loop_cannot_do_is_refused():
         with pytest.raises(DataError, match=message):
             ann_jax.make_eval(model, one)(variables, wrong)
     split = make_mesh(data=2, space=4)
-    with pytest.raises(ConfigError, match='mesh.space=4: rows of images can be split for an ANN alone'):
+    with pytest.raises(ConfigError, match='mesh.space=4: rows of images can only be split for an ANN'):
         ann_jax.make_step(net, tx, split, loss=plain_entropy)(state, batch)
     evaluate = ann_jax.make_eval(net, make_mesh(jax.devices()[:1]))
     whole = batch | {'size': np.array([(18, 14)] * 6)}

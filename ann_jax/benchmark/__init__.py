@@ -1,4 +1,4 @@
-"""--mode=benchmark: what Tables 1 and 2 of the paper tell, and more, on the machine at hand."""
+"""--mode=benchmark: measures Tables 1 and 2 of the paper, and more, on this machine."""
 
 import importlib
 from pathlib import Path
@@ -12,8 +12,7 @@ from ann_jax.benchmark.contest import peak, table
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.runs.files import write_json
 
-# Section -> the module of this package that has a function of that name; imported when it is asked for, since
-# `reference` takes torch.
+# Section -> the module with a function of that name; imported on demand, since `reference` needs torch.
 SECTIONS = {
     'peak': 'contest',
     'blocks': 'attention',
@@ -27,10 +26,10 @@ SECTIONS = {
 
 
 def benchmark(config: ConfigDict, workdir: Path) -> None:
-    """Runs the sections of `benchmark.sections`, prints tables and writes benchmark.json.
+    """Runs the sections in `benchmark.sections`, prints tables and writes benchmark.json.
 
     Raises:
-        ConfigError: a section or a variant is unknown, or needs a package that is not installed.
+        ConfigError: a section or variant is unknown, or needs a package that is not installed.
     """
     names = list(dict.fromkeys(['peak', *(name.strip() for name in config.benchmark.sections.split(','))]))
     for name in names:

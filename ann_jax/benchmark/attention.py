@@ -23,15 +23,15 @@ BLOCKS = {  # name -> share, sampling, channels of the low map
     'FNB': ('none', 'all', LOW),
     'AFNB': ('none', 'average', LOW),
 }
-# (height, width) -> multiply-accumulates in 1e9 as Table 1 prints them.
+# (height, width) -> multiply-accumulates in 1e9, as in Table 1.
 PAPER_GMACS = {(96, 96): {'NB': 58.0, 'APNB': 15.5}, (256, 128): {'NB': 601.4, 'APNB': 43.5}}
 
 
 def blocks(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     """Forward, and forward with gradients, at each size of `benchmark.block_sizes`.
 
-    'NB library' is NB with `jax.nn.dot_product_attention`, its best form at hand: fused by cuDNN
-    on GPUs, where that has a kernel for the dtype.
+    'NB library' is NB with the best available form of `jax.nn.dot_product_attention`: fused by cuDNN on GPUs,
+    if it has a kernel for the dtype.
 
     Raises:
         ConfigError: a size is not HEIGHTxWIDTH.
@@ -80,7 +80,7 @@ def _block(name, size, backward, dtype):
 
     def apply(call, first, low, high):
         low, high = FeatureMap(low), FeatureMap(high)
-        # `query_key` needs one and the same input twice.
+        # `query_key` needs the same object for both inputs.
         return call(first, low, low if same else high, False, method='response')
 
     variables = jax.eval_shape(functools.partial(apply, module.init, jax.random.key(0)), low, high)

@@ -1,7 +1,8 @@
-"""Contestants run in turn in one process, so that what slows the machine down for a while slows all of them.
+"""Contestants run alternately in one process, so that a temporary slowdown of the machine affects all of
+them.
 
-They are compared by the median of the ratios of each round. FLOPs and bytes are those of the compiled
-program, on accelerators FLOPs of the program before that.
+They are compared by the median ratio over the rounds. FLOPs and bytes are those of the compiled program; on
+accelerators, FLOPs are counted before compilation.
 """
 
 import ctypes
@@ -26,13 +27,13 @@ Row = dict[str, Any]
 
 
 class Contestant(NamedTuple):
-    """What runs, and its compiled program where it has one.
+    """A function to run, and its compiled program if there is one.
 
     Attributes:
-        run: returns what has to be waited for.
-        program: of `jax.stages`; None for those of other libraries.
-        flops: of a run, None where they are not known.
-        growth: measures MB of memory that a run takes, where it is another library's.
+        run: returns the result to wait for.
+        program: of `jax.stages`; None for other libraries.
+        flops: FLOPs of a run; None if unknown.
+        growth: for other libraries, measures the memory in MB that a run takes.
     """
 
     run: Callable[[], Any]
@@ -42,7 +43,7 @@ class Contestant(NamedTuple):
 
 
 def compiled(function: Callable, *args: Any, **options: Any) -> Contestant:
-    """A function of arrays, compiled; `options` are those of `jax.jit`."""
+    """Compiles a function of arrays; `options` are passed to `jax.jit`."""
     program = on_one_device(function, **options).lower(*args).compile()
     return Contestant(lambda: program(*args), program, count_flops(function, program, *args))
 
@@ -53,15 +54,15 @@ def on_cpu() -> bool:
 
 
 def on_one_device(function: Callable, **options: Any) -> Program:
-    """A program for the first device; `options` are those of `jax.jit`."""
+    """A program for the first device; `options` are passed to `jax.jit`."""
     return jit(function, make_mesh(jax.local_devices()[:1]), **options)
 
 
 def count_flops(function: Callable, program: Any, *args: Any) -> float | None:
-    """Of a compiled function of `args`.
+    """FLOPs of a compiled function of `args`.
 
-    On accelerators the compiler does not count what it hands to libraries (jax-ml/jax#22249); there it is the
-    convolutions and products of the function that count, in the forms that no platform has for its own.
+    On accelerators, the compiler does not count what it passes to libraries (jax-ml/jax#22249); there, the
+    convolutions and products of the function in its default forms are counted.
     """
     if on_cpu():
         return (program.cost_analysis() or {}).get('flops')
@@ -69,12 +70,12 @@ def count_flops(function: Callable, program: Any, *args: Any) -> float | None:
 
 
 def random(shape: Sequence[int], dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
-    """Normally distributed numbers: products of equal or zero ones may run faster than real ones."""
+    """Normally distributed numbers, since products of equal numbers or zeros may run faster."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
 
 
 def peak(config: ConfigDict) -> list[Row]:
-    """Measured rates of a matrix product and of a copy, the limits of everything else."""
+    """Measured rates of a matrix product and a copy, which limit everything else."""
     n = config.benchmark.peak_size or (2048 if on_cpu() else 8192)
     matrix = random((n, n), config.model.dtype)
     contestants = {
@@ -90,17 +91,17 @@ def peak(config: ConfigDict) -> list[Row]:
 
 
 def contest(contestants: Mapping[str, Contestant], rounds: int, rates: Sequence[Row]) -> list[Row]:
-    """Runs contestants in turn.
+    """Runs contestants alternately.
 
     Args:
-        contestants: by name; the first is what the others are compared with.
-        rounds: that count; there is one more before.
+        contestants: by name; the others are compared with the first.
+        rounds: number of rounds, after a warm-up round.
         rates: what `peak` measured.
 
     Returns:
         A row for each: milliseconds, ratio to the first, GFLOP and share of the peak rate, GB that the
-        program reads and writes (on CPUs), MB of its scratch memory as the compiler plans it, and MB by
-        which the process, or what the device has in use, grows while it runs.
+        program reads and writes (on CPUs), MB of scratch memory as planned by the compiler, and MB by which
+        the process, or memory in use on the device, grows during a run.
     """
     marks = {} if on_cpu() else _device_growth(contestants)
     seconds = _race(contestants, rounds)
@@ -115,7 +116,7 @@ def contest(contestants: Mapping[str, Contestant], rounds: int, rates: Sequence[
             'highest': 1e3 * max(seconds[name]),
             'ratio': float(np.median(np.divide(seconds[name], first))),
         }
-        # On accelerators the compiler does not count what it hands to libraries.
+        # On accelerators, the compiler does not count what it passes to libraries.
         cost = (on_cpu() and program and program.cost_analysis()) or {}
         memory = program and program.memory_analysis()
         if flops:
@@ -130,7 +131,7 @@ def contest(contestants: Mapping[str, Contestant], rounds: int, rates: Sequence[
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows in Markdown."""
+    """The rows as a Markdown table."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     cell = lambda value: '-' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
     lines = [keys, ['---'] * len(keys), *([cell(row.get(key)) for key in keys] for row in rows)]
@@ -138,10 +139,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _race(contestants, rounds):
-    """Seconds of each contestant in each round, after one round that does not count.
+    """Seconds of each contestant in each round, after a warm-up round.
 
-    Every second round goes backwards: the threads of a library stay busy for a moment after its turn, and
-    what it leaves in the caches is of no use to the next.
+    Every other round runs in reverse order: a library's threads stay busy for a moment after its turn, and it
+    leaves its own data in the caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
@@ -155,16 +156,16 @@ def _race(contestants, rounds):
 
 
 def _growth(run):
-    """MB by which the resident memory of this process grows while `run` runs; under Linux only.
+    """MB by which the resident memory of this process grows during `run`; only on Linux.
 
-    The compiler's plan is not all: on CPUs XLA calls libraries whose memory it does not know.
+    The compiler's plan is incomplete: on CPUs, XLA calls libraries whose memory it does not know.
     """
     if sys.platform != 'linux':
         return None
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would not be seen to be taken again
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise, reuse of freed memory would not be seen
     try:
-        Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the high-water mark starts anew
+        Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # resets the high-water mark
     except OSError:
         return None
     before = _resident('VmRSS')
@@ -175,9 +176,10 @@ def _growth(run):
 
 
 def _device_growth(contestants):
-    """MB by which memory in use on the device grows while each runs; None where the device does not tell.
+    """MB by which memory in use on the device grows during each run; None if the device does not say.
 
-    Its mark only rises: small programs run first, and one that stays below the mark of before has None.
+    The high-water mark only rises: small programs run first, and a program that stays below the mark has
+    None.
     """
     plan = lambda name: contestants[name].program and contestants[name].program.memory_analysis()
     size = lambda name: plan(name).temp_size_in_bytes + plan(name).output_size_in_bytes if plan(name) else 0
@@ -192,7 +194,7 @@ def _device_growth(contestants):
 
 
 def device_memory() -> dict[str, int]:
-    """What the first device tells about its memory, in bytes; empty for CPUs."""
+    """Memory statistics of the first device, in bytes; empty for CPUs."""
     return jax.local_devices()[0].memory_stats() or {}
 
 

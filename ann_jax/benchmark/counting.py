@@ -1,19 +1,22 @@
-"""What a function computes and what it moves, read off its jaxpr: the same for every platform.
+"""What a function computes and moves, read from its jaxpr: the same for all platforms.
 
-FLOPs are the multiplications and additions of convolutions and products. Taps that fall on padding, or on the
-zeros that a stride puts between gradients, do not count: each gradient costs what the convolution does.
+FLOPs are the multiplications and additions of convolutions and products. Taps on padding, or on the zeros
+that a stride inserts between gradients, do not count, so each gradient costs as much as the convolution.
 
-Bytes are those of a program that fuses all it can, but nothing into convolutions and products:
+Bytes are those of a program that fuses everything possible, but nothing into convolutions and products:
 
 - These read their operands from memory and write their results.
-- All else is fused. It reads what lies in memory, once for all that can be computed at the same time, and
-  writes what a convolution, a product, a loop or the caller takes, and the results of sums and the like.
-- A value of several uses is written too if its terms are more than three times as large. The gradient of a
-  residual block is one: it would be computed each time from those of all blocks behind.
-- What is transposed, reshaped or cut out is read where it lies.
+- Everything else is fused. It reads from memory, once for all that can be computed at the same time, and
+writes the
+  operands of convolutions, products and loops, the results for the caller, and the results of sums and the
+  like.
+- A value that is used several times is also written if its terms are more than three times as large. One
+example is
+  the gradient of a residual block, which would be recomputed each time from those of all later blocks.
+- What is transposed, reshaped or sliced is read in place.
 
-Compilers move more. A loop counts as often as it turns, or once if that is not known; of branches the one
-with the most FLOPs counts.
+Compilers move more. A loop counts once per iteration, or once if their number is unknown; of branches, the
+one with the most FLOPs counts.
 """
 
 import math
@@ -38,7 +41,7 @@ VIEWS = (
 
 
 class Counts(NamedTuple):
-    """Of one call."""
+    """Counts of one call."""
 
     flops: int
     bytes: int
@@ -48,10 +51,10 @@ class Value:
     """An array of the program.
 
     Attributes:
-        shape: of the array.
-        times: how many of it there are: one for each turn of a loop, or each device.
-        bytes: of all of them.
-        root: the value that this one is a view of, or itself.
+        shape: shape of the array.
+        times: number of copies: one per iteration of a loop, or per device.
+        bytes: size of all copies.
+        root: the value that this is a view of, or itself.
     """
 
     def __init__(self, aval: Any, times: int = 1, root: 'Value | None' = None):
@@ -60,7 +63,7 @@ class Value:
 
 
 class Operation(NamedTuple):
-    """A line of a jaxpr that is neither a call nor a view; 'enter' and 'leave' are the borders of a loop."""
+    """An equation of a jaxpr that is neither a call nor a view; 'enter' and 'leave' delimit a loop."""
 
     name: str
     params: dict[str, Any]
@@ -69,7 +72,7 @@ class Operation(NamedTuple):
 
 
 def count(function: Callable, *args: Any) -> Counts:
-    """Counts a call of a function with arrays, or with `jax.ShapeDtypeStruct`s; computes nothing."""
+    """Counts a call of a function with arrays or `jax.ShapeDtypeStruct`s, without computing anything."""
     program = jax.make_jaxpr(with_forms_of('any', function))(*args)
     operations: list[Operation] = []
     results = _inline(program, [Value(aval) for aval in program.in_avals], 1, operations)
@@ -78,7 +81,7 @@ def count(function: Callable, *args: Any) -> Counts:
 
 
 def _inline(program, inputs, times, operations):
-    """Appends what a jaxpr runs to `operations`; returns its results."""
+    """Appends the operations of a jaxpr to `operations`; returns its results."""
     jaxpr = getattr(program, 'jaxpr', program)  # closed or open
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     values |= {var: Value(var.aval, times) for var in jaxpr.constvars}
@@ -90,7 +93,7 @@ def _inline(program, inputs, times, operations):
 
 
 def _run(line, inputs, times, operations):
-    """The same for a line of a jaxpr."""
+    """The same for one equation of a jaxpr."""
     name, params = line.primitive.name, line.params
     new = lambda root=None: [Value(var.aval, times, root) for var in line.outvars]
     if name in CALLS:
@@ -115,7 +118,7 @@ def _run(line, inputs, times, operations):
 
 
 def _loop(name, params, inputs, outputs, times, operations):
-    """The same for a loop, and for a function that runs on each device with its share."""
+    """The same for a loop, or for a function that runs on each device with its share."""
     program = params['body_jaxpr' if name == 'while' else 'jaxpr']
     inputs = inputs[params.get('cond_nconsts', 0) :]
     times *= params.get('length', 1)
@@ -124,12 +127,12 @@ def _loop(name, params, inputs, outputs, times, operations):
     inside = [Value(var.aval, times) for var in getattr(program, 'jaxpr', program).invars]
     operations += [Operation('enter', {}, [a], [b]) for a, b in zip(inputs, inside, strict=True)]
     results = _inline(program, inside, times, operations)
-    operations.append(Operation('leave', {}, results, outputs))  # all of them: each turn may take any
+    operations.append(Operation('leave', {}, results, outputs))  # all of them: each iteration may use any
     return outputs
 
 
 def _used(operations, results):
-    """Those whose outputs are used."""
+    """The operations whose outputs are used."""
     used, kept = {value.root for value in results}, []
     for operation in reversed(operations):
         if not used.isdisjoint(operation.outputs):
@@ -163,7 +166,7 @@ def _flops(operations):
 
 
 def _taps(length, kernel, results, stride, padding, spread, dilation):
-    """How many taps of the windows along an axis fall on a pixel; pixels lie `spread` apart."""
+    """Number of taps along an axis that hit a pixel; pixels are `spread` apart."""
     place = np.arange(results)[:, None] * stride + np.arange(kernel) * dilation - padding[0]
     return int(((place >= 0) & (place <= (length - 1) * spread) & (place % spread == 0)).sum())
 
@@ -179,7 +182,7 @@ def _bytes(operations, results):
     total = 0
 
     def behind(values):
-        """What lies in memory behind some values, and the depth at which it can be read."""
+        """The values in memory that some values depend on, and the depth at which these can be read."""
         found = set().union(*(terms.get(value.root, {value.root}) for value in values))
         return found, max((depth.get(value, 0) for value in found), default=0)
 

@@ -1,4 +1,4 @@
-"""Dilated 3x3 convolutions of the backbone beside plain ones: XLA has run them many times slower on GPUs.
+"""The backbone's dilated 3x3 convolutions against plain ones, since XLA ran them many times slower on GPUs.
 
 See openxla/xla#32231.
 """
@@ -20,10 +20,10 @@ PASSES = {
 
 
 def dilation(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
-    """A batch of crops in Stage4 (dilation 2) and Stage5 (4), in `model.dtype`.
+    """A batch of crops in Stage4 (dilation 2) and Stage5 (dilation 4), in `model.dtype`.
 
-    XLA's: plain, dilated, and dilated by space-to-batch; and as the network computes dilated ones. Each
-    forward, for the gradient of the input and for that of the kernel.
+    XLA's plain and dilated convolutions, dilation by space-to-batch, and dilation as in the network; each
+    forward, for the gradient of the input, and for that of the kernel.
     """
     size = [(n - 1) // config.model.output_stride + 1 for n in config.augment.crop]
     rows = []

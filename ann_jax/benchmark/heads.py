@@ -1,4 +1,4 @@
-"""What follows the network in a training step: logits resized to the labels, and the loss on them."""
+"""What follows the network in a training step: resizing the logits to the labels, and the loss."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from ann_jax.kernels.resizing import linear_matrix, resize_bilinear
 
 
 def loss(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
-    """One crop: resizing of the logits of Stage5, and the loss of the config, each with its gradient."""
+    """One crop: resizing the logits of Stage5, and the loss of the config, each with its gradient."""
     height, width = config.augment.crop
     classes = len(config.loss.class_weights) or 19
     stride = config.model.output_stride

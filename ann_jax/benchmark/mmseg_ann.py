@@ -1,4 +1,4 @@
-"""ANN of mmsegmentation 1.x, what benchmarks compare with where that is installed."""
+"""ANN of mmsegmentation 1.x, which benchmarks compare with if it is installed."""
 
 import torch
 from mmseg.models.backbones import ResNet
@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 
 class MMSegANN(nn.Module):
-    """Backbone and heads of mmsegmentation's `ann_r*-d8` with the widths given, without dropout.
+    """Backbone and heads of mmsegmentation's `ann_r*-d8` with the given widths, without dropout.
 
-    All convolutions start as torch's do. mmsegmentation starts W_o at zero, which would hide attention.
+    All convolutions are initialised like torch's. mmsegmentation initialises W_o to zero, which would hide
+    attention.
     """
 
     def __init__(self, depth, width, stem_widths, key_channels, head_channels, aux_channels, classes=19):

@@ -1,4 +1,4 @@
-"""Table 2: inference of the whole network; and the step of training it."""
+"""Table 2: inference of the whole network, and the training step."""
 
 import time
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ from ann_jax.training.step import make_train_step
 
 
 def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
-    """Inference of the config's network in each variant and dtype, one image, logits not resized.
+    """Inference of the config's network in each variant and dtype: one image, logits not resized.
 
     Raises:
-        ConfigError: a size or a variant is unknown.
+        ConfigError: a size is malformed, or a variant is unknown.
     """
     variants = [name.strip() for name in config.benchmark.variants.split(',')]
     for name in variants:
@@ -71,11 +71,11 @@ def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 
 
 def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
-    """Training steps on one device, with the data that training reads.
+    """Training steps on one device, with real training data.
 
-    The batch, then the crop, is halved until the program fits into memory. Each step is waited for, so that
-    its parts are told apart: waiting for data, which is read ahead meanwhile; putting it on the device and
-    starting the program; and the rest, the device's own.
+    The batch, then the crop, is halved until the program fits into memory. Each step is waited for, to
+    separate its parts: waiting for data, which is read ahead meanwhile; moving it to the device and starting
+    the program; and the time on the device.
 
     Raises:
         DataError: the dataset cannot be used.
@@ -149,7 +149,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 
 
 def _fits(program):
-    """Whether a program's memory is at hand, as far as the compiler and the device tell."""
+    """Whether a program fits into memory, as far as the compiler and the device say."""
     plan = program.memory_analysis()
     limit = device_memory().get('bytes_limit')
     meminfo = Path('/proc/meminfo')

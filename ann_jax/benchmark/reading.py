@@ -1,4 +1,4 @@
-"""How fast samples are read: images per second of one core, against OpenCV's decode, resize and crop."""
+"""How fast samples are read: images per second on one core, against decode, resize and crop by OpenCV."""
 
 import functools
 import tempfile
@@ -26,10 +26,10 @@ Read = Callable[[int, np.random.Generator], Any]  # (index of a sample, generato
 
 
 def input(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:  # noqa: A001, the section's name
-    """Reads crops of 769 from street scenes of 2048 x 1024 in one thread, and by hand with OpenCV alone.
+    """Reads 769 x 769 crops from 2048 x 1024 street scenes in one thread, and the same by hand with OpenCV.
 
-    The yardstick reads the same files in the same run, in turn: it decodes image and label, resizes both by a
-    scale from 0.5 to 2, crops, pads and flips. 'decoded' leaves out reading and decoding of both.
+    The baseline reads the same files alternately in the same run: it decodes image and label, resizes both by
+    0.5 to 2, crops, pads and flips. 'decoded' leaves out reading and decoding of both.
     """
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
@@ -82,7 +82,7 @@ def write_files(root: Path, count: int) -> int:
 
 
 def ours(source, augment, index, rng):
-    """A sample as training reads it."""
+    """A sample, read like in training."""
     sample = source[index % len(source)]
     return augment.apply(sample, augment.draw(rng, *sample['label'].shape))
 
@@ -102,7 +102,7 @@ def decoded_by_hand(samples, index, rng):
 
 
 def crop_by_hand(image, label, rng):
-    """Resizes the whole, then crops."""
+    """Resizes the whole image, then crops."""
     scale = rng.uniform(0.5, 2)
     size = round(image.shape[1] * scale), round(image.shape[0] * scale)
     image = cv2.resize(image, size)
@@ -120,14 +120,14 @@ def crop_by_hand(image, label, rng):
 
 
 def measure(readers: dict[tuple[str, str], Read], rounds: int) -> dict[tuple[str, str], float]:
-    """Runs each in turn, some images a round; returns images per second of CPU time."""
-    rngs = {name: np.random.default_rng(0) for name in readers}  # of one seed: alike scales
+    """Runs the readers alternately, some images per round; returns images per second of CPU time."""
+    rngs = {name: np.random.default_rng(0) for name in readers}  # the same seed, so the same scales
     rates: dict[tuple[str, str], list[float]] = {name: [] for name in readers}
     for number in range(rounds + 1):
         for name, read in readers.items():
             start = time.process_time()
             for index in range(COUNT):
                 read(index, rngs[name])
-            if number:  # the first reads the files into the cache of the system
+            if number:  # the first round fills the system's file cache
                 rates[name].append(COUNT / (time.process_time() - start))
     return {name: float(np.median(each)) for name, each in rates.items()}

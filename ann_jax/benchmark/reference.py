@@ -1,6 +1,7 @@
-"""Inference and training step beside PyTorch: same weights, same input. Takes `pip install -e '.[convert]'`.
+"""Inference and training step against PyTorch, with the same weights and input. Needs `pip install -e
+'.[convert]'`.
 
-The reference is mmsegmentation's ANN where that is installed, else `torch_ann.TorchANN`; channels_last, eager
+The reference is mmsegmentation's ANN if it is installed, otherwise `torch_ann.TorchANN`; channels_last, eager
 and, with `benchmark.reference_compile`, compiled.
 """
 
@@ -41,7 +42,7 @@ try:
     from ann_jax.benchmark.mmseg_ann import MMSegANN
 
     Network, REFERENCE = MMSegANN, 'mmsegmentation'
-except (ImportError, AssertionError):  # it asserts the versions of what it needs
+except (ImportError, AssertionError):  # it asserts versions of its dependencies
     Network = functools.partial(TorchANN, ceil_pool=False, align_corners=False, conv_bias=False)
     REFERENCE = 'torch'
 
@@ -49,11 +50,11 @@ except (ImportError, AssertionError):  # it asserts the versions of what it need
 def reference(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     """Inference at `benchmark.reference_sizes`, and training steps at `benchmark.reference_step_sizes`.
 
-    'memory (MB)' is that of the weights and what the process, or what the device has in use, grows by while
-    it computes.
+    'memory (MB)' is that of the weights, plus the growth of the process, or of memory in use on the device,
+    during a run.
 
     Raises:
-        ConfigError: the reference has no such depth, or a size is none.
+        ConfigError: the reference does not have the depth, or a size is malformed.
     """
     c = config.benchmark
     if config.model.depth not in PLANS:
@@ -75,7 +76,7 @@ def reference(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
 
 
 def _networks(config, train, device):
-    """The torch network of the config with random weights, ours, and its variables from those weights."""
+    """The config's torch network with random weights, ours, and our variables from these weights."""
     torch.manual_seed(0)
     same = 'depth', 'width', 'stem_widths', 'key_channels', 'head_channels', 'aux_channels'
     network = Network(**{key: config.model[key] for key in same})
@@ -91,7 +92,7 @@ def _networks(config, train, device):
 
 
 def _images(batch, size, device):
-    """The same random images for both: (B, H, W, 3) and channels_last (B, 3, H, W)."""
+    """The same random images for both: (B, H, W, 3), and channels_last (B, 3, H, W)."""
     image = np.random.default_rng(0).standard_normal((batch, *size, 3), np.float32)
     return jnp.asarray(image), torch.tensor(image).permute(0, 3, 1, 2).to(device)
 
@@ -106,7 +107,7 @@ def _megabytes(arrays):
 
 
 def _contestant(run, device):
-    """One of PyTorch's, which counts its memory on GPUs itself."""
+    """A PyTorch contestant; on GPUs, PyTorch counts its own memory."""
 
     def growth():
         torch.cuda.reset_peak_memory_stats()
@@ -123,7 +124,7 @@ def _wait(device):
 
 
 def _inference(config, size, device):
-    """Contestants that compute logits of the input's size, their largest difference, and MB of weights."""
+    """Contestants that compute logits of the input's size, the largest difference, and MB of weights."""
     network, model, variables = _networks(config, False, device)
     image, tensor = _images(1, size, device)
     folded, model = jax.device_put(fold(model, variables)), model.clone(folded=True)
@@ -154,7 +155,7 @@ def _inference(config, size, device):
 
 
 def _step(config, size, device):
-    """Contestants that make one SGD step without OHEM, the difference of their losses, and MB of weights."""
+    """Contestants that take one SGD step without OHEM, the difference of their losses, and MB of weights."""
     network, model, variables = _networks(config, True, device)
     batch = config.benchmark.reference_batch
     image, tensor = _images(batch, size, device)

@@ -1,7 +1,7 @@
-"""ANN in PyTorch, from torch's own modules: what tests and benchmarks compare with.
+"""ANN in PyTorch, built from torch's own modules, as a reference for tests and benchmarks.
 
-Its state dict has mmsegmentation's keys. It follows the definitions, as a user of PyTorch would write it.
-Takes `pip install -e '.[convert]'`.
+Its state dict has mmsegmentation's keys. It follows the definitions as a PyTorch user would write them. Needs
+`pip install -e '.[convert]'`.
 """
 
 import torch
@@ -34,7 +34,7 @@ class Bottleneck(nn.Module):
 
 
 class Backbone(nn.Module):
-    """ResNet of output stride 8; three stem widths make a deep stem."""
+    """ResNet with output stride 8; three stem widths make a deep stem."""
 
     stem: nn.Sequential
     layer1: nn.Sequential
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """Convolution and batch normalisation, then ReLU unless told otherwise."""
+    """Convolution, batch normalisation and, unless `relu` is off, ReLU."""
 
     def __init__(self, inputs, features, kernel=1, relu=True, bias=False):
         super().__init__()
@@ -89,7 +89,7 @@ class ConvBN(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of every pixel to pooled anchors; query and key share a projection if there is one input."""
+    """Attention of every pixel to pooled anchors; query and key share a projection for one input."""
 
     def __init__(self, low, high, channels, shared, sizes=(1, 3, 6, 8), bias=False):
         super().__init__()
@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """AFNB, or with one input APNB."""
+    """AFNB, or APNB for one input."""
 
     def __init__(self, low, high, channels, shared, bias):
         super().__init__()
@@ -153,7 +153,7 @@ class AuxiliaryHead(nn.Module):
 class TorchANN(nn.Module):
     """The whole network, without dropout.
 
-    W_o starts as torch's default, not at zero, so that random weights exercise it.
+    W_o has torch's default initialisation instead of zero, so that random weights exercise it.
     """
 
     def __init__(

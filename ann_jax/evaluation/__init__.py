@@ -1,1 +1,1 @@
-"""Scores of a network on a split, with pictures and tables of them."""
+"""Scores of a network on a split, as tables and pictures."""

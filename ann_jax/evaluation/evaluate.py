@@ -1,4 +1,4 @@
-"""Evaluation: streams a confusion matrix over a split, and keeps a few pictures."""
+"""Evaluation: accumulates a confusion matrix over a split, and writes a few pictures."""
 
 import contextlib
 import functools
@@ -45,21 +45,21 @@ def evaluate(
     """Confusion matrix of a split.
 
     Args:
-        protocol: of `inference.protocols`, on the same mesh.
-        variables: of its network, on every device.
-        batches: (batch, names) pairs, as `data.pipeline.eval_batches` yields them; pixels outside of the
-            images, and images that fill up a batch, are labelled IGNORE and do not count.
+        protocol: one of `inference.protocols`, on the same mesh.
+        variables: variables of its network, on every device.
+        batches: (batch, names) pairs, as `data.pipeline.eval_batches` yields them; pixels outside the images,
+            and images that fill up a batch, are labelled IGNORE and do not count.
         num_classes: K.
         mesh: the batch is split over its `data` axis.
         progress: called with the number of images done.
-        on_sample: called with name, image, label and prediction of each image, those of this process.
-        stop: asked before each batch, in every process; it answers alike in all.
+        on_sample: called with name, image, label and prediction of each image of this process.
+        stop: called before each batch, in every process; must return the same in all of them.
 
     Returns:
-        (K, K) int64, rows are true classes; of the images of all processes.
+        (K, K) int64, rows are true classes; includes the images of all processes.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned True.
     """
     total = np.zeros((num_classes, num_classes), np.int64)
     score = _scorer(num_classes, mesh)
@@ -80,7 +80,7 @@ def evaluate(
         arrays = put_batch(batch, mesh)
         logits = protocol(variables, Canvas(arrays['image'], batch['size']))
         result = score(logits.array, arrays['label'])
-        # Collected one batch late: the device works on this batch while the host waits for the last.
+        # Collected one batch late: the device works on this batch while the host waits for the previous one.
         if pending is not None:
             collect(*pending)
         pending = names, batch, result
@@ -95,19 +95,18 @@ def make_eval(
     *,
     normalize: Normalize = imagenet_rgb,
 ) -> Callable[[Mapping[str, Any], Mapping[str, Any]], jax.Array]:
-    """Builds the jitted evaluation of a batch at its own scale; `scores` reads the sum over the batches.
+    """Builds the jitted evaluation of a batch at its own scale; pass the sum over batches to `scores`.
 
     Args:
         model: an `ANN`, or any network that `image_logits` takes.
-        mesh: devices that share a batch; None for all, along `data`.
+        mesh: devices that share a batch; None for all of them, along `data`.
         normalize: as in training, see `weights.inputs.normalizer`.
 
     Returns:
         A function from variables (`TrainState.variables`) and a batch to a confusion matrix: (K, K) int32,
-        rows are true classes, pixels labelled IGNORE do not count. A batch is one of `make_step` or of
-        `data.pipeline.eval_batches`. It raises ConfigError where the batch does not divide over the
-        devices, or holds images of several sizes that the network cannot tell apart, and DataError where a
-        label is no class.
+        rows are true classes, pixels labelled IGNORE do not count. A batch is one for `make_step` or from
+        `data.pipeline.eval_batches`. Raises ConfigError if the batch does not divide over the devices, or has
+        images of several sizes that the network does not support, and DataError if a label is not a class.
     """
     mesh = mesh or make_mesh()
 
@@ -129,7 +128,7 @@ def make_eval(
         if 'size' in batch and (np.asarray(batch['size']) != batch['label'].shape[1:]).any():
             if not getattr(model, 'takes_canvas', False):
                 raise ConfigError(
-                    'the batch holds padded images, which this network would take for whole ones: '
+                    'the batch has padded images, but this network cannot tell the padding from the image: '
                     'use batches of images of one size, such as eval_batches(..., batch_size=1)'
                 )
             keys.append('size')
@@ -152,7 +151,7 @@ def _scorer(num_classes, mesh):
 
 
 class Evaluation:
-    """A split with all that scoring a network on it takes.
+    """Scores a network on a split.
 
     Attributes:
         source: the samples.
@@ -176,15 +175,15 @@ class Evaluation:
         Args:
             source: the samples.
             model: the network.
-            make_protocol: how the logits of a network become those of an image.
+            make_protocol: makes the test protocol of a network.
             mesh: devices that share a batch.
             batch_size: over all devices.
-            pictures: samples, spread over the split, of which a picture is written.
+            pictures: number of samples, spread over the split, to write pictures of.
             num_workers, num_threads: see `data.pipeline`.
-            skip_bad: leave out samples that cannot be used, and log them, instead of stopping.
+            skip_bad: log and leave out unusable samples instead of stopping.
 
         Raises:
-            DataError: a backbone of one's own cannot be folded as it says.
+            DataError: your own backbone declares `folded` but cannot be folded.
         """
         self.source, self._mesh, self._batch_size = source, mesh, batch_size
         self._model = model
@@ -210,11 +209,11 @@ class Evaluation:
         report: Report,
         stop: Callable[[], bool] = lambda: False,
     ) -> Scores:
-        """Scores variables of the network, and writes scores and pictures under a step.
+        """Scores variables of the network, and records scores and pictures for a step.
 
         Raises:
             DataError: a sample cannot be used, or none has a label.
-            Stopped: `stop` said so, see `evaluate`.
+            Stopped: `stop` returned True, see `evaluate`.
         """
         folded = jax.device_put(fold(self._model, jax.device_get(variables)), replicated(self._mesh))
         numbers = iter(range(len(self.source)))

@@ -1,4 +1,4 @@
-"""Confusion matrix and the scores read from it: IoU per class and category, mIoU, pixel and mean accuracy."""
+"""Confusion matrix and scores: IoU per class and category, mIoU, pixel accuracy and mean accuracy."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,17 +13,17 @@ from ann_jax.typing import IGNORE
 
 
 class Scores(NamedTuple):
-    """Fractions in 0 .. 1.
+    """Fractions from 0 to 1.
 
-    A class that neither truth nor prediction holds has NaN and is left out of the means.
+    A class that is absent from both truth and prediction is NaN and left out of the means.
     """
 
     iou: Float[np.ndarray, ' K']
-    accuracy: Float[np.ndarray, ' K']  # share of the true pixels of a class that were found
+    accuracy: Float[np.ndarray, ' K']  # fraction of the true pixels of a class that were found
     miou: float
     mean_accuracy: float
     pixel_accuracy: float
-    categories: Mapping[str, float] = {}  # IoU of groups of classes, where the benchmark scores them
+    categories: Mapping[str, float] = {}  # IoU of groups of classes, if the benchmark scores them
     category_miou: float = float('nan')
 
 
@@ -47,12 +47,12 @@ def confusion_matrix(
 
 
 def scores(confusion: Num[Array, 'K K'], categories: Sequence[str] = ()) -> Scores:
-    """Reads the scores off a confusion matrix whose rows are true classes.
+    """Computes scores from a confusion matrix.
 
     Args:
-        confusion: the matrix.
-        categories: group of each of the K classes; a pixel is a hit of its group if any class of it is
-            predicted, as cityscapesScripts counts. () for no groups.
+        confusion: rows are true classes.
+        categories: the group of each of the K classes, or () for no groups. As in cityscapesScripts, a pixel
+            is a hit for its group if any class of the group is predicted.
     """
     confusion = np.asarray(confusion, np.float64)
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
@@ -79,7 +79,7 @@ def _mean(values: Float[np.ndarray, ' K']) -> float:
 
 
 def table(classes: Sequence[str], result: Scores) -> str:
-    """A table for people: IoU and accuracy of each class in percent, the means, and IoU of each category."""
+    """A text table: IoU and accuracy of each class in percent, the means, and IoU of each category."""
     width = max(map(len, (*classes, *result.categories, 'pixel accuracy')))
     percent = lambda x: '     -' if np.isnan(x) else f'{100 * x:6.2f}'
     lines = [f'{"class":<{width}}     IoU     acc', '-' * (width + 16)]

@@ -1,4 +1,4 @@
-"""Scores and pictures of an evaluation, as a run keeps them."""
+"""Writes scores and pictures of an evaluation into a run."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ class Report:
     """Writes evaluations into the record of a run."""
 
     def __init__(self, record: Record, classes: Sequence[str], colors: Sequence[Color]):
-        """Takes the record, and the classes of the dataset with their colours."""
+        """Takes the record, and the dataset's classes and colours."""
         self._record, self._classes, self._colors = record, classes, colors
 
     def picture(
         self, step: int, name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
     ) -> None:
-        """Writes one panel, over the one of an earlier evaluation."""
+        """Writes one panel, replacing that of an earlier evaluation."""
         self._record.picture(step, name, panel(image, truth, prediction, self._colors))
 
     def scores(
@@ -28,10 +28,10 @@ class Report:
     ) -> metrics.Scores:
         """Writes metrics.json and the curves, and returns the scores of a confusion matrix.
 
-        `categories` holds the group of each class, where the benchmark scores groups too.
+        `categories` is the group of each class, if the benchmark scores groups.
 
         Raises:
-            DataError: no pixel was labelled.
+            DataError: no pixel has a label.
         """
         if not confusion.any():
             raise DataError(f'no pixel of the split {split!r} has a label to score: evaluate one that has')
@@ -61,5 +61,5 @@ class Report:
         return scores
 
     def table(self, scores: metrics.Scores) -> str:
-        """The scores as a table with the names of the classes."""
+        """The scores as a table with class names."""
         return metrics.table(self._classes, scores)

@@ -1,1 +1,1 @@
-"""From a trained network to class maps: test protocols, and `Segmenter`."""
+"""From a trained network to class maps: test protocols and `Segmenter`."""

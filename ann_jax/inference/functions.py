@@ -4,7 +4,7 @@
     windows = sliding_window(predict, (864, 864), (576, 576))
     test_of_the_paper = multi_scale(windows, (0.75, 1, 1.25), flip=True)
 
-They may be called inside of `jax.jit`. `protocols` has the same for batches of several sizes and for a mesh.
+They may be called inside `jax.jit`. `protocols` has them for batches of several sizes and for a mesh.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,17 +25,18 @@ Predict = Callable[[Num[Array, 'B H W 3']], Float[jax.Array, 'B H W K']]
 
 
 def sliding_window(predict: Predict, crop: Sequence[int], stride: Sequence[int]) -> Predict:
-    """Means of a function's logits over overlapping windows (Sec. 4.2).
+    """Averages a function's logits over overlapping windows (Sec. 4.2).
 
-    Windows start every `stride` pixels, the last ones at the far edges, so that every pixel is covered.
+    A window starts every `stride` pixels; the last ones end at the far edges, so every pixel is covered.
 
     Args:
-        predict: gives the logits of a window, of its size.
-        crop: height and width of the windows; an image that is smaller is a window of its own size.
-        stride: distance of windows, at most `crop`.
+        predict: returns logits of the size of the window.
+        crop: height and width of the windows; a smaller image is a single window of its own size.
+        stride: distance between windows, at most `crop`.
 
     Raises:
-        ConfigError: crop or stride cannot be used; from the result, logits are not of the size of the window.
+        ConfigError: crop or stride cannot be used; raised by the result, logits do not have the size of the
+            window.
     """
     crop, stride = tuple(crop), tuple(stride)
     check_protocol(crop=crop, stride=stride)
@@ -50,16 +51,17 @@ def sliding_window(predict: Predict, crop: Sequence[int], stride: Sequence[int])
 def multi_scale(
     predict: Predict, scales: Sequence[float], flip: bool = False, average: str = 'logits'
 ) -> Predict:
-    """Means of a function's logits over scales of the image and, with `flip`, its mirror images (Sec. 4.2).
+    """Averages a function's logits over scales of the image and, with `flip`, mirror images (Sec. 4.2).
 
     Args:
-        predict: gives the logits of a scaled image, of its size.
-        scales: factors on height and width, which are rounded half up.
-        flip: whether mirror images count too.
+        predict: returns logits of the size of the scaled image.
+        scales: factors on height and width; sizes are rounded half up.
+        flip: whether to include mirror images.
         average: 'logits' (the authors), or 'probabilities' (mmsegmentation), whose logarithm is returned.
 
     Raises:
-        ConfigError: unknown `average`, no scale; from the result, logits are not of the size of the image.
+        ConfigError: unknown `average`, or no scale; raised by the result, logits do not have the size of the
+            image.
     """
     check_protocol(scales=tuple(scales), flip=flip, average=average)
     protocol = protocols.multi_scale(
@@ -79,14 +81,14 @@ def _apply(protocol, images):
 
 
 def _checked(predict):
-    """A function as a protocol."""
+    """Makes a protocol from a function."""
 
     def protocol(_, images):
         logits = predict(images.array)
         if logits.shape[:3] != images.array.shape[:3]:
             raise ConfigError(
-                f'the function gives logits {logits.shape} for images {images.array.shape}: they must have '
-                'the height and width of the image, as those of ANN with full_size=True'
+                f'the function returns logits {logits.shape} for images {images.array.shape}: they must have '
+                'the height and width of the image, like those of ANN with full_size=True'
             )
         return Canvas(logits, images.size)
 

@@ -1,4 +1,4 @@
-"""Test protocols of the paper as functions (variables, images) -> logits, which compose.
+"""Test protocols of the paper as composable functions (variables, images) -> logits.
 
 whole = whole_image(model, normalize, mesh)
 windows = sliding_window(whole, (864, 864), (576, 576), mesh)
@@ -31,10 +31,10 @@ AVERAGES = ('logits', 'probabilities')
 
 
 class Canvas(NamedTuple):
-    """Images of several sizes in one array, each at the top left of its place.
+    """Images of several sizes in one array, each at the top left.
 
     Attributes:
-        array: (B, H, W, C); logits may have more rows than the image's array, where rows are split.
+        array: (B, H, W, C); logits may have more rows than the images' array if rows are split.
         size: (B, 2) int32, heights and widths of the images, on the host.
     """
 
@@ -53,10 +53,10 @@ def check_protocol(
     stride: Sequence[int] = (),
     average: str = 'logits',
 ) -> dict[str, Any]:
-    """Settings of `make_protocol` that can be used, as they were given.
+    """Checks settings of `make_protocol`, and returns them unchanged.
 
     Raises:
-        ConfigError: names the setting, its value and what it takes.
+        ConfigError: names the setting, its value and what is allowed.
     """
     for name, value in (('scales', scales), ('crop', crop), ('stride', stride)):
         if isinstance(value, str) or not isinstance(value, Sequence):
@@ -85,7 +85,7 @@ def make_protocol(
     stride: Sequence[int] = (),
     average: str = 'logits',
 ) -> TestProtocol:
-    """How an image is tested: whole or in windows, at one scale or several.
+    """Builds a test protocol: whole images or windows, at one scale or several.
 
     Args:
         model, normalize, mesh: see `whole_image`.
@@ -102,15 +102,15 @@ def make_protocol(
 
 
 def whole_image(model: ANN, normalize: Normalize, mesh: Mesh) -> TestProtocol:
-    """The whole image at once, at its own scale.
+    """Processes the whole image at once, at its own scale.
 
     Args:
-        model: the network, of folded variables or not.
-        normalize: the map from pixels to its input.
-        mesh: the images of a batch are shared over its `data` axis, the rows of each over `space`.
+        model: the network, folded or not.
+        normalize: maps pixels to the network's input.
+        mesh: the images of a batch are split over its `data` axis, the rows of each over `space`.
 
     Raises:
-        ConfigError: from the protocol, for padded images where the network takes none.
+        ConfigError: raised by the protocol for padded images, if the network does not support them.
     """
 
     def run(variables, array, size):
@@ -135,15 +135,15 @@ def whole_image(model: ANN, normalize: Normalize, mesh: Mesh) -> TestProtocol:
 def sliding_window(
     protocol: TestProtocol, crop: Sequence[int], stride: Sequence[int], mesh: Mesh | None
 ) -> TestProtocol:
-    """Means of a protocol's logits over overlapping windows; an image is never resized for it.
+    """Averages a protocol's logits over overlapping windows; images are not resized.
 
-    Windows start every `stride` pixels, the last ones at the far edges, so that every pixel is covered and no
-    window is padded unless the image itself is smaller.
+    A window starts every `stride` pixels; the last ones end at the far edges, so every pixel is covered, and
+    windows are only padded if the image itself is smaller.
 
     Args:
-        protocol: gives the logits of a window.
+        protocol: returns the logits of a window.
         crop: height and width of the windows.
-        stride: distance of windows, at most `crop`.
+        stride: distance between windows, at most `crop`.
         mesh: as in `whole_image`; None for the device of the images.
     """
 
@@ -187,7 +187,7 @@ def sliding_window(
             for h, w in images.size
         ]
         total = count = None
-        # Every process takes part in every step, whatever the sizes of its own images.
+        # Every process takes part in every step, regardless of the sizes of its own images.
         for number in range(int(largest(max(map(len, starts)), mesh))):
             start = np.array([each[min(number, len(each) - 1)] for each in starts], np.int32)
             weight = np.array([number < len(each) for each in starts], np.float32)
@@ -210,17 +210,17 @@ def multi_scale(
     mesh: Mesh | None,
     canvases: Canvases | None = None,
 ) -> TestProtocol:
-    """Means over scales of the image, and its mirror images too with `flip`.
+    """Averages over scales of the image and, with `flip`, mirror images.
 
-    The memory it takes does not grow with the number of scales.
+    Memory does not grow with the number of scales.
 
     Args:
-        protocol: gives the logits of a scaled image.
-        scales: factors on height and width, which are rounded half up.
-        flip: whether mirror images count too.
+        protocol: returns the logits of a scaled image.
+        scales: factors on height and width; sizes are rounded half up.
+        flip: whether to include mirror images.
         average: 'logits' (the authors), or 'probabilities' (mmsegmentation), whose logarithm is returned.
         mesh: as in `sliding_window`.
-        canvases: of the scaled images.
+        canvases: sizes of the canvases for scaled images.
 
     Raises:
         ConfigError: unknown `average`.
@@ -267,7 +267,7 @@ def multi_scale(
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """First pixels of the windows along one side: every `stride`, and the last window ends with the side."""
+    """First pixels of the windows along one side: every `stride`, with the last window at the far end."""
     count = max(-(-(length - crop) // stride), 0) + 1
     return [max(min(i * stride, length - crop), 0) for i in range(count)]
 

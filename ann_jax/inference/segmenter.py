@@ -1,4 +1,4 @@
-"""A trained network to use from Python: images in, class maps out."""
+"""Using a trained network from Python: images in, class maps out."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,12 +44,12 @@ def load(
     """Opens a run, one of its checkpoints, or a folder of converted or exported weights.
 
     Args:
-        path: the workdir of a run (its best checkpoint is taken), RUN/checkpoints/STEP, or a folder with a
+        path: the workdir of a run, for its best checkpoint; RUN/checkpoints/STEP; or a folder with a
             model.json.
         dtype: what the network computes in, 'float32' or 'bfloat16'.
-        space: devices that share the rows of an image, for images too large for one; -1 for all.
-        backbone: the one that the weights were trained with, if it is not of this package.
-        **settings: of the test protocol, as `config.eval`: scales, flip, crop, stride, average.
+        space: number of devices that share the rows of an image, for images too large for one; -1 for all.
+        backbone: the backbone that the weights were trained with, if it is not part of this package.
+        **settings: settings of the test protocol, like `config.eval`: scales, flip, crop, stride, average.
 
     Raises:
         ConfigError: there are no weights, or a setting is unknown.
@@ -68,11 +68,11 @@ class Result:
     """The class map of one image.
 
     Attributes:
-        path: of the file; None if the image was none.
+        path: of the file; None if the image was not a file.
         image: (H, W, 3) uint8 RGB.
         ids: (H, W) uint8 class indices.
-        classes: their names.
-        colors: RGB of each.
+        classes: names of the classes.
+        colors: RGB colours of the classes.
     """
 
     path: Path | None
@@ -83,7 +83,7 @@ class Result:
     _segmenter: 'Segmenter'
 
     def probabilities(self) -> np.ndarray:
-        """(H, W, classes) float32, computed when asked for."""
+        """(H, W, classes) float32, computed by this call."""
         return next(self._segmenter.probabilities([self.image]))
 
     def colored(self, path: str | Path | None = None) -> np.ndarray:
@@ -99,8 +99,8 @@ class Segmenter:
     """A network with its test protocol.
 
     Attributes:
-        classes: names.
-        colors: RGB of each.
+        classes: names of the classes.
+        colors: RGB colours of the classes.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class Segmenter:
         backbone: Backbone | None = None,
         **settings: Any,
     ):
-        """Prepares; nothing is compiled yet. The arguments are those of `load`.
+        """Prepares without compiling anything; takes the arguments of `load`.
 
         Raises:
-            ConfigError: a setting is unusable.
+            ConfigError: a setting cannot be used.
             DataError: the weights do not fit their network.
         """
         if dtype not in ('float32', 'bfloat16'):
@@ -135,8 +135,8 @@ class Segmenter:
         """Segments one image, or several: a list, or a folder.
 
         Args:
-            images: a path, an array (H, W, 3) or (H, W) uint8 (RGB or grey), a Pillow image, a list of those,
-                or a folder, whose images are taken in the order of their names.
+            images: a path, an array (H, W, 3) or (H, W) uint8 (RGB or grey), a Pillow image, a list of these,
+                or a folder, whose images are taken in order of name.
 
         Returns:
             A `Result`, or a list of them.
@@ -150,11 +150,11 @@ class Segmenter:
     def stream(
         self, images: Picture | Iterable[Picture], errors: list[str] | None = None
     ) -> Iterator[Result]:
-        """Segments many images, one after the other; the next are read while the device works.
+        """Segments many images, one by one; the next ones are read while the device works.
 
         Args:
-            images: as in `__call__`, or an iterable, without end if need be.
-            errors: takes what is wrong with images that cannot be used, and the others go on; None raises.
+            images: as in `__call__`, or an iterable, which may be endless.
+            errors: a list to which messages about unusable images are appended, instead of raising.
 
         Raises:
             DataError: an image cannot be used, unless `errors` is given.
@@ -168,7 +168,7 @@ class Segmenter:
             raise DataError(f'an image is a path, an array or a Pillow image, not {type(images).__name__}')
         for picture, image in _read_ahead(images, errors):
             ids, size = self._argmax(self._logits(image)), image.shape[:2]
-            # Fetched one image late: the device works on this one while the host writes the last.
+            # Fetched one image late: the device works on this one while the host writes the previous one.
             if pending is not None:
                 yield self._result(*pending)
             pending = picture, image, ids, size
@@ -192,7 +192,7 @@ class Segmenter:
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The images of a folder and the folders in it, by name.
+    """The images of a folder and its subfolders, by name.
 
     Raises:
         DataError: there are none.
@@ -205,14 +205,14 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def _is_picture(images: object) -> TypeGuard[Picture]:
-    """Whether it is one picture; a folder holds several."""
+    """Whether this is a single picture; a folder is not."""
     if isinstance(images, (str, Path)):
         return not Path(images).expanduser().is_dir()
     return isinstance(images, (np.ndarray, Image.Image))
 
 
 def _read_ahead(images, errors):
-    """Yields (picture, RGB array); a few are read in advance, in threads."""
+    """Yields (picture, RGB array); a few are read ahead, in threads."""
     images = iter(images)
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         queue = [(picture, pool.submit(_to_array, picture)) for picture in islice(images, READ_AHEAD)]
@@ -243,7 +243,7 @@ def _to_array(picture):
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         cure = 'the last axis is red, green and blue'
         if array.dtype.kind == 'f':
-            cure = 'levels of 0 to 1 become so by (255 * image).round().astype("uint8")'
+            cure = 'convert levels of 0 to 1 by (255 * image).round().astype("uint8")'
         raise DataError(
             f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}: {cure}'
         )

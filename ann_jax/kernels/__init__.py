@@ -1,6 +1,6 @@
-"""Array functions that decide how fast the network is, with a form for each platform where that pays.
+"""Array functions that dominate the run time, with a special form for a platform where it pays.
 
-Each has a plain meaning. Which form runs is chosen when a program is lowered, see `forms`.
+The form is chosen when a program is lowered, see `forms`.
 """
 
 from typing import Any

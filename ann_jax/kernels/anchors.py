@@ -1,8 +1,8 @@
 """The anchors that attention looks at: pooled, random or all pixels (Eq. 8, Fig. 4, Table 7).
 
-Average pooling is a pair of small matrix products: bins of torch's adaptive pooling overlap when the input
-does not divide, which rules out a reshape, and matrix products are what accelerators do best. Where images
-fill their arrays, every index and weight is a constant of the program.
+Average pooling is a pair of small matrix products: the bins of torch's adaptive pooling overlap if the input
+does not divide, which rules out a reshape, and accelerators are best at matrix products. If images fill their
+arrays, all indices and weights are constants of the program.
 """
 
 from collections.abc import Sequence
@@ -31,26 +31,26 @@ def sample_anchors(
 ) -> Float[jax.Array, 'B S C']:
     """Samples S = sum(n * n for n in sizes) anchors from a feature map (paper: Eq. 8, Fig. 4, Table 7).
 
-    Several sizes make the pyramid versions of the paper, one size the plain ones. Anchors are in
-    row-major order within a level, levels in the order of `sizes`.
+    Several sizes give the paper's pyramid versions, one size the plain ones. Anchors are in row-major order
+    within a level, and levels in the order of `sizes`.
 
-    Where rows are split over devices, average pooling exchanges the anchors alone. The others need pixels of
-    the whole map, which XLA fetches.
+    If rows are split over devices, average pooling exchanges only the anchors. The other kinds need pixels of
+    the whole map, which XLA gathers.
 
     Args:
         x: features.
         sampling: 'average' or 'max' pool adaptively to n x n, equal to torch's adaptive pooling;
-            'random' draws n * n pixels, the same for every image of the batch and every call with
+            'random' draws n * n pixels, the same ones for every image of the batch and every call with
             the same `rng`; 'all' keeps every pixel and ignores `sizes` (the standard non-local block).
         sizes: output sizes n of the pooling levels.
-        rng: PRNG key, needed by 'random' only.
-        size: of the images, where they do not fill x.
+        rng: PRNG key, only needed by 'random'.
+        size: size of the images if they do not fill x.
 
     Returns:
         Anchors in the dtype of x; S = H * W for 'all', see `seen_anchors`.
 
     Raises:
-        ConfigError: unknown `sampling`, or one that needs images of one size where they have several.
+        ConfigError: unknown `sampling`, or images of several sizes for one that needs a single size.
     """
     if sampling not in SAMPLINGS:
         raise ConfigError(unknown('sampling', sampling, SAMPLINGS))
@@ -78,7 +78,7 @@ def sample_projected(
     rng: PRNGKeyArray | None = None,
     size: Size = None,
 ) -> Float[jax.Array, 'B S D']:
-    """Anchors of the 1x1 convolution of a map: `sample_anchors` of x @ kernel + bias.
+    """Anchors of a 1x1 convolution of a map: `sample_anchors` of x @ kernel + bias.
 
     Args:
         x: features.
@@ -88,21 +88,21 @@ def sample_projected(
     if sampling == 'average' and row_shards(x) == 1:
         # The projection of a mean is the mean of projections, and there are fewer means.
         return product(sample_anchors(x, sampling, sizes, rng, size), kernel) + bias
-    # Devices that share the rows exchange anchors, which are smaller once they are projected.
+    # Devices that share the rows exchange anchors, which are smaller after the projection.
     return sample_anchors(product(x, kernel) + bias, sampling, sizes, rng, size)
 
 
 def seen_anchors(x: Float[Array, 'B H W C'], sampling: str, size: Size) -> Bool[jax.Array, 'B S'] | None:
-    """Which anchors lie in the images; None where all do."""
+    """Which anchors are inside the images; None if all are."""
     if sampling != 'all' or size is None or all(isinstance(length, int) for length in size):
         return None
     inside = mask(x.shape, size)
-    assert inside is not None  # an array of lengths is never known to fill x
+    assert inside is not None  # arrays of lengths are never known to fill x
     return jnp.broadcast_to(inside, (*x.shape[:3], 1)).reshape(x.shape[0], -1)
 
 
 def _bins(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and one-past-last input index of each adaptive pooling bin, as torch rounds them."""
+    """First and one-past-last input index of each adaptive pooling bin, rounded as torch does."""
     index = np.arange(n_out)
     return index * n_in // n_out, -(-(index + 1) * n_in // n_out)
 
@@ -128,8 +128,8 @@ def _average_anchors(x, sizes, size):
     if row_shards(x) > 1:
         return _average_over_shards(x, sizes, size)
     batch, height, width = x.shape[:3]
-    # One product pools the height for all levels together; each level then pools its width. Every image has a
-    # product of its own: for a common one, maps would be transposed.
+    # One product pools the height for all levels at once; each level then pools the width. The products are
+    # batched over the images: a single one would transpose the maps.
     columns: Sequence[jax.Array | np.ndarray]
     if size is None:
         shared = np.concatenate([_average_matrix(height, n) for n in sizes])
@@ -148,7 +148,7 @@ def _average_anchors(x, sizes, size):
 
 
 def _average_over_shards(x, sizes, size):
-    """Every shard pools its rows; then sums of S x C over the shards."""
+    """Each shard pools its rows; the anchors, S x C, are then summed over the shards."""
     lengths = [per_image(length, x.shape[0]) for length in size_of(x.shape, size)]
     rows, columns = (
         [_average_matrices(n_in, n, length) for n in sizes]
@@ -181,7 +181,7 @@ def _random_anchors(x, sizes, rng):
     pixels = jnp.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
     count = pixels.shape[1]
     keys = jax.random.split(rng, len(sizes))
-    # A map with fewer pixels than anchors can only be drawn from with replacement.
+    # If a map has fewer pixels than anchors, they are drawn with replacement.
     levels = [
         jax.random.choice(key, count, (n * n,), replace=n * n > count)
         for key, n in zip(keys, sizes, strict=True)

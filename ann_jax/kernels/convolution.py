@@ -1,4 +1,4 @@
-"""Convolution of feature maps, and the forms of it that are fast on CPUs and GPUs."""
+"""Convolution of feature maps, with forms that are fast on CPUs and GPUs."""
 
 import functools
 import math
@@ -13,10 +13,10 @@ from ann_jax.kernels.products import product, times_transposed
 from ann_jax.kernels.winograd import tiles, winograd, winograd_input_gradient, winograd_kernel_gradient
 from ann_jax.parallel.mesh import row_shards
 
-# Channels from which the forms of 3x3 convolutions for CPUs pay.
-WIDE = 64  # gradients that are products of their own
-WIDER = 128  # Winograd's without gradients: for fewer, passes over memory cost more than they spare
-WIDEST = 512  # input channels, Winograd's with gradients: for fewer it takes long to compile
+# Number of channels from which the CPU forms of 3x3 convolutions pay off.
+WIDE = 64  # for gradients as plain products
+WIDER = 128  # for Winograd without gradients: with fewer, memory traffic costs more than it saves
+WIDEST = 512  # input channels, for Winograd with gradients: with fewer, compilation takes too long
 
 
 def convolve(
@@ -24,20 +24,20 @@ def convolve(
 ) -> Float[jax.Array, 'B H_out W_out D']:
     """Convolution with torch's symmetric zero padding.
 
-    A 1x1 convolution is computed as a matrix product, which XLA runs faster, above all its gradients.
+    A 1x1 convolution is computed as a matrix product, which is faster in XLA, especially its gradients.
 
     Args:
         x: features.
-        kernel: of odd k.
-        stride, dilation: of both axes.
+        kernel: k is odd.
+        stride, dilation: same for both axes.
 
     Returns:
-        A map of the size of x at stride 1, and of (n - 1) // stride + 1 else.
+        A map of the size of x at stride 1; of (n - 1) // stride + 1 otherwise.
     """
     size = kernel.shape[0]
     if size == 1:
         return product(x[:, ::stride, ::stride], kernel[0, 0])
-    # Rows that are split over devices are exchanged by XLA, which knows how for its own convolution alone.
+    # XLA exchanges rows that are split over devices, but only for its own convolution.
     special = stride == 1 and (dilation > 1 or _is_wide(x, kernel)) and row_shards(x) == 1
     return _special(x, kernel, dilation) if special else direct(x, kernel, stride, dilation)
 
@@ -45,7 +45,7 @@ def convolve(
 def direct(
     x: Float[Array, 'B H W C'], kernel: Float[Array, 'k k C D'], stride: int, dilation: int
 ) -> Float[jax.Array, 'B H_out W_out D']:
-    """As `convolve`, by XLA's own convolution, whose gradients are convolutions too."""
+    """`convolve` by XLA's own convolution, whose gradients are convolutions too."""
     pad = dilation * (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         jnp.asarray(x),
@@ -59,7 +59,7 @@ def direct(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _special(x, kernel, dilation):
-    """A convolution of stride 1 that has forms; without gradients."""
+    """A convolution of stride 1 with special forms; this one is used if no gradient is needed."""
     return by_platform(
         x,
         kernel,
@@ -103,10 +103,10 @@ def _direct_backward(dilation, x, kernel, gradient):
 
 
 def _gpu_backward(dilation, x, kernel, gradient):
-    """The gradient of a dilated kernel is that of a plain one.
+    """Computes the gradient of a dilated kernel as that of a plain one.
 
-    XLA hands the gradient of a dilated kernel to cuDNN as a convolution of C images by kernels as large as
-    the map, with the batch as channels; that of a plain kernel is an operation of cuDNN's own.
+    XLA gives the gradient of a dilated kernel to cuDNN as a convolution of C images with kernels as large as
+    the map and the batch as channels; for a plain kernel, cuDNN has an operation of its own.
     """
     if dilation == 1:
         return _direct_backward(dilation, x, kernel, gradient)
@@ -116,9 +116,9 @@ def _gpu_backward(dilation, x, kernel, gradient):
 
 
 def space_to_batch(x: Float[Array, 'B H W C'], d: int) -> Float[jax.Array, 'B*{d}**2 h w C']:
-    """Pixels `d` apart become neighbours in d^2 images of ceil(H / d) x ceil(W / d).
+    """Rearranges pixels `d` apart as neighbours in d^2 images of ceil(H / d) x ceil(W / d).
 
-    A convolution dilated by `d` is a plain one of them. Zeros follow where d does not divide a size.
+    A convolution dilated by `d` is a plain one of these. Sizes that d does not divide are padded with zeros.
     """
     batch, height, width, channels = x.shape
     rows, columns = -(-height // d), -(-width // d)
@@ -130,7 +130,7 @@ def space_to_batch(x: Float[Array, 'B H W C'], d: int) -> Float[jax.Array, 'B*{d
 def batch_to_space(
     y: Float[jax.Array, 'images h w C'], d: int, height: int, width: int
 ) -> Float[jax.Array, 'images//{d}**2 {height} {width} C']:
-    """Undoes `space_to_batch` of a map of `height` x `width`."""
+    """Inverse of `space_to_batch`, for a map of `height` x `width`."""
     _, rows, columns, channels = y.shape
     y = y.reshape(-1, d, d, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
     return y.reshape(-1, rows * d, columns * d, channels)[:, :height, :width]
@@ -140,12 +140,12 @@ def batch_to_space(
 
 
 def _is_wide(x, kernel):
-    """Whether a 3x3 convolution is one of float32 that has forms for CPUs."""
+    """Whether this is a float32 3x3 convolution with special forms for CPUs."""
     return kernel.shape[0] == 3 and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
 
 
 def _tiles_fit(x, dilation):
-    """Whether tiles reach so little beyond the map that fewer products per result are fewer in all."""
+    """Whether Winograd saves products in total, although its tiles reach beyond the map."""
     if not all(isinstance(n, int) for n in x.shape[1:3]):  # exported for any size
         return False
     rows, columns = tiles(x.shape, dilation)
@@ -167,7 +167,7 @@ def _cpu_forward(dilation, x, kernel):
 def _cpu_backward(dilation, x, kernel, gradient):
     if not _is_wide(x, kernel):
         return _direct_backward(dilation, x, kernel, gradient)
-    # Behind a barrier, or x would be kept padded from the forward pass on.
+    # Behind a barrier; else x would be kept padded from the forward pass on.
     x, gradient = jax.lax.optimization_barrier((x, gradient))
     of_input, of_kernel = _direct_backward(dilation, x, kernel, gradient)
     if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # larger maps take too much memory
@@ -176,15 +176,15 @@ def _cpu_backward(dilation, x, kernel, gradient):
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
         if kernel.shape[2] >= WIDEST:
             of_input = winograd_input_gradient(gradient, kernel, dilation)
-    # Behind both, an optimizer updates the kernel in place; XLA would copy it first.
+    # After both, an optimizer updates the kernel in place; otherwise XLA would copy it first.
     return jax.lax.optimization_barrier((of_input, of_kernel))
 
 
 def _input_gradient(y, kernel, d):
-    """The gradient of a 3x3 convolution's input, as one product with the kernel as it lies in memory.
+    """The gradient of a 3x3 convolution's input, as one product with the kernel in its memory layout.
 
-    XLA's own convolves with a copy of the kernel, flipped and transposed, which may take half as long as the
-    products do. Here the maps are transposed: (B, H, W, D), (3, 3, C, D) -> (B, H, W, C).
+    XLA convolves with a flipped and transposed copy of the kernel, and making it may take half as long as the
+    products. Here the maps are transposed instead: (B, H, W, D), (3, 3, C, D) -> (B, H, W, C).
     """
     batch, height, width, features = y.shape
     parts = times_transposed(y.reshape(-1, features), kernel.reshape(-1, features))

@@ -1,7 +1,7 @@
-"""Forms of a function for several platforms; the one that runs is chosen when a program is lowered.
+"""Forms of a function for several platforms; lowering chooses the one that runs.
 
-A form is a function of arrays at the top level of its module, or `with_static` of one: jax traces the same
-object only once for arguments of the same shapes. A network uses a few hundred forms of some twenty shapes.
+A form is a module-level function of arrays, or `with_static` of one: jax traces a function object once per
+set of argument shapes. A network calls forms a few hundred times, with some twenty shapes.
 """
 
 import functools
@@ -19,12 +19,12 @@ GPUS = ('cuda', 'rocm')
 def by_platform(
     *args: Any, default: Callable, cpu: Callable | None = None, gpu: Callable | None = None
 ) -> Any:
-    """Calls the form of the platform that the program is lowered for.
+    """Calls the form for the platform that the program is lowered for.
 
     Args:
         *args: arrays, or trees of them.
-        default: the form of platforms that have none of their own.
-        cpu, gpu: forms with results of the same shapes.
+        default: the form for all other platforms.
+        cpu, gpu: special forms; their results have the same shapes.
     """
     given = {'cpu': cpu} | dict.fromkeys(GPUS, gpu)
     forms = {platform: form for platform, form in given.items() if form is not None}
@@ -34,11 +34,11 @@ def by_platform(
 
 
 def with_forms_of(platform: str, function: Callable) -> Callable:
-    """The function in the forms of one platform, whatever it is lowered for.
+    """The function with the forms of one platform, whatever it is lowered for; 'any' has only default forms.
 
-    For what knows no choice by platform: exporters, and counting. 'any' has the default forms alone.
+    For exporters and cost counting, which do not support a choice by platform.
 
-    The result is a new function. jax keeps traces by function, and the pick is none of its keys.
+    Returns a new function: jax caches traces by function object, and the choice is not part of the key.
     """
 
     def picked(*args):
@@ -53,15 +53,15 @@ def with_forms_of(platform: str, function: Callable) -> Callable:
 
 @functools.cache
 def with_static(form: Callable, *static: Any) -> Callable:
-    """A form whose first arguments are fixed; the same object for the same ones."""
+    """A form with its first arguments fixed; the same object each time."""
     return functools.partial(form, *static)
 
 
 def computed_once(x: jax.Array) -> jax.Array:
-    """The same array; on CPUs it, and its gradient, are put into memory before any part of them is used.
+    """Returns x; on CPUs, x and its gradient are materialised before they are used.
 
-    XLA would otherwise compute a sum of residuals again from those of all blocks before, in every block, and
-    keep them all for it: in ResNet-101 a fifth of the time of inference and more than half of its memory.
+    Otherwise XLA recomputes each sum of residuals from those of all earlier blocks, and keeps them all: in
+    ResNet-101 this costs a fifth of inference time and more than half of its memory.
     """
     return _computed_once(x)
 

@@ -1,7 +1,7 @@
-"""Which part of a canvas is real: images smaller than their array lie at its top left.
+"""Which part of a canvas is valid: images smaller than their array are placed at its top left.
 
-A size is a pair, heights and widths; each of them is a number for all images, or (B,) int32. It is None where
-every image fills its array, and then nothing is masked.
+A size is a pair of heights and widths, each a number for all images or (B,) int32. If all images fill the
+array, the size is None and nothing is masked.
 """
 
 import jax
@@ -20,17 +20,17 @@ def size_of(shape: tuple[Dim, ...], size: Size) -> tuple[Length, Length]:
 
 
 def strided(size: Size, stride: int) -> Size:
-    """Sizes of the result of a convolution with symmetric padding."""
+    """Sizes after a convolution with symmetric padding."""
     return size and ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
 
 
 def per_image(length: Length, batch: Dim) -> Int32[jax.Array, ' B']:
-    """Heights or widths, one for each image."""
+    """Heights or widths, one per image."""
     return jnp.broadcast_to(jnp.asarray(length, jnp.int32), (batch,))
 
 
 def mask(shape: tuple[Dim, ...], size: Size) -> Bool[jax.Array, '#B #H #W 1'] | None:
-    """Whether each pixel of (B, H, W, ...) is real; None where all are."""
+    """Which pixels of (B, H, W, ...) are valid; None if all are."""
     inside = None
     for axis, length in enumerate(size_of(shape, size), 1):
         if isinstance(length, int) and length == shape[axis]:
@@ -42,13 +42,13 @@ def mask(shape: tuple[Dim, ...], size: Size) -> Bool[jax.Array, '#B #H #W 1'] | 
 
 
 def clean(x: Float[Array, 'B H W C'], size: Size) -> Float[Array, 'B H W C']:
-    """The array, with zeros outside of the images."""
+    """The array, with zeros outside the images."""
     inside = None if size is None else mask(x.shape, size)
     return x if inside is None else jnp.where(inside, x, 0)
 
 
 def count_pixels(shape: tuple[Dim, ...], size: Size) -> Dim | Integer[jax.Array, '']:
-    """Pixels of all images of an array (B, H, W, ...)."""
+    """Number of valid pixels of an array (B, H, W, ...)."""
     height, width = size_of(shape, size)
     if isinstance(height, int) and isinstance(width, int):
         return shape[0] * height * width

@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of the batch, and its gradient."""
+"""Batch normalisation with the statistics of the batch, and its gradient."""
 
 import functools
 
@@ -18,17 +18,17 @@ def normalize(
     epsilon: float,
     size: Size = None,
 ) -> tuple[Float[jax.Array, 'B H W C'], Float32[jax.Array, ' C'], Float32[jax.Array, ' C']]:
-    """Normalises each channel by its mean and (biased) variance over the real pixels of the batch.
+    """Normalises each channel by its mean and (biased) variance over the valid pixels of the batch.
 
     Args:
         x: features.
-        scale, bias: applied after it.
+        scale, bias: applied after the normalisation.
         epsilon: added to the variance.
-        size: of the images, where they do not fill x.
+        size: size of the images if they do not fill x.
 
     Returns:
-        The map in the dtype of x, the mean and the variance, which pass on no gradients. What lies outside
-        of the images is not defined, and receives no gradient.
+        The map in the dtype of x, the mean and the variance; no gradients flow through the last two. Pixels
+        outside the images are undefined, and receive no gradient.
     """
     pixels = jnp.asarray(count_pixels(x.shape, size), jnp.float32)
     return _normalize(x, scale, bias, None if size is None else mask(x.shape, size), pixels, epsilon)
@@ -42,7 +42,7 @@ def _normalize(x, scale, bias, inside, pixels, epsilon):
 def _forward(x, scale, bias, inside, pixels, epsilon):
     y = x.astype(jnp.float32)
     mean = _sum(y, inside) / pixels
-    # Two passes: E[x^2] - E[x]^2 loses too many digits where the mean is large.
+    # Two passes: E[x^2] - E[x]^2 loses too many digits if the mean is large.
     var = _sum(jnp.square(y - mean), inside) / pixels
     inverse = jax.lax.rsqrt(var + epsilon)
     y = (y - mean) * (scale * inverse) + bias

@@ -1,4 +1,4 @@
-"""3x3 max pooling of stride 2 by slices of the map, with a cheap gradient, and known to every exporter."""
+"""3x3 max pooling of stride 2 from slices of the map: the gradient is cheap, and all exporters support it."""
 
 import functools
 
@@ -12,21 +12,21 @@ from ann_jax.parallel.mesh import row_shards
 
 
 def max_pool(x: Float[Array, 'B H W C'], ceil: bool) -> Float[jax.Array, 'B H_out W_out C']:
-    """Max pooling with padding 1; output sizes round down, or up with `ceil`.
+    """Max pooling with padding 1; output sizes are rounded down, or up with `ceil`.
 
-    Where several neighbours are the largest, the first of them gets the gradient, as in torch. XLA's own
-    form makes maps of the indices of all pixels for it: four of them on CPUs, two on GPUs.
+    If several neighbours are the largest, the first gets the gradient, as in torch. XLA's own form makes
+    index maps for this: four on CPUs, two on GPUs.
 
     Args:
-        x: features; canvases are zero outside of their images, and the images not negative.
+        x: features; non-negative, and zero outside the images of a canvas.
         ceil: as torch's `ceil_mode`.
 
     Returns:
-        The pooled map. Where rows are split over devices they stay so: H_out is H / 2.
+        The pooled map. Rows that are split over devices stay split: H_out is H / 2.
     """
     if row_shards(x) > 1:
-        # XLA exchanges the rows. One more column of padding adds a window when the size is even, and none
-        # when it is odd.
+        # XLA exchanges the rows. One more column of padding adds a window if the size is even, and none if it
+        # is odd.
         return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1 + int(ceil))])
     return _max_pool(x, x.shape[1:3], ceil)
 
@@ -60,7 +60,7 @@ _max_pool.defvjp(_forward, _backward)
 
 
 def _next(x, axis):
-    """What lies behind each element along an axis, 0 behind the last."""
+    """The element after each one along an axis; 0 after the last."""
     shift = [(0, 0, 0)] * 4
     shift[axis] = (-1, 1, 0)
     return jax.lax.pad(x, jnp.zeros((), x.dtype), shift)
@@ -69,7 +69,7 @@ def _next(x, axis):
 def _neighbours(x, size, ceil):
     """The nine pixels of each window: (B, H', W', C) each, row by row."""
     height, width = ((n - 1 + int(ceil)) // 2 + 1 for n in size)
-    # A row and a column more than windows reach where sizes are odd or rounded down.
+    # If sizes are odd or rounded down, this is one row and column more than the windows need.
     x = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=-jnp.inf)
     every_second = lambda y, i, n, axis: jax.lax.slice_in_dim(y, i, i + 2 * n - 1, 2, axis)
     return [every_second(every_second(x, i, height, 1), j, width, 2) for i in range(3) for j in range(3)]

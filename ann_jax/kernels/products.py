@@ -1,4 +1,4 @@
-"""Matrix products of feature maps with small kernels, and gradients of them that are fast on CPUs."""
+"""Matrix products of feature maps with small kernels, with gradients that are fast on CPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ann_jax.parallel.mesh import row_shards
 def product(x: Float[Array, '*rows C'], kernel: Float[Array, 'C D']) -> Float[jax.Array, '*rows D']:
     """x @ kernel."""
     x = jnp.asarray(x)
-    # Merging axes, as the form for CPUs does, would gather rows that are split over devices.
+    # The form for CPUs merges axes, which would gather rows that are split over devices.
     return x @ kernel if row_shards(x) > 1 else _product(x, kernel)
 
 
@@ -41,7 +41,7 @@ def _plain_backward(x, kernel, gradient):
 
 
 def _flat(x):
-    """For gradients of arrays of more than two axes XLA would transpose copies of them."""
+    """Merges all axes but the last: for gradients of more axes, XLA would transpose copies of the arrays."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -51,14 +51,14 @@ def _flat_forward(x, kernel):
 
 def _flat_backward(x, kernel, gradient):
     shape, (inputs, features) = x.shape, kernel.shape
-    # Behind a barrier, or x might be transposed long before.
+    # Behind a barrier; else x might be transposed long before it is used.
     x, gradient = jax.lax.optimization_barrier((_flat(x), _flat(gradient)))
-    if len(x) * (inputs + features) <= 1.5 * kernel.size:  # maps to transpose, beside the kernel
+    if len(x) * (inputs + features) <= 1.5 * kernel.size:  # maps to transpose, compared to the kernel
         of_input = times_transposed(gradient, kernel).T
     else:
         of_input = gradient @ kernel.T
     rows = jax.lax.optimization_barrier(x.T) if inputs > features else x.T
-    # Behind both, an optimizer updates the kernel in place; XLA would copy it first.
+    # After both, an optimizer updates the kernel in place; otherwise XLA would copy it first.
     of_input, of_kernel = jax.lax.optimization_barrier((of_input, rows @ gradient))
     return of_input.reshape(shape), of_kernel
 
@@ -66,8 +66,8 @@ def _flat_backward(x, kernel, gradient):
 def times_transposed(x: Float[Array, 'N D'], kernel: Float[Array, 'C D']) -> Float[jax.Array, 'C N']:
     """The transpose of x @ kernel.T; for CPUs.
 
-    XLA's product with a transposed matrix may take twice as long there as with one as it lies in memory. Here
-    the maps are transposed, which pays where they are smaller than kernels.
+    On CPUs, XLA's product with a transposed matrix may take twice as long as with one in its memory layout.
+    Here the maps are transposed instead, which pays off if they are smaller than the kernel.
     """
     barrier = jax.lax.optimization_barrier
     return barrier(kernel @ barrier(x.T))

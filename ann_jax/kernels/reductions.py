@@ -1,4 +1,4 @@
-"""Sums of many terms, whose forms for CPUs keep their digits without putting the terms into memory."""
+"""Sums of many terms; the forms for CPUs are accurate without materialising the terms."""
 
 import math
 from typing import Any
@@ -11,10 +11,10 @@ from ann_jax.kernels import Array
 from ann_jax.kernels.forms import by_platform
 from ann_jax.parallel.mesh import row_shards
 
-# Of a sum of more terms than these XLA's CPU backend makes a tree, for the sake of its digits, and puts all
-# terms into memory first. Of fewer it computes the terms as it adds them up.
+# For accuracy, XLA's CPU backend sums more terms than this as a tree, and materialises all of them first. Up
+# to this number, it computes the terms as it adds them up.
 TERMS = 32
-COLUMNS = 8  # of a row at a time: sums of few sums of few terms lose few digits
+COLUMNS = 8  # of a row at a time: short sums of short sums lose few digits
 
 
 def sum_pixels(x: Float[Array, 'B H W C']) -> Float[jax.Array, ' C']:
@@ -64,5 +64,5 @@ def _plain_squares_of_vectors(vectors):
 
 
 def _squares_of_vectors(vectors):
-    # To compile hundreds of short sums takes seconds.
+    # Compiling hundreds of short sums would take seconds.
     return _squares_by_factors(jax.lax.optimization_barrier(jnp.concatenate(vectors)))

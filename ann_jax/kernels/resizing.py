@@ -12,8 +12,8 @@ from ann_jax.kernels import Array, Dim
 from ann_jax.kernels.masking import Size, per_image, size_of
 from ann_jax.parallel.mesh import row_shards
 
-# Rows that a shard needs of its neighbours to resize: two maps of one image, whose sizes were rounded at each
-# stage, lie less than two rows of the input apart.
+# Rows that a shard needs from each neighbour: sizes are rounded at each stage, but two maps of the same image
+# differ by less than two rows of the input.
 HALO = 2
 
 
@@ -25,9 +25,9 @@ def resize(
     Args:
         x: canvases; computed in float32.
         size: of the images on them.
-        canvas: height and width of the result. Where rows are split over devices, its height is the same
-            multiple of H as that of the images, but for the rounding of their sizes.
-        target: sizes of the resized images; what lies outside of them is not defined.
+        canvas: height and width of the result. If rows are split over devices, the heights of the canvas and
+            of the images grow by the same factor, up to rounding.
+        target: sizes of the resized images; pixels outside them are undefined.
         align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
 
     Returns:
@@ -41,9 +41,9 @@ def resize(
 
 
 def _linear_weights(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the two neighbours of each output sample, and the weight of the second."""
+    """Indices of both neighbours of each output sample, and the weight of the second."""
     target = np.arange(n_out, dtype=np.float32)
-    # float32 arithmetic on purpose: torch computes positions so, and the last digits depend on it.
+    # float32 on purpose: torch computes positions this way, and the last digits depend on it.
     if align_corners:
         source = target * np.float32((n_in - 1) / (n_out - 1) if n_out > 1 else 0)
     else:
@@ -91,7 +91,7 @@ def _resize_forward(x, size, align_corners):
 
 
 def _resize_backward(size, align_corners, residual, gradient):
-    # The gradient of a gather is a scatter, slow on every device; two matrix products are the same map.
+    # The gradient of a gather is a scatter, which is slow on every device; two matrix products give the same.
     height, width = residual.shape[:2]
     rows = linear_matrix(height, size[0], align_corners)
     columns = linear_matrix(width, size[1], align_corners)
@@ -112,13 +112,13 @@ def resize_images(
     align_corners: bool,
     flip: bool = False,
 ) -> Float32[jax.Array, 'B H_out W_out C']:
-    """Resizes images on canvases, each as torch's `interpolate` would resize it alone.
+    """Resizes images on canvases, each as torch's `interpolate` would on its own.
 
     Args:
         x: canvases; computed in float32.
         size: of the images on them.
         canvas: height and width of the result.
-        target: sizes of the resized images on it; what lies outside repeats the border.
+        target: sizes of the resized images on it; pixels outside repeat the border.
         align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
         flip: mirror the images left to right.
     """
@@ -128,7 +128,7 @@ def resize_images(
 
 
 def _matrices(shape, size, canvas, target, align_corners, flip=False):
-    """What resizes the heights and the widths of images: (B, n_out, n_in) each."""
+    """The matrices that resize heights and widths: (B, n_out, n_in) each."""
     size, target = size_of(shape, size), size_of((shape[0], *canvas), target)
     matrices = []
     for axis in (0, 1):
@@ -155,12 +155,12 @@ def linear_rows(
     else:
         source = (i + 0.5) * (length / target) - 0.5
     source = jnp.clip(source, 0, length - 1)
-    # The two neighbours weigh one less their distance; nothing else is that near.
+    # Each of the two neighbours weighs one minus its distance; nothing else is closer than one.
     return jnp.maximum(1 - jnp.abs(source[..., None] - jnp.arange(n_in, dtype=jnp.float32)), 0)
 
 
 def _resize_over_shards(x, size, canvas, target, align_corners):
-    """`resize_images` shard by shard: a shard's result is made of its own rows and its neighbours'."""
+    """`resize_images` shard by shard, each from its own rows and those of its neighbours."""
     shards = row_shards(x)
     own = x.shape[1] // shards
     rows, columns = _matrices(x.shape, size, canvas, target, align_corners)
@@ -180,7 +180,7 @@ def _resize_over_shards(x, size, canvas, target, align_corners):
 def _with_neighbours(x, shards):
     """(B, h + 2 * HALO, W, C): a shard's rows between those of its neighbours, zeros beyond the canvas."""
     own, parts = x.shape[1], [x]
-    for hop in range(1, -(-HALO // own) + 1):  # a shard of one row lies two hops from the rows it needs
+    for hop in range(1, -(-HALO // own) + 1):  # with one row per shard, the rows needed are two hops away
         count = min(own, HALO - (hop - 1) * own)
         down = [(i, i + hop) for i in range(shards - hop)]
         above = jax.lax.ppermute(x[:, own - count :], 'space', down)

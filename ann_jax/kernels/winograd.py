@@ -1,8 +1,9 @@
-"""Winograd's F(2x2, 3x3) (Lavin and Gray 2016): 3x3 convolutions of stride 1 by 4 products per result, not 9.
+"""Winograd's F(2x2, 3x3) (Lavin and Gray 2016): 4 products per result of a 3x3 convolution of
+stride 1, not 9.
 
 A map is cut into tiles of 2 x 2 results, each from 4 x 4 pixels `dilation` apart. The 16 factors of all tiles
-are 16 matrices (tiles, C), those of a kernel are 16 matrices (C, D). Tiles with no result in the map are left
-out: along 17 pixels, of which those 4 apart are neighbours, there are 9, where whole groups of 8 make it 12.
+are 16 matrices (tiles, C); those of a kernel are 16 matrices (C, D). Tiles without a result in the map are
+left out: along 17 pixels with dilation 4 there are 9, where whole groups of 8 would make 12.
 """
 
 import jax
@@ -12,8 +13,8 @@ from jaxtyping import Float
 
 from ann_jax.kernels import Array
 
-# Of four neighbours along an axis to the four factors, of three weights to the other four, and of their
-# products to two results.
+# Along an axis: from four neighbours to four factors, from three weights to the other four factors, and from
+# their products to two results.
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
@@ -24,7 +25,7 @@ def winograd(
 ) -> Float[jax.Array, 'B H W D']:
     """The convolution of x, with zeros around it.
 
-    The kernel is transformed as it is used, a row of four matrices at a time.
+    The kernel is transformed while it is used, one row of four matrices at a time.
     """
     return _results(_tiles_of_results(x, kernel, dilation, lambda f, k: f @ k), x.shape, dilation)
 
@@ -34,8 +35,8 @@ def winograd_input_gradient(
 ) -> Float[jax.Array, 'B H W C']:
     """The gradient of x from that of the result and the kernel.
 
-    It is the convolution with the kernel reversed and transposed; the maps are transposed in its place, since
-    they are smaller.
+    This is a convolution with the flipped and transposed kernel; the maps are transposed instead, since they
+    are smaller.
     """
     transposed = lambda f, k: k @ jax.lax.optimization_barrier(f.T)
     parts = _tiles_of_results(gradient, kernel, dilation, transposed, reverse=True)
@@ -48,7 +49,7 @@ def winograd_kernel_gradient(
 ) -> Float[jax.Array, '3 3 C D']:
     """The gradient of the kernel from x and that of the result.
 
-    The linear maps of `winograd`, transposed and in the opposite order.
+    The linear maps of `winograd`, transposed and in reverse order.
     """
     number, x = tiles(x.shape, dilation), _padded(x, dilation)
     sums: list[list[jax.Array]] = []
@@ -63,26 +64,26 @@ def winograd_kernel_gradient(
 
 
 def tiles(shape: tuple[int, ...], dilation: int) -> tuple[int, int]:
-    """Tiles of a map (B, H, W, C) along each axis: the first half of each 2 `dilation` pixels begin one."""
+    """Tiles along both axes of a map (B, H, W, C): one per pixel in the first half of every 2 `dilation`."""
     rows, columns = (n // (2 * dilation) * dilation + min(n % (2 * dilation), dilation) for n in shape[1:3])
     return rows, columns
 
 
 def _columns(kernel, i):
-    """Of a kernel (3, 3, C, D), the three matrices that row `i` of the sixteen is made of."""
+    """The three matrices from which row `i` of a kernel's sixteen factors is computed."""
     return [_combine(_KERNEL[i : i + 1], [kernel[row][j] for row in range(3)])[0] for j in range(3)]
 
 
 def _tiles_of_results(x, kernel, d, product, reverse=False):
-    """The results of all tiles, of their columns and rows of two: [column][row], the products' shape each."""
+    """The 2 x 2 results of all tiles: [column][row], each of the products' shape."""
     number, x = tiles(x.shape, d), _padded(x, d)
     order = (3, 1, 2, 0) if reverse else (0, 1, 2, 3)  # a reversed kernel has the outer two of four swapped
     sums: list[list[jax.Array]] = []
     for i, weights in zip(order, _INPUT, strict=True):
-        # A row after the other, since sixteen factors and products at once take much memory, and none of the
-        # kernel before the map is there, since it would not lie in the cache any more.
+        # Row by row, since sixteen factors and products at once take much memory; and the kernel's only once
+        # the map's are there, since they would no longer be in the cache.
         x, kernel, *sums[-1:] = jax.lax.optimization_barrier((x, kernel, *sums[-1:]))
-        # So much at a time lies in the cache until it is used.
+        # This much fits in the cache until it is used.
         row = _combine(_KERNEL, jax.lax.optimization_barrier(_columns(kernel, i)))
         factors = _factors(x, weights, d, number)
         sums.append(_combine(_OUTPUT, [product(f, row[j]) for f, j in zip(factors, order, strict=True)]))
@@ -90,7 +91,7 @@ def _tiles_of_results(x, kernel, d, product, reverse=False):
 
 
 def _results(y, shape, d):
-    """The map (B, H, W, D) of the `shape` of one with the same B, H and W, from its tiles."""
+    """Assembles the map (B, H, W, D) from its tiles; `shape` gives B, H and W."""
     batch, height, width, _ = shape
     rows, columns = tiles(shape, d)
     groups = -(-rows // d), -(-columns // d)
@@ -105,7 +106,7 @@ def _results(y, shape, d):
 
 
 def _padded(x, d):
-    """A map with zeros around it, so that all tiles lie in it."""
+    """The map with zeros around it, so that it contains all tiles."""
     after = lambda n: d + -n % (2 * d)
     return jnp.pad(x, ((0, 0), (d, after(x.shape[1])), (d, after(x.shape[2])), (0, 0)))
 
@@ -118,7 +119,7 @@ def _factors(x, weights, d, number):
 
 
 def _result_factors(y, weights, d):
-    """What the gradient of a result sends to four of the sixteen products of all tiles: (tiles, D) each."""
+    """The gradient of four of the sixteen products of all tiles, from that of the result: (tiles, D) each."""
     number, after = tiles(y.shape, d), lambda n: (0, -n % (2 * d))
     y = jnp.pad(y, ((0, 0), after(y.shape[1]), after(y.shape[2]), (0, 0)))
     part = _combine([weights], [_of_tiles(y, 1, i, d, number) for i in range(2)])[0]
@@ -127,7 +128,7 @@ def _result_factors(y, weights, d):
 
 
 def _of_tiles(x, axis, i, d, number):
-    """Pixel `i` of each tile along an axis of a map: d of each 2 d pixels, from pixel i d on."""
+    """Pixel `i` of each tile along an axis: d of every 2 d pixels, from pixel i d on."""
     x = x.reshape(*x.shape[:axis], -1, d, *x.shape[axis + 1 :])
     x = jax.lax.slice_in_dim(x, i, None, 2, axis)
     x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
@@ -135,5 +136,5 @@ def _of_tiles(x, axis, i, d, number):
 
 
 def _combine(matrix, parts):
-    """The product of a small matrix of mostly 0 and 1 with a list of arrays."""
+    """Product of a small matrix, mostly 0 and 1, with a list of arrays."""
     return [sum(p if c == 1 else c * p for c, p in zip(row, parts, strict=True) if c) for row in matrix]

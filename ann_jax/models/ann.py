@@ -15,7 +15,7 @@ from ann_jax.models.initializers import normal
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
 from ann_jax.models.resnet import Stages
 
-# Rows of Table 6 -> the blocks of the network: fusion and context.
+# Rows of Table 6 -> fusion and context blocks.
 VARIANTS = {
     'baseline': (None, None),
     'nb': (None, NB),
@@ -30,10 +30,10 @@ VARIANTS = {
 
 
 class Logits(NamedTuple, Generic[Given]):
-    """Unnormalised class scores, float32 (B, h, w, classes): arrays, or maps where the image was a map."""
+    """Unnormalised class scores, float32 (B, h, w, classes): arrays for an array, maps for a map."""
 
     main: Given
-    auxiliary: Given | None  # None where the network is folded
+    auxiliary: Given | None  # None if the network is folded
 
 
 class ANN(nn.Module):
@@ -43,18 +43,19 @@ class ANN(nn.Module):
         num_classes: output channels.
         backbone: an unbound `ResNet`, or any other `ann_jax.typing.Backbone`.
         variant: a row of Table 6, a key of `VARIANTS`.
-        fuse_stages: stages that the fusion reads (Table 9): (4,), (3, 4) or (2, 3, 4).
-        sampling, sizes: of APNB and AFNB (Table 7), see `sample_anchors`.
-        share: projections that APNB and NB share, see `blocks.Attention`.
+        fuse_stages: stages that are fused with Stage5 (Table 9): (4,), (3, 4) or (2, 3, 4).
+        sampling: how APNB and AFNB sample anchors (Table 7), see `sample_anchors`.
+        sizes: sizes of the pooling levels, see `sample_anchors`.
+        share: projections shared in APNB and NB, see `blocks.Attention`.
         out_norm: batch normalisation after W_o, see `blocks.Attention`.
-        key_channels: C^ of the attention.
+        key_channels: C^, the width of the attention.
         head_channels: channels between fusion and classifier.
         aux_channels: channels of the auxiliary head on Stage4.
-        dropout: rate of every Dropout2d.
+        dropout: rate of each Dropout2d.
         conv_bias: whether the head's convolutions before batch normalisation have a bias.
         align_corners: how logits are resized to the image.
-        dtype: what the head computes in; the classifiers always compute in float32.
-        folded: takes the variables that `fold` made, without the auxiliary head.
+        dtype: what the head computes in; the classifiers always use float32.
+        folded: whether the variables come from `fold`, without the auxiliary head.
     """
 
     num_classes: int
@@ -81,7 +82,7 @@ class ANN(nn.Module):
 
     @property
     def takes_canvas(self) -> bool:
-        """Whether images may be smaller than their array; max pooled and random anchors need exact sizes."""
+        """Whether images may be smaller than their array; max-pooled and random anchors need exact sizes."""
         attends = VARIANTS.get(self.variant) != (None, None)
         samples = not attends or self.sampling in ('average', 'all')
         return samples and getattr(self.backbone, 'takes_canvas', False)
@@ -92,8 +93,9 @@ class ANN(nn.Module):
 
         Args:
             image: an array that the images fill, or a `FeatureMap`.
-            train: whether to drop channels and to take statistics of the batch.
-            full_size: resize the logits to the image; they are at the resolution of Stage5 and Stage4 else.
+            train: whether to drop channels and use batch statistics.
+            full_size: whether to resize the logits to the image; otherwise they have the size of Stage5 and
+                Stage4.
 
         Raises:
             ConfigError: unknown variant, sampling, share or fused stage.
@@ -123,16 +125,16 @@ class ANN(nn.Module):
         return Logits(main.like(image), None if auxiliary is None else auxiliary.like(image))
 
     def _features(self, image, train):
-        """The stages of the backbone; those of one that knows no canvas are arrays."""
+        """The stages of the backbone, which may be arrays if it does not support canvases."""
         stages = self.backbone(image, train)
         if len(stages) != 4:
             raise ConfigError(
-                f'the backbone gives {len(stages)} feature maps: ANN takes those of four stages'
+                f'the backbone returns {len(stages)} feature maps: ANN needs those of four stages'
             )
         if image.size is not None and not all(isinstance(x, FeatureMap) for x in stages):
             raise ConfigError(
-                f'{type(self.backbone).__name__} gives arrays, which do not tell what part of a canvas is '
-                'real: build it of the layers of ann_jax.models, or use images of one size '
+                f'{type(self.backbone).__name__} returns arrays, which do not say which part of a canvas is '
+                'valid: build it from the layers of ann_jax.models, or use images of one size '
                 '(eval.batch_size=1) and mesh.space=1'
             )
         return Stages(*map(FeatureMap.of, stages))
@@ -171,7 +173,7 @@ class ANN(nn.Module):
         )
 
     def _classifier(self, name: str) -> Conv:
-        # float32 whatever `dtype` is: the loss and the argmax compare logits that differ by little.
+        # Always float32: the loss and the argmax compare logits that differ little.
         return Conv(self.num_classes, bias=True, kernel_init=normal(0.01), name=name)
 
 
@@ -184,18 +186,18 @@ def image_logits(
     mutable: Sequence[str] = (),
     rngs: dict[str, jax.Array] | None = None,
 ) -> tuple[Logits[FeatureMap], Mapping[str, Any]]:
-    """Logits of the image's size from `ANN` or from any other network, and the collections it changed.
+    """Logits of the size of the image from an `ANN` or any other network, and the collections it changed.
 
     Args:
-        model: an `ANN`, or a flax module `(images, train=...)` -> class scores (B, h, w, K), or a pair of
-            them, the second those of an auxiliary head. Scores of another size are resized bilinearly.
-        variables: of the model.
-        image: what the model takes, (B, H, W, 3).
+        model: an `ANN`, or a Flax module `(images, train=...)` -> class scores (B, h, w, K), or a pair of
+            scores, the second from an auxiliary head. Scores of another size are resized bilinearly.
+        variables: the model's variables.
+        image: normalised images, (B, H, W, 3).
         train: see `ANN`.
-        mutable, rngs: of `model.apply`.
+        mutable, rngs: passed to `model.apply`.
 
     Raises:
-        ConfigError: the rows of the image are split over devices, which takes an `ANN`.
+        ConfigError: the rows of the image are split over devices, and the model is not an `ANN`.
     """
     if isinstance(model, ANN):
         return model.apply(variables, image, full_size=True, train=train, mutable=mutable, rngs=rngs)
@@ -211,4 +213,4 @@ def _sized(scores: Given, image: FeatureMap) -> FeatureMap:
 
 
 def _refuse_split(_, shards):
-    raise ConfigError(f'mesh.space={shards}: rows of images can be split for an ANN alone; use mesh.space=1')
+    raise ConfigError(f'mesh.space={shards}: rows of images can only be split for an ANN; use mesh.space=1')

@@ -35,26 +35,28 @@ SHARES = ('query_key', 'key_value', 'none')
 
 
 class Attended(NamedTuple):
-    """The attention's output O of Eq. 10, as the product of its two factors: O = weights values."""
+    """The attention's output O of Eq. 10 as two factors: O = weights values."""
 
-    weights: Float[jax.Array, 'B N S']  # softmax over the anchors, one row for each pixel
+    weights: Float[jax.Array, 'B N S']  # softmax over the anchors, one row per pixel
     values: Float[jax.Array, 'B S C']  # of C^ channels
 
 
 class Attention(nn.Module):
     """Attention of every pixel of `high` to the anchors of `low`: O = softmax(phi theta_P) gamma_P.
 
-    Equations 8 to 10 of the paper, 14 to 16 for two inputs, with the scale 1 / sqrt(C^) of the
-    released code. It also holds W_o, which the block applies (Eq. 11 and 17).
+    Equations 8 to 10 of the paper, or 14 to 16 for two inputs, with the scale 1 / sqrt(C^) of the released
+    code. It also owns W_o, which the block applies (Eq. 11 and 17).
 
     Attributes:
-        features: C, the channels of `high`, that W_o maps to.
+        features: C, the channels of `high`, which W_o maps to.
         channels: C^, the width of query, key and value.
-        sampling, sizes: how anchors are sampled, see `sample_anchors`.
-        share: 'query_key' uses one projection for both (the released code, where low is high),
-            'key_value' one for key and value (the paper's text, Sec. 3.4), 'none' three.
-        out_norm: batch normalisation after W_o, which the paper finds to help AFNB alone (Appendix C).
+        sampling: how anchors are sampled, see `sample_anchors`.
+        sizes: sizes of the pooling levels, see `sample_anchors`.
+        share: 'query_key' shares one projection between query and key (the released code, where low is high),
+            'key_value' between key and value (the paper's text, Sec. 3.4); 'none' has three projections.
+        out_norm: batch normalisation after W_o, which according to the paper only helps AFNB (Appendix C).
         conv_bias: whether convolutions before batch normalisation have a bias, as in the released code.
+        dtype: what it computes in; parameters are float32.
         folded: see `fold`.
     """
 
@@ -69,7 +71,7 @@ class Attention(nn.Module):
     folded: bool = False
 
     def setup(self):
-        """Makes the projections.
+        """Creates the projections.
 
         Raises:
             ConfigError: unknown `share`.
@@ -87,7 +89,7 @@ class Attention(nn.Module):
             )
 
         if self.share == 'query_key':
-            # torch runs the shared projection twice a step and so moves its statistics twice.
+            # torch runs the shared projection twice per step, and so updates its statistics twice.
             self.key = projection(momentum=0.9**2)
         else:
             self.query, self.key = projection(), projection()
@@ -102,13 +104,13 @@ class Attention(nn.Module):
         """(B, H_l, W_l, C_l), (B, H, W, C) -> O for the N = H * W pixels of `high`.
 
         Raises:
-            ConfigError: unknown `sampling`, or one projection for query and key of two inputs.
+            ConfigError: unknown `sampling`, or query and key share a projection but the inputs differ.
         """
         if self.share == 'query_key' and low is not high:
             raise ConfigError("share='query_key' needs one input; a fusion block has two: use 'none'")
         rng = None
         if self.sampling == 'random':
-            # Evaluation always draws the same anchors, so that its result does not change between runs.
+            # Evaluation always draws the same anchors, so that results are reproducible.
             rng = self.make_rng('sampling') if train else jax.random.key(0)
 
         key = self.key(low, train)
@@ -139,9 +141,9 @@ def attention_weights(
     """softmax(query keys^T / sqrt(C^)) over the anchors (Eq. 9).
 
     Args:
-        query: of C^ channels.
-        keys: of the anchors.
-        seen: false for a key that no query attends to; None where all are seen.
+        query: one per pixel.
+        keys: one per anchor.
+        seen: False for keys that are masked out; None if none are.
     """
     query = query.reshape(query.shape[0], -1, query.shape[-1])
     similarity = jnp.einsum('bnc,bsc->bns', query, keys, preferred_element_type=jnp.float32)
@@ -160,8 +162,8 @@ def apply_kernel(
     """O kernel + bias, for the pixels of `high`."""
     weights, values = attended
     if values.shape[1] < values.shape[2]:
-        # The kernel is applied to a few anchors in place of all pixels. Weights sum to one: the bias passes
-        # unchanged.
+        # The kernel is applied to the few anchors instead of all pixels. The weights sum to one, so the bias
+        # is unchanged.
         y = jnp.einsum('bns,bsd->bnd', weights, product(values, kernel) + bias)
     else:
         y = product(jnp.einsum('bns,bsc->bnc', weights, values), kernel) + bias
@@ -169,14 +171,15 @@ def apply_kernel(
 
 
 class NonLocalBlock(nn.Module):
-    """What the four blocks share: BN(conv(cat[W_o(O), X])) of attention and input (Eq. 11 and 17).
+    """Base of the four blocks: BN(conv(cat[W_o(O), X])) of attention and input (Eq. 11 and 17).
 
     Attributes:
-        features: output channels; None for those of the input.
+        features: output channels; None for the input's.
         channels: C^, the width of query, key and value.
-        sampling, sizes: how anchors are sampled, see `sample_anchors`.
+        sampling: how anchors are sampled, see `sample_anchors`.
+        sizes: sizes of the pooling levels, see `sample_anchors`.
         share: projections that query, key and value share, see `Attention`.
-        relu: whether ReLU follows; the released code has one in APNB and none in AFNB.
+        relu: whether a ReLU follows; in the released code, it does in APNB and not in AFNB.
         out_norm: batch normalisation after W_o, see `Attention`.
         dropout: rate of the Dropout2d at the end, which draws from the 'dropout' stream.
         conv_bias: whether convolutions before batch normalisation have a bias, as in the released code.
@@ -201,9 +204,9 @@ class NonLocalBlock(nn.Module):
         """Maps (B, H, W, C) to (B, H, W, features).
 
         Args:
-            lows: maps (B, H_l, W_l, C_l) that keys and values come from; with several, their
-                responses are summed (Table 9). `[high]` makes the block a self-attention.
-            high: (B, H, W, C) map that queries come from.
+            lows: maps (B, H_l, W_l, C_l) for keys and values; the responses to several are summed (Table 9).
+                `[high]` gives self-attention.
+            high: (B, H, W, C) map for queries.
             train: whether to drop channels and take batch statistics.
         """
         channels = high.channels
@@ -245,13 +248,14 @@ class NonLocalBlock(nn.Module):
             elif self.out_norm:
                 x += convolve(attention.response(low, high, train).array, w_response)
             else:
-                # Nothing lies between W_o and W_response, and C^ is less than C: their product is applied.
+                # W_o and W_response follow each other directly and C^ is less than C, so their product is
+                # applied.
                 w_o, b_o = attention.out.weights(self.channels)
                 half = w_response[0, 0]
                 attended = attention(low, high, train)
                 x += apply_kernel(attended, product(w_o[0, 0], half), b_o @ half, high)
         y = projection.finish(high.with_array(x), train)
-        # Fused with the padding for the next convolution, it would need memory for a map more.
+        # If XLA fused this with the padding for the next convolution, it would need memory for one more map.
         y = y.with_array(computed_once(y.array))
         return Dropout2d(self.dropout)(y, train)
 
@@ -259,14 +263,14 @@ class NonLocalBlock(nn.Module):
 class APNB(NonLocalBlock):
     """Asymmetric Pyramid Non-local Block (Sec. 3.2): every pixel attends to the anchors of the same map.
 
-    Its parameters are those of the `context` of `ANN`.
+    `ANN` uses it as `context`, with the same parameters.
     """
 
     share: str = 'query_key'
     relu: bool = True
 
     def __call__(self, x: Given, train: bool = False) -> Given:
-        """(B, H, W, C) -> (B, H, W, features), an array or a `FeatureMap` as given.
+        """(B, H, W, C) -> (B, H, W, features); returns an array or a `FeatureMap`, like `x`.
 
         Raises:
             ConfigError: unknown `sampling` or `share`.
@@ -284,16 +288,16 @@ class NB(APNB):
 class AFNB(NonLocalBlock):
     """Asymmetric Fusion Non-local Block (Sec. 3.3): pixels of one map attend to the anchors of another.
 
-    Its parameters are those of the `fusion` of `ANN`.
+    `ANN` uses it as `fusion`, with the same parameters.
     """
 
     def __call__(self, low: Features | Sequence[Features], high: Given, train: bool = False) -> Given:
-        """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, features), an array or a `FeatureMap` as `high` is.
+        """(B, H_l, W_l, C_l), (B, H, W, C) -> (B, H, W, features), an array or a `FeatureMap`, like `high`.
 
         Args:
-            low: map that keys and values come from, of any size and number of channels; or several, whose
+            low: map for keys and values, of any size and number of channels, or several, to which the
                 responses are summed (Table 9).
-            high: map that queries come from.
+            high: map for queries.
             train: whether to drop channels and take batch statistics.
 
         Raises:
@@ -310,7 +314,7 @@ class FNB(AFNB):
 
 
 class CommonFusion(nn.Module):
-    """The fusion that Table 6 compares with: high + ReLU(BN(conv(low))), summed over the low maps."""
+    """The common fusion of Table 6: high + ReLU(BN(conv(low))), summed over the low maps."""
 
     conv_bias: bool = True
     dtype: DTypeLike = jnp.float32

@@ -1,7 +1,7 @@
-"""A feature map that knows which part of each image's canvas is real.
+"""A feature map that knows the valid part of each image.
 
-One mechanism for three cases: images of several sizes in a batch, images whose rows are split over devices,
-and heights that these devices do not divide.
+One mechanism for three cases: batches of images of several sizes, rows split over devices, and heights that
+the devices do not divide.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from ann_jax.parallel.arrays import split_rows
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class FeatureMap:
-    """Features, or an image, and the sizes of what is real.
+    """Features, or images, and the size of the valid part of each image.
 
-    What lies outside of the images is not defined. Layers that look beyond a pixel see zeros there (`clean`),
-    and statistics, anchors and resizing leave it out.
+    Pixels outside the images are undefined. Layers that read neighbouring pixels see zeros there (`clean`);
+    statistics, anchors and resizing ignore them.
 
     Attributes:
         array: (B, H, W, C); each image at the top left.
-        size: heights and widths, each a number for all images or (B,) int32; None where images fill `array`.
+        size: heights and widths, each a number for all images or (B,) int32; None if the images fill `array`.
     """
 
     array: jax.Array
@@ -35,11 +35,11 @@ class FeatureMap:
 
     @classmethod
     def of(cls, x: 'Features', size: Any = None) -> 'FeatureMap':
-        """An array as a map; a map as it is.
+        """Wraps an array; returns a map unchanged.
 
         Args:
             x: (B, H, W, C).
-            size: a pair, see `Size`, or (B, 2); numbers that fill the array count as None.
+            size: a pair, see `Size`, or (B, 2); numbers equal to the array's size count as None.
         """
         if isinstance(x, FeatureMap):
             return x
@@ -61,7 +61,7 @@ class FeatureMap:
     def like(self, given: Array) -> jax.Array: ...
 
     def like(self, given: 'Features') -> 'Features':
-        """This map for a caller who gave a map; for one who gave an array, the array that images fill."""
+        """This map if `given` is a map; if it is an array, the valid part as an array."""
         if isinstance(given, FeatureMap):
             return self
         height, width = self.size or (None, None)
@@ -80,31 +80,31 @@ class FeatureMap:
         return FeatureMap.of(array, masking.strided(self.size, stride))
 
     def resized(self, like: 'FeatureMap', align_corners: bool) -> 'FeatureMap':
-        """Resized to another map of the same images, see `kernels.resizing.resize`."""
+        """Resized to the size of another map of the same images, see `kernels.resizing.resize`."""
         height, width = like.array.shape[1:3]
         array = resize(self.array, self.size, (height, width), like.size, align_corners)
         return FeatureMap(array, like.size)
 
     def split_over_devices(self, canvas_height: Any) -> 'FeatureMap':
-        """The map with its rows split over the devices of an image, see `parallel.arrays.split_rows`."""
+        """Splits the rows over the devices that share an image, see `parallel.arrays.split_rows`."""
         array = split_rows(self.array, canvas_height)
         return FeatureMap.of(array, self.size or self.array.shape[1:3])
 
     def tree_flatten(self) -> tuple:
-        """Sizes that are numbers are part of the structure."""
+        """Sizes that are numbers are part of the tree structure."""
         known = self.size and tuple(n if isinstance(n, int) else None for n in self.size)
         unknown = tuple(n for n in self.size or () if not isinstance(n, int))
         return (self.array, *unknown), known
 
     @classmethod
     def tree_unflatten(cls, known: Any, children: Any) -> 'FeatureMap':
-        """The reverse."""
+        """Inverse of `tree_flatten`."""
         array, *unknown = children
         lengths = iter(unknown)
         return cls(array, known and tuple(next(lengths) if n is None else n for n in known))
 
 
-# What layers take.
+# What layers accept.
 Features = FeatureMap | Array
-# Of a network that returns maps for a map, and arrays for an array.
+# For networks that return maps for a map and arrays for an array.
 Given = TypeVar('Given', FeatureMap, Array)

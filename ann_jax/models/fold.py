@@ -1,10 +1,10 @@
-"""Normalisation merged into convolutions: variables of the same network, with less to compute.
+"""Merges batch normalisation into convolutions: the same network with less to compute.
 
     model, variables = model.clone(folded=True), fold(model, variables)
     logits = model.apply(variables, image).main
 
-Every variable must have its place in the folded network. A backbone of one's own is folded where it hands
-`folded` on to this package's layers; one without that field runs as it is.
+Every variable must have its place in the folded network. Your own backbone is folded if it passes `folded` on
+to this package's layers; without that field, it runs unchanged.
 """
 
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ from ann_jax.models.initializers import shape_variables
 from ann_jax.models.layers import EPSILON
 
 AUXILIARY = ('aux_bottleneck', 'aux_classifier')
-# A convolution -> the normalisation behind it: of `ConvBN`, of `Attention`, and of the blocks of `ResNet`.
+# Convolution -> the normalisation after it, in `ConvBN`, `Attention` and the blocks of `ResNet`.
 NORMS = {'conv': 'bn', 'out': 'out_bn', 'downsample_0': 'downsample_1'}
 NORMS |= {f'conv{i}': f'bn{i}' for i in (1, 2, 3)}
 
 
 def fold(model: ANN, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of a network for its inference, in `folded=True`.
+    """The variables of a network for inference with `folded=True`.
 
-    Every kernel with a batch normalisation behind it takes its scale, and what is left of the normalisation
-    is a bias. W_o takes the half of the kernel behind it that is for the response: no non-linearity lies
-    between them, and AFNB loses half of its 4096 -> 2048 convolution. The auxiliary head is left out.
+    Each kernel absorbs the scale of the batch normalisation after it, of which only a bias remains. W_o
+    absorbs its half of the kernel after it, since there is no non-linearity between them; AFNB loses half of
+    its 4096 -> 2048 convolution. The auxiliary head is dropped.
 
     Computed in float64 on the host, then rounded to the model's dtype; the classifier stays float32.
 
@@ -40,14 +40,14 @@ def fold(model: ANN, variables: Mapping[str, Any]) -> dict[str, Any]:
         variables: its parameters and running statistics.
 
     Raises:
-        DataError: a variable has no place in the network, or a place has no variable.
+        DataError: a variable has no place in the network, or one is missing.
     """
     flat = {path: leaf for path, leaf in _flatten(variables).items() if path[1] not in AUXILIARY}
     expected = _flatten(shape_variables(model.clone(folded=True)))
     folded = dict(flat)
     for *parents, name, leaf in flat:
         norm = (*parents, NORMS.get(name))
-        # A normalisation that is still there in the folded network, as in a backbone from elsewhere, stays.
+        # A normalisation that the folded network still has, as in a third-party backbone, stays.
         if leaf == 'kernel' and (*norm, 'scale') not in expected and _norm_leaves(norm) <= folded.keys():
             _merge_norm(folded, (*parents, name), norm)
     for block in ('fusion', 'context'):
@@ -71,18 +71,18 @@ def _norm_leaves(norm):
 
 
 def _merge_norm(flat, conv, norm):
-    """Replaces kernel, bias and normalisation by a kernel and what is left of the normalisation, a bias."""
+    """Replaces kernel, bias and normalisation by a kernel and a bias."""
     mean, var = (np.float64(flat.pop(('batch_stats', *norm[1:], key))) for key in ('mean', 'var'))
     scale, shift = (np.float64(flat.pop((*norm, key))) for key in ('scale', 'bias'))
     gain = scale / np.sqrt(var + EPSILON)
     bias = (np.float64(flat.pop((*conv, 'bias'), 0)) - mean) * gain + shift
     flat[*conv, 'kernel'] = np.float64(flat[*conv, 'kernel']) * gain
-    # W_o keeps its bias, which has no normalisation behind it any more.
+    # W_o keeps the bias, since its normalisation is gone.
     flat[(*conv, 'bias') if conv[-1] == 'out' else (*norm, 'bias')] = bias
 
 
 def _merge_projection(flat, block):
-    """Merges W_o of each attention of a block with its half of the kernel behind it (Eq. 11 and 17)."""
+    """Merges W_o of each attention of a block with its half of the kernel after it (Eq. 11 and 17)."""
     outs = [path[:-1] for path in flat if path[:2] == block and path[-2:] == ('out', 'kernel')]
     kernel, bias = (*block, 'project', 'conv', 'kernel'), (*block, 'project', 'bn', 'bias')
     if not outs or not {(*outs[0], 'bias'), kernel, bias} <= flat.keys():
@@ -95,7 +95,7 @@ def _merge_projection(flat, block):
 
 
 def _dtype(model, path, leaf):
-    """What a variable is rounded to; of a backbone only what was merged, the rest is left as it is."""
+    """The dtype that a variable is rounded to; in a backbone, only merged variables are rounded."""
     if path[1] == 'backbone':
         merged = np.asarray(leaf).dtype == np.float64
         return getattr(model.backbone, 'dtype', jnp.float32) if merged else np.asarray(leaf).dtype
@@ -103,13 +103,13 @@ def _dtype(model, path, leaf):
 
 
 def check_folding(model: ANN) -> None:
-    """Folds random variables and compares the logits: whether a backbone of one's own may be folded.
+    """Checks that your own backbone may be folded: folds random variables and compares the logits.
 
-    A layer that hands `folded` on to a normalisation must apply it right behind its convolution, which only
-    the result can tell. It takes seconds.
+    A layer that passes `folded` to a normalisation must apply it directly after its convolution; only the
+    result shows whether it does. Takes seconds.
 
     Raises:
-        DataError: a variable has no place in the folded network, or the logits are others.
+        DataError: a variable has no place in the folded network, or the logits differ.
     """
     model = model.clone(dtype=jnp.float32)
     if hasattr(model.backbone, 'dtype'):
@@ -127,17 +127,17 @@ def check_folding(model: ANN) -> None:
     logits = []
     try:
         device = jax.local_devices(backend='cpu')[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         device = jax.local_devices()[0]
     with jax.default_device(device):
         for network, weights in ((model, variables), (model.clone(folded=True), fold(model, variables))):
             apply = lambda weights, image, network=network: network.apply(weights, image).main
-            options = {'xla_backend_optimization_level': 0}  # it runs once
+            options = {'xla_backend_optimization_level': 0}  # it runs only once
             logits.append(np.asarray(jax.jit(apply, compiler_options=options)(weights, image)))
     expected, folded = logits
     if not np.abs(folded - expected).max() < 1e-2 * np.abs(expected).max():
         raise DataError(
             f'{type(model.backbone).__name__} computes something else once it is folded: a normalisation '
-            'with `folded` must lie right behind its convolution, as in ConvBN; without a field `folded` '
-            'the backbone runs as it is'
+            'with `folded` must directly follow its convolution, as in ConvBN; without a field `folded` '
+            'the backbone runs unchanged'
         )

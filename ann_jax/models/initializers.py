@@ -1,7 +1,7 @@
-"""First values of parameters, drawn with NumPy where a module says how.
+"""Initial values of parameters, drawn with NumPy where the initializer allows it.
 
-`model.init` gives the like, but compiles a generator for every layer: 20 s for ResNet-101 on two cores, this
-1 s. NumPy also gives the same numbers on every backend and in every process.
+`model.init` compiles a generator for every layer, which takes 20 s for ResNet-101 on two cores; this takes 1
+s. NumPy also gives the same numbers on every backend and in every process.
 """
 
 import math
@@ -19,21 +19,21 @@ from flax import traverse_util
 
 @dataclass(frozen=True)
 class Initializer:
-    """An initializer of flax that NumPy can draw too."""
+    """A Flax initializer that NumPy can also draw."""
 
-    function: Callable  # of flax: (key, shape, dtype) -> array
+    function: Callable  # Flax's: (key, shape, dtype) -> array
     draw: Callable  # (generator, shape) -> NumPy array
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        """Draws with jax; while `initial_variables` asks, notes that this initializer was asked instead."""
+        """Draws with jax; inside `initial_variables`, only records that this initializer was called."""
         if (declared := _declared.get()) is None:
             return self.function(key, shape, dtype)
         array = np.broadcast_to(np.zeros((), dtype), shape)
         declared[id(array)] = self, array
-        return array  # type: ignore[return-value]  # flax takes NumPy arrays too
+        return array  # type: ignore[return-value]  # Flax accepts NumPy arrays too
 
 
-# While `initial_variables` asks: what a module was given in place of an array -> its initializer.
+# Inside `initial_variables`: id of a placeholder -> its initializer, and the placeholder.
 _declared: ContextVar[dict[int, tuple[Initializer, np.ndarray]] | None] = ContextVar('declared', default=None)
 
 
@@ -45,7 +45,7 @@ def normal(std: float) -> Initializer:
 
 
 def constant(value: float) -> Initializer:
-    """The same number everywhere."""
+    """A constant."""
     return Initializer(nn.initializers.constant(value), lambda rng, shape: np.full(shape, value, np.float32))
 
 
@@ -59,15 +59,15 @@ zeros, ones = constant(0.0), constant(1.0)
 
 
 def shape_variables(model: nn.Module) -> Any:
-    """The variables of a network as `jax.ShapeDtypeStruct`s; they do not depend on the size of the image."""
+    """The variables of a network as `jax.ShapeDtypeStruct`s; they do not depend on the image size."""
     return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
 
 
 def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
-    """Draws the distributions that the modules declare.
+    """Draws the parameters as the modules declare them.
 
-    Those of an `Initializer` are drawn with NumPy. Any other initializer, such as those of a backbone from
-    elsewhere, draws its parameters itself.
+    An `Initializer` is drawn with NumPy. Any other initializer, as in a third-party backbone, draws its
+    parameters itself.
 
     Returns:
         Variables as NumPy arrays.
@@ -88,7 +88,7 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
     others = [path for path, leaf in found.items() if id(leaf) not in declared]
     drawn = _draw_by_flax(model, seed, others) if others else {}
     rng = np.random.default_rng(seed)
-    once: dict[int, np.ndarray] = {}  # a leaf may stand at two places
+    once: dict[int, np.ndarray] = {}  # a leaf may occur twice
     for path in sorted(found.keys() - drawn.keys()):
         initializer, leaf = declared[id(found[path])]
         if id(leaf) not in once:
@@ -98,7 +98,7 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
 
 
 def _draw_by_flax(model, seed, paths):
-    """Variables by the initializers of their modules; what computes the others is never compiled."""
+    """Variables from their modules' own initializers; the other ones are never compiled."""
 
     def draw():
         flat = traverse_util.flatten_dict(_init(model, jax.random.key(seed)))

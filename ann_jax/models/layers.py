@@ -1,8 +1,8 @@
 """Convolution, batch normalisation, max pooling and dropout with torch's semantics in NHWC.
 
-Layers take and return a `FeatureMap`, or take an array as one that is filled. Parameters are float32; `dtype`
-is what convolutions compute in. Kernels are (height, width, in, out). With `folded`, batch normalisation is
-merged into the kernel before it (see `fold`) and only its bias is left.
+Layers take and return a `FeatureMap`; an array counts as one that the images fill. Parameters are float32;
+convolutions compute in `dtype`. Kernels are (height, width, in, out). With `folded`, batch normalisation is
+merged into the preceding kernel (see `fold`), and only its bias is left.
 """
 
 import jax
@@ -22,7 +22,7 @@ EPSILON = 1e-5  # of every batch normalisation, as in torch
 
 
 class Conv(nn.Module):
-    """Convolution with torch's symmetric padding: size is kept at stride 1, (n - 1) // stride + 1 else."""
+    """Convolution with torch's symmetric padding: keeps the size at stride 1, else (n - 1) // stride + 1."""
 
     features: int
     kernel_size: int = 1
@@ -36,13 +36,13 @@ class Conv(nn.Module):
         """(B, H, W, C) -> (B, H', W', features) in `dtype`.
 
         Raises:
-            ConfigError: the kernel has no middle.
+            ConfigError: the kernel size is even.
         """
         if self.kernel_size % 2 == 0:
             raise ConfigError(f'kernel_size={self.kernel_size}: symmetric padding takes an odd one')
         x = FeatureMap.of(x)
         kernel, bias = self.weights(x.channels)
-        # A 1x1 convolution sees nothing beside its pixel.
+        # A 1x1 convolution does not read neighbouring pixels.
         array = (x.array if self.kernel_size == 1 else x.clean()).astype(self.dtype)
         y = convolve(array, kernel, stride=self.stride, dilation=self.dilation) + bias
         return x.strided(y, self.stride)
@@ -60,11 +60,11 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation with torch's running statistics (unbiased variance), all in float32.
 
-    Under a jit whose batch is sharded over devices, statistics are those of the global batch: that is the
-    synchronised batch normalisation of the paper (Sec. 4.2).
+    In a jitted function on a batch that is sharded over devices, the statistics are those of the global
+    batch, which is the paper's synchronised batch normalisation (Sec. 4.2).
     """
 
-    momentum: float = 0.9  # share of the old statistics that is kept: 1 - torch's momentum
+    momentum: float = 0.9  # weight of the old statistics: 1 - torch's momentum
     folded: bool = False
 
     @nn.compact
@@ -72,13 +72,13 @@ class BatchNorm(nn.Module):
         """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`.
 
         Raises:
-            ConfigError: the variables of a `folded` network are not folded.
+            ConfigError: the network is `folded` but its variables are not.
         """
         x = FeatureMap.of(x)
         features = (x.channels,)
         if self.folded:
             if self.has_variable('params', 'scale'):
-                raise ConfigError(f'{"/".join(self.path)} is not folded: fold(model, variables) does it')
+                raise ConfigError(f'{"/".join(self.path)} is not folded: call fold(model, variables)')
             return x.with_array(x.array + self.param('bias', zeros, features).astype(x.array.dtype))
         scale = self.param('scale', ones, features)
         bias = self.param('bias', zeros, features)
@@ -112,7 +112,7 @@ class ConvBN(nn.Module):
     folded: bool = False
 
     def setup(self):
-        """Names the children as torch's modules do."""
+        """Names the children like torch's modules."""
         self.conv = Conv(
             self.features,
             self.kernel_size,
@@ -128,7 +128,7 @@ class ConvBN(nn.Module):
         return self.finish(self.conv(x), train)
 
     def finish(self, x: FeatureMap, train: bool) -> FeatureMap:
-        """What follows the convolution."""
+        """Applies what follows the convolution."""
         x = self.bn(x, train)
         return relu(x) if self.relu else x
 
@@ -139,7 +139,7 @@ def relu(x: FeatureMap) -> FeatureMap:
 
 
 class Dropout2d(nn.Module):
-    """Drops whole channels of an image, as torch's Dropout2d; draws from the 'dropout' stream."""
+    """Drops whole channels of an image like torch's Dropout2d; draws from the 'dropout' stream."""
 
     rate: float
 
@@ -151,9 +151,9 @@ class Dropout2d(nn.Module):
 
 
 def max_pool(x: FeatureMap, ceil: bool) -> FeatureMap:
-    """3x3 max pooling of stride 2 and padding 1, behind a ReLU; sizes round down, or up with `ceil`.
+    """3x3 max pooling of stride 2 and padding 1, after a ReLU; sizes are rounded down, or up with `ceil`.
 
-    (B, H, W, C) -> (B, H', W', C). Zeros outside of an image do no harm: no maximum is below them.
+    (B, H, W, C) -> (B, H', W', C). Zeros outside the images do no harm: no maximum is below zero.
     """
     x = FeatureMap.of(x)
     size = x.size and tuple((length - 1 + int(ceil)) // 2 + 1 for length in x.size)

@@ -1,7 +1,7 @@
-"""Dilated ResNet (He et al. 2016) with the stems, dilations and pooling that segmentation networks use.
+"""Dilated ResNet (He et al. 2016) with the stems, dilations and pooling of segmentation networks.
 
-Child names follow torch's (`layer3.0.conv2` is `layer3_0/conv2`), so that conversion is a rule.
-The stride of a bottleneck sits in its 3x3 convolution, as in every released torch checkpoint.
+Child names follow torch's (`layer3.0.conv2` is `layer3_0/conv2`), so conversion follows a rule. The stride of
+a bottleneck is in its 3x3 convolution, as in all released torch checkpoints.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ PLANS = {
 
 
 class Stages(NamedTuple):
-    """Feature maps, named as in the paper: Stage4 and Stage5 are those that ANN fuses."""
+    """Feature maps, named as in the paper; ANN fuses Stage4 and Stage5."""
 
     stage2: FeatureMap
     stage3: FeatureMap
@@ -44,13 +44,13 @@ class Stages(NamedTuple):
 
 
 class Block(nn.Module):
-    """Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the width at the end."""
+    """Residual block: two 3x3 convolutions, or 1x1, 3x3 and 1x1 with four times the width at the end."""
 
     width: int
     bottleneck: bool
     stride: int = 1
-    dilation: int = 1  # of the 3x3 convolutions, but for the first of them
-    first_dilation: int = 1  # of the first 3x3 convolution, the one that has the stride
+    dilation: int = 1  # of the 3x3 convolutions after the first
+    first_dilation: int = 1  # of the first 3x3 convolution, which has the stride
     dtype: DTypeLike = jnp.float32
     folded: bool = False
 
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """One 7x7 convolution of stride 2, or three 3x3 ones, the first of stride 2 (the deep stem)."""
+    """One 7x7 convolution of stride 2, or three 3x3 ones, the first with stride 2 (deep stem)."""
 
     widths: Sequence[int]
     dtype: DTypeLike = jnp.float32
@@ -101,16 +101,16 @@ class ResNet(nn.Module):
     Attributes:
         depth: a key of `DEPTHS`.
         width: channels of the narrowest stage; 64 is the standard network.
-        stem_widths: output channels of the stem's convolutions; one makes the plain 7x7 stem,
-            three the deep stem: (64, 64, 128) in the authors' network, (32, 32, 64) in mmseg's.
-        output_stride: input size over the size of Stage5: 8, 16, or 32 for no dilation.
+        stem_widths: output channels of the stem's convolutions: one number for the plain 7x7 stem, three for
+            the deep stem; (64, 64, 128) in the authors' network, (32, 32, 64) in mmseg's.
+        output_stride: size of the input over that of Stage5: 8, 16, or 32 for no dilation.
         multi_grid: factors on the dilations of the blocks of Stage5.
-        contract_dilation: give the convolution whose stride was removed half the stage's dilation.
-        ceil_pool: round sizes up in the max pooling, as the authors do; torchvision and mmseg round down.
+        contract_dilation: halve the stage's dilation in the convolution that lost its stride.
+        ceil_pool: round sizes up in max pooling, as the authors do; torchvision and mmseg round down.
         dtype: what convolutions compute in.
-        remat: stages, of 2 to 5 as the paper counts, whose blocks keep their inputs alone and compute the
-            rest again for the gradient.
-        folded: takes variables whose normalisation is merged into the convolutions, see `fold`.
+        remat: stages, 2 to 5 as the paper counts them, in which blocks keep only their inputs and recompute
+            the rest for the gradient.
+        folded: whether normalisation is merged into the convolutions, see `fold`.
     """
 
     depth: int = 101
@@ -127,7 +127,7 @@ class ResNet(nn.Module):
     takes_canvas = True  # images may be smaller than their array
 
     def heights(self, height: int) -> list[int]:
-        """Heights of the four stages of an image; widths follow the same rule."""
+        """Heights of the four stages for an image; widths follow the same rule."""
         height = (height - 1) // 2 + 1
         height = (height - 1 + int(self.ceil_pool)) // 2 + 1
         heights = []
@@ -145,7 +145,8 @@ class ResNet(nn.Module):
         """(B, H, W, 3) normalised image -> features of the four stages.
 
         Raises:
-            ConfigError: unknown depth or output stride, or a stem of neither one nor three widths.
+            ConfigError: unknown depth or output stride, or the number of stem widths is neither one nor
+                three.
         """
         if self.depth not in DEPTHS:
             raise ConfigError(unknown('ResNet depth', self.depth, DEPTHS))
@@ -167,14 +168,14 @@ class ResNet(nn.Module):
 
 
 def _blocks(backbone, layer):
-    """The blocks of torch's layer 1 to 4, unbound; layer 4 is Stage5."""
+    """The unbound blocks of torch's layers 1 to 4; layer 4 is Stage5."""
     bottleneck, sizes = DEPTHS[backbone.depth]
     stride, rate = PLANS[backbone.output_stride][layer - 1]
     for i in range(sizes[layer - 1]):
-        # A grid shorter than the stage repeats its last factor.
+        # If the grid is shorter than the stage, its last factor is repeated.
         grid = backbone.multi_grid[min(i, len(backbone.multi_grid) - 1)] if layer == 4 else 1
         dilation = rate * grid
-        # The convolution that lost its stride sees pixels half as far apart as the ones after it.
+        # The convolution that lost its stride reads pixels half as far apart as those after it.
         contract = i == 0 and backbone.contract_dilation and rate > 1
         yield Block(
             width=backbone.width * 2 ** (layer - 1),

@@ -1,4 +1,4 @@
-"""A network from plain settings, as configs and folders of weights hold them."""
+"""Builds a network from plain settings, as stored in configs and weights folders."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ OF_HEAD = (
     'variant', 'fuse_stages', 'sampling', 'sizes', 'share', 'out_norm', 'key_channels', 'head_channels',
     'aux_channels', 'conv_bias', 'align_corners',
 )  # fmt: skip
-# What variables do not depend on, and settings may leave out.
+# Settings that do not affect the variables and may be left out.
 OPTIONAL = ('dropout', 'dtype', 'remat')
 CHOICES: dict[str, Collection[Any]] = {
     'depth': DEPTHS,
@@ -31,7 +31,7 @@ CHOICES: dict[str, Collection[Any]] = {
 
 
 def unknown_settings(settings: Mapping[str, Any], needed: tuple[str, ...]) -> list[str]:
-    """What `network` cannot build, a text each: settings and values it does not know, those of `needed`."""
+    """What `network` cannot build, one line each: unknown settings and values, missing ones of `needed`."""
     known = {*OF_BACKBONE, *OF_HEAD, *OPTIONAL}
     lines = [f'model.{key}={value!r}' for key, value in settings.items() if key not in known]
     for key, choices in CHOICES.items():
@@ -44,12 +44,12 @@ def network(settings: Mapping[str, Any], num_classes: int, backbone: Backbone | 
     """Builds the network that settings describe.
 
     Args:
-        settings: as `config.model`.
+        settings: like `config.model`.
         num_classes: outputs of the classifier.
-        backbone: in place of the `ResNet` of the settings.
+        backbone: replaces the `ResNet` of the settings.
 
     Raises:
-        ConfigError: there are settings that the network would be built without.
+        ConfigError: there are unknown settings, which would be ignored.
     """
     if ignored := sorted(settings.keys() - {*OF_BACKBONE, *OF_HEAD, *OPTIONAL}):
         raise ConfigError(f'unknown settings of the network: {", ".join(f"model.{key}" for key in ignored)}')

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, how arrays lie on it, and programs compiled for it."""
+"""Devices and processes: the mesh, how arrays are sharded on it, and programs compiled for it."""

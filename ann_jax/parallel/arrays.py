@@ -1,4 +1,4 @@
-"""How arrays lie on the mesh."""
+"""How arrays are sharded on the mesh."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,9 +25,9 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 def put_batch(
     batch: Mapping[str, Any], mesh: Mesh, keys: Sequence[str] = ('image', 'label')
 ) -> dict[str, jax.Array]:
-    """Puts this process's part of a batch on its devices; the result is the global batch.
+    """Puts this process's part of a batch on its devices; returns the global batch.
 
-    Arrays that lie on devices already are those of the whole batch.
+    Arrays that are already on devices must be those of the whole batch.
     """
     sharding = split_batch(mesh)
 
@@ -40,30 +40,30 @@ def put_batch(
 
 
 def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
-    """A flag of each process, once per place of the `data` axis: (data,) bool, split over it."""
+    """Each process's flag, once per position on the `data` axis: (data,) bool, split over it."""
     local = np.full(len(mesh.local_devices) // mesh.shape['space'], flag)
     return jax.make_array_from_process_local_data(split_batch(mesh), local)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """The rows of an array split over `data` that lie on this process's devices, in order."""
+    """This process's rows of an array that is split over `data`, in order."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def split_rows(x: jax.Array, canvas_height: Callable[[int, int], int], fill: int = 0) -> jax.Array:
-    """Splits the rows of (B, H, ...) over the devices of an image, where the ambient mesh has several.
+    """Splits the rows of (B, H, ...) over the devices that share an image in the ambient mesh.
 
     Args:
-        x: the array; as it is where they are not split.
-        canvas_height: (H, devices) -> rows of a canvas that divide over the devices; those below the image
+        x: the array; returned unchanged if rows are not split.
+        canvas_height: (H, devices) -> rows of a canvas that divides over the devices; rows below the image
             are filled with `fill`.
-        fill: number.
+        fill: value for these rows.
     """
     if (shards := row_shards(x)) == 1:
         return x
     below = [(0, 0), (0, canvas_height(x.shape[1], shards) - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, below, constant_values=fill)
-    # Whole first: every device holds it and cuts its rows out, instead of passing rows of another split on.
+    # Whole first, so that each device cuts out its rows instead of exchanging rows of another split.
     x = jax.lax.with_sharding_constraint(x, P('data'))
     return jax.lax.with_sharding_constraint(x, P('data', 'space'))

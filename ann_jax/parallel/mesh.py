@@ -1,6 +1,7 @@
 """The device mesh: its axis `data` splits a batch, its axis `space` the rows of each image.
 
-The mesh is ambient: programs enter it (`programs.jit`, or `jax.set_mesh`), and what needs to know asks here.
+The mesh is ambient: programs enter it (`programs.jit`, or `jax.set_mesh`), and code that depends on it asks
+here.
 """
 
 import math
@@ -17,16 +18,16 @@ def make_mesh(devices: list[jax.Device] | None = None, *, data: int = -1, space:
     """A mesh of all devices, or of `devices`.
 
     Args:
-        devices: which.
-        data, space: sizes of the axes; -1 is what the other leaves.
+        devices: None for all.
+        data, space: sizes of the axes; -1 for what the other axis leaves.
 
     Raises:
-        ConfigError: names the key, and the sizes that divide.
+        ConfigError: a size does not divide the devices; the message names the key and sizes that do.
     """
     devices = jax.devices() if devices is None else devices
     data, space = _sizes(len(devices), data, space)
     if space > 1:
-        # The devices of an image are those of one process, which reads it.
+        # All devices of an image belong to one process, which reads the image.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         own = Counter(device.process_index for device in devices)
         if any(count % space for count in own.values()):
@@ -66,28 +67,28 @@ def shares_images(mesh: Mesh) -> bool:
 
 
 def row_shards(x: jax.Array | np.ndarray) -> int:
-    """Devices that share the rows of each image of `x` in the ambient mesh; 1 where there is none.
+    """Number of devices that share the rows of each image of `x` in the ambient mesh; 1 without a mesh.
 
     Raises:
-        ConfigError: x lies on a mesh that splits rows, but that mesh has not been entered.
+        ConfigError: x is on a mesh that splits rows, but this mesh has not been entered.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         if jax.typeof(x).sharding.mesh.shape.get('space', 1) > 1:
             raise ConfigError(
-                'the arrays lie on a mesh that splits the rows of images (its axis `space`), but the '
-                'function does not know it: call it under jax.set_mesh(mesh), in each thread'
+                'the arrays are on a mesh that splits the rows of images (its axis `space`), but the '
+                'function was called outside it: call it under jax.set_mesh(mesh), in each thread'
             )
         return 1
-    # In a shard_map, every device works on its own.
+    # Inside a shard_map, every device works on its own.
     return 1 if 'space' in mesh.manual_axes else mesh.shape.get('space', 1)
 
 
 def check_batch_size(size: int, mesh: Mesh, key: str, parts: int = 1) -> None:
-    """Refuses a global batch that the devices cannot share evenly, each in `parts`.
+    """Checks that the devices can share a global batch evenly, each in `parts` parts.
 
     Raises:
-        ConfigError: names the config `key` and the nearest sizes that divide.
+        ConfigError: they cannot; the message names the config `key` and the nearest sizes that divide.
     """
     data, space = mesh.shape['data'], mesh.shape['space']
     unit = data * parts

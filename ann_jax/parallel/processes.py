@@ -1,4 +1,4 @@
-"""One process or several: joining them, agreeing among them, and which of them speaks."""
+"""Joining several processes, agreement among them, and which one prints."""
 
 import os
 from typing import Any
@@ -9,25 +9,25 @@ from jax.experimental import multihost_utils
 
 from ann_jax.errors import ConfigError
 
-# What says that this process is one of several, for `jax.distributed` to find the rest by itself.
+# Set if this process is one of several and `jax.distributed` can find the others by itself.
 _SLURM = 'SLURM_STEP_NUM_TASKS'
 _TPU = 'TPU_WORKER_HOSTNAMES'
 
 
 def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> bool:
-    """Joins the processes of a run; call it before anything else asks for a device.
+    """Joins the processes of a run; call it before anything else uses a device.
 
-    Without arguments they come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from
-    Slurm (`srun`) or the environment of a TPU pod slice; without those this process is alone.
+    The arguments default to JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then to Slurm
+    (`srun`) or the environment of a TPU pod slice; without any of these, this process is alone.
 
     Args:
         coordinator: host:port of process 0, reachable from all; or `auto`: jax asks the machine, as on the
-            hosts of a Cloud TPU pod slice, whose environment does not tell.
+            hosts of a Cloud TPU pod slice, where the environment does not say.
         count: number of processes.
-        index: this process, from 0.
+        index: index of this process, from 0.
 
     Returns:
-        Whether there are several.
+        Whether there are several processes.
 
     Raises:
         ConfigError: some of the three are missing, or the processes do not find each other.
@@ -45,8 +45,8 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     found = ask or int(env.get(_SLURM, 1)) > 1 or ',' in env.get(_TPU, '')
     if len(missing) == 3 and not found:
         return False
-    # Stopping is agreed on in `train`, by the flag that travels with each batch: not by jax's own service,
-    # whose handler of SIGTERM would swallow the signal.
+    # `train` agrees on stopping by a flag that travels with each batch, not by jax's own service, whose
+    # SIGTERM handler would swallow the signal.
     jax.config.update('jax_enable_preemption_service', False)
     try:
         if found and missing:
@@ -68,19 +68,19 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
 
 
 def is_main() -> bool:
-    """Whether this process writes the reports and prints."""
+    """Whether this process writes reports and prints."""
     return jax.process_index() == 0
 
 
 def all_agree(good: bool) -> bool:
-    """Whether all processes say so; every one must call it."""
+    """Whether `good` is True in all processes; each must call this."""
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
 
 
 def largest(values: Any, mesh: jax.sharding.Mesh | None) -> np.ndarray:
-    """Maximum over the processes of a mesh, element by element; every one of them must call it."""
+    """Element-wise maximum over the processes of a mesh; each must call this."""
     values = np.asarray(values)
     if mesh is None or not mesh.is_multi_process:
         return values

@@ -15,23 +15,23 @@ from ann_jax.parallel.arrays import split_batch
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function that enters its mesh wherever it is called from.
+    """A jitted function that enters its mesh on each call.
 
-    `jax.set_mesh` holds for one thread. A program called from another must not compute as if there were no
-    mesh.
+    `jax.set_mesh` is local to a thread, and a program called from another thread must not run as if there
+    were no mesh.
 
     Attributes:
-        jitted: what `jax.jit` gave.
-        mesh: that it runs on.
+        jitted: the result of `jax.jit`.
+        mesh: the mesh that it runs on.
     """
 
     jitted: Any
     mesh: Mesh
 
     def __call__(self, *args: Any) -> Any:
-        """Runs it; compiles it first where arguments have new shapes.
+        """Runs the program; compiles it first for arguments of new shapes.
 
-        Inside of another function that is traced, that must have entered the same mesh.
+        Inside another traced function, that function must have entered the same mesh.
         """
         if jax.sharding.get_abstract_mesh() == self.mesh.abstract_mesh:
             return self.jitted(*args)
@@ -39,7 +39,7 @@ class Program:
             return self.jitted(*args)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
-        """The program before it is compiled, also for devices that are described and not there."""
+        """The program before compilation; works for devices that are described but not present."""
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(*args)
 
@@ -48,22 +48,22 @@ def jit(function: Callable, mesh: Mesh, **options: Any) -> Program:
     """`jax.jit` for a mesh.
 
     Args:
-        function: of arrays.
-        mesh: that it runs on; its platform chooses the options of the compiler.
-        **options: of `jax.jit`.
+        function: a function of arrays.
+        mesh: the mesh to run on; its platform determines the compiler options.
+        **options: passed to `jax.jit`.
     """
     compiler = compiler_options(mesh.devices.flat[0].platform)
     return Program(jax.jit(function, compiler_options=compiler, **options), mesh)
 
 
 def per_device(mesh: Mesh | None, donate: Sequence[int] = ()) -> Callable[[Callable], Callable]:
-    """Decorates a function that works on each image alone: every device its images, no communication.
+    """Decorates a function that treats images independently: each device its own images, no communication.
 
-    Arguments that are mappings, the weights, lie whole on every device; along `space`, so do the images.
+    Arguments that are mappings (weights) are replicated on all devices; along `space`, so are the images.
 
     Args:
-        mesh: whose `data` axis splits the images; None for the device they lie on, also inside of `jax.jit`.
-        donate: numbers of the arguments whose memory the result takes.
+        mesh: its `data` axis splits the images; None for the device that they are on, also inside `jax.jit`.
+        donate: indices of the arguments whose memory the result reuses.
     """
     if mesh is None:
         return functools.partial(jax.jit, donate_argnums=tuple(donate))
@@ -80,7 +80,7 @@ def per_device(mesh: Mesh | None, donate: Sequence[int] = ()) -> Callable[[Calla
 
 
 def on_devices(mesh: Mesh) -> Callable[[Any], Any]:
-    """Puts an array of the host on the devices, where several processes each hold their own images."""
+    """Puts host arrays on the devices if there are several processes, each with its own images."""
     if not mesh.is_multi_process:
         return lambda x: x
     put = functools.partial(jax.make_array_from_process_local_data, split_batch(mesh))
@@ -89,11 +89,11 @@ def on_devices(mesh: Mesh) -> Callable[[Any], Any]:
 
 @functools.cache
 def compiler_options(platform: str) -> dict[str, Any] | None:
-    """Options of `jax.jit` for programs of networks; None for other platforms than CPUs.
+    """Options of `jax.jit` for network programs; None on platforms other than CPUs.
 
-    On CPUs, XLA hands products and convolutions to YNNPACK, which takes up to half as long again for them as
-    XLA's own; versions of XLA that do not know the option do without. It also takes barriers out, which
-    `computed_once` and rematerialisation live on.
+    On CPUs, XLA passes products and convolutions to YNNPACK, which is up to 1.5 times slower than XLA's own
+    code; the option is left out for versions of XLA that do not know it. XLA also removes barriers, which
+    `computed_once` and rematerialisation depend on.
     """
     if platform != 'cpu':
         return None

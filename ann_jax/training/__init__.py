@@ -1,1 +1,1 @@
-"""Training as functions on arrays: losses, optimizers, the state and the step."""
+"""Training as functions on arrays: losses, optimizers, state and step."""

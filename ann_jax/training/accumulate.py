@@ -1,7 +1,7 @@
 """Gradient accumulation: a step over a large batch, part by part, in the memory of one part.
 
-The parts are calls of one compiled program. A loop inside it would be a scan over convolutions, which is slow
-on CPUs; an unrolled one would take the compiler as many times as long.
+Each part is a call of the same compiled program. A loop inside the program would be a scan over convolutions,
+which is slow on CPUs; unrolled, it would multiply the compile time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,19 +23,19 @@ def make_accumulated_step(
 ) -> Callable[[TrainState, Sequence[Mapping[str, jax.Array]]], tuple[TrainState, dict[str, Any]]]:
     """Builds and jits a step over the parts of a batch; it donates the state.
 
-    Loss, gradients and metrics are those of the whole batch, but that batch normalisation takes its
-    statistics over a part, and dropout is drawn for each. The running statistics are the means of what each
-    part alone would have left.
+    Loss, gradients and metrics are those of the whole batch, except that batch normalisation uses the
+    statistics of each part, and dropout is drawn per part. The running statistics are averaged over the
+    parts.
 
     Args:
-        parts: of the step.
+        parts: the functions that make up a step.
         batch_totals: maps the labels of the parts, and probabilities if `mine_over_batch`, to `BatchTotals`.
-        mine_over_batch: whether OHEM looks for hard pixels in the whole batch: it takes a forward pass over
-            all parts before the first gradient.
+        mine_over_batch: whether OHEM looks for hard pixels in the whole batch, which takes a forward pass
+            over all parts before the first gradient.
         mesh: devices that the parts are split over.
 
     Returns:
-        A function from a state and the parts, of one size, to the next state and scalar metrics.
+        A function from a state and equally sized parts to the next state and scalar metrics.
     """
     totals_of = jit(batch_totals, mesh, out_shardings=replicated(mesh))
     probabilities = jit(parts.probabilities, mesh)

@@ -1,7 +1,7 @@
 """Cross-entropy, online hard example mining (OHEM) and their sum (paper: Eq. 18 and Sec. 4.2).
 
-Shapes are fixed: pixels that do not count get weight zero, so that one compilation serves every batch.
-Formulas follow the authors' released code where the paper is silent.
+Shapes are fixed: ignored pixels get weight zero, so one compilation serves all batches. Where the paper is
+silent, formulas follow the authors' released code.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ class Loss(NamedTuple):
     total: Float[jax.Array, '']
     main: Float[jax.Array, '']
     auxiliary: Float[jax.Array, '']
-    kept: Float[jax.Array, '']  # share of the valid pixels that OHEM kept
+    kept: Float[jax.Array, '']  # fraction of the valid pixels that OHEM kept
 
     @classmethod
     def of(cls, loss: 'Loss | Float[jax.Array, ""]') -> 'Loss':
-        """A scalar as a loss that has no parts; a loss as it is."""
+        """Makes a loss without parts from a scalar; returns a loss unchanged."""
         return loss if isinstance(loss, Loss) else cls(loss, loss, jnp.zeros(()), jnp.ones(()))
 
 
 class BatchTotals(NamedTuple):
-    """What the losses of the parts of a batch take from all of it, so that they add up to its loss."""
+    """Totals of a batch, with which the losses of its parts add up to the loss of the batch."""
 
     images: Int[jax.Array, '']  # in the batch
     valid: Int[jax.Array, '']  # pixels that are not IGNORE
@@ -44,34 +44,34 @@ class BatchTotals(NamedTuple):
 def _log_probability(
     logits: Float[Array, '*pixels K'], labels: Integer[Array, '*pixels']
 ) -> tuple[Float32[jax.Array, '*pixels'], Int32[jax.Array, '*pixels'], Bool[Array, '*pixels']]:
-    """Log-softmax at the label, the label made safe to index with, and whether it counts."""
+    """Log-softmax at the label, a label that is safe as an index, and whether the pixel is valid."""
     valid = labels != IGNORE
     safe = jnp.where(valid, labels, 0).astype(jnp.int32)
     log_softmax = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # A masked sum and not an index: the gradient of indexing is a scatter, slow on every device.
+    # A masked sum instead of indexing, whose gradient is a scatter, slow on every device.
     at_label = safe[..., None] == jnp.arange(logits.shape[-1])
     return jnp.where(at_label, log_softmax, 0).sum(-1), safe, valid
 
 
 def _divide(total, count):
-    """total / count, and 0 with a gradient of 0 where nothing counts."""
+    """total / count; 0, with a gradient of 0, where the count is 0."""
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
 
 
 def kth_smallest(values: Float32[Array, 'R *pixels'], k: Integer[Array, ' R']) -> Float32[jax.Array, ' R']:
-    """The k-th smallest of the values of each row, k counted from 0, without sorting.
+    """The k-th smallest value of each row, counted from 0, without sorting.
 
-    Non-negative floats are ordered as their bits are, so 31 counts bisect the bits of the answer
-    exactly; sorting a 769 x 769 map costs many times more.
+    Non-negative floats are ordered like their bits, so 31 counts find the bits of the answer exactly by
+    bisection; sorting a 769 x 769 map costs many times more.
 
     Args:
-        values: not negative and not NaN.
-        k: from 0, below the number of values of a row.
+        values: non-negative, without NaN.
+        k: at least 0, below the number of values in a row.
     """
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)
 
     def halve(i, found):
-        # Sets the bit unless at most k values would then lie below.
+        # Sets the bit if at most k values are below the result.
         candidate = found | (1 << (30 - i))
         below = _row_sum(bits < _per_row(candidate, bits))
         return jnp.where(below <= k, candidate, found)
@@ -81,12 +81,12 @@ def kth_smallest(values: Float32[Array, 'R *pixels'], k: Integer[Array, ' R']) -
 
 
 def _row_sum(x: Shaped[Array, 'R *pixels']) -> Num[Array, ' R']:
-    """The sum of each row. The other axes are not merged: devices may split one of them."""
+    """The sum of each row. Its axes are not merged, since devices may split one of them."""
     return x.sum(tuple(range(1, x.ndim)))
 
 
 def _per_row(x: Shaped[jax.Array, ' R'], like: Shaped[Array, 'R *pixels']) -> Shaped[jax.Array, 'R *#pixels']:
-    """(R,) -> (R, 1, ...), to go with `like`."""
+    """(R,) -> (R, 1, ...), to broadcast with `like`."""
     return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -104,16 +104,16 @@ def cross_entropy(
     class_weights: Float[Array, ' K'] | None = None,
     total_weight: Num[Array, ''] | None = None,
 ) -> Float[jax.Array, ' R']:
-    """Weighted mean over the valid pixels of each row, divided by the sum of weights as torch does.
+    """Weighted mean over the valid pixels of each row, divided by the sum of weights like torch.
 
     Args:
         logits: class scores.
         labels: below K, or IGNORE.
         class_weights: None for ones.
-        total_weight: what to divide by instead, where the row is part of a larger one.
+        total_weight: divisor to use instead if the row is part of a larger one.
 
     Returns:
-        0 for a row without a valid pixel.
+        Losses; 0 for a row without valid pixels.
     """
     log_p, safe, valid = _log_probability(logits, labels)
     weights = _pixel_weights(valid, safe, class_weights)
@@ -124,10 +124,10 @@ def cross_entropy(
 def hard_limit(
     p: Float32[Array, 'R *pixels'], threshold: Float[ArrayLike, ''], min_kept: Int[ArrayLike, '']
 ) -> Float32[jax.Array, ' R']:
-    """Probabilities below which OHEM keeps the pixels of each row: `threshold`, or what keeps enough.
+    """Probabilities below which OHEM keeps pixels of each row: `threshold`, or more to keep enough.
 
     Args:
-        p: probabilities of the true class, 2 where none is known.
+        p: probabilities of the true class, 2 where it is unknown.
         threshold, min_kept: see `ohem_cross_entropy`.
     """
     last = jnp.maximum(_row_sum(p <= 1) - 1, 0)
@@ -137,7 +137,7 @@ def hard_limit(
 def true_probability(
     logits: Float[Array, '*pixels K'], labels: Integer[Array, '*pixels']
 ) -> Float32[jax.Array, '*pixels']:
-    """Probabilities of the true class, 2 where the label is IGNORE."""
+    """Probabilities of the true class; 2 where the label is IGNORE."""
     log_p, _, valid = _log_probability(logits, labels)
     return jnp.where(valid, jnp.exp(log_p), 2.0)
 
@@ -151,25 +151,24 @@ def ohem_cross_entropy(
     class_weights: Float[Array, ' K'] | None = None,
     totals: BatchTotals | None = None,
 ) -> tuple[Float[jax.Array, ' R'], Int[Array, ' R']]:
-    """Cross-entropy over the pixels of each row whose true class has a low probability.
+    """Cross-entropy over the pixels of each row where the true class has a low probability.
 
-    Keeps pixels with p < max(threshold, the (min_kept + 1)-th smallest p), strictly, and divides the
-    weighted sum by their number, as the authors do (not by the sum of the weights).
+    Keeps pixels with p < max(threshold, the (min_kept + 1)-th smallest p), strictly, and divides the weighted
+    sum by their number like the authors (not by the sum of the weights).
 
     Args:
         logits: class scores.
         labels: below K, or IGNORE.
         threshold: probability above which a pixel is easy.
-        min_kept: pixels that are kept at least, as far as there are as many.
+        min_kept: minimum number of pixels to keep, if there are that many.
         class_weights: None for ones.
-        totals: limit and number of kept pixels of a larger row, of which this one is a part.
+        totals: limit and number of kept pixels of the larger row that this one is part of.
 
     Returns:
-        Losses, 0 for a row without a valid pixel, and numbers of kept pixels.
+        Losses, 0 for a row without valid pixels, and numbers of kept pixels.
     """
     log_p, safe, valid = _log_probability(logits, labels)
-    # Which pixels are hard is a choice, not a function to differentiate.
-    # Pixels that do not count sort behind every probability.
+    # The choice of hard pixels is not differentiated. Ignored pixels sort after every probability.
     p = jax.lax.stop_gradient(jnp.where(valid, jnp.exp(log_p), 2.0))
     limit = hard_limit(p, threshold, min_kept) if totals is None else totals.limit
     kept = valid & (p < _per_row(limit, p))
@@ -197,22 +196,22 @@ def segmentation_loss(
         main_logits, aux_logits: class scores at the resolution of the labels; None for a network without an
             auxiliary head.
         labels: below K, or IGNORE.
-        ohem: mine hard pixels in the main loss; else plain cross-entropy.
-        threshold, min_kept: see `ohem_cross_entropy`; `min_kept` counts pixels of one image with
-            `per_image`, of the whole batch without.
-        per_image: a loss per image and then their mean, an image without valid pixels counting 0,
-            as the authors' one image per device gives; without it, one loss over the batch.
+        ohem: mine hard pixels in the main loss; otherwise plain cross-entropy.
+        threshold, min_kept: see `ohem_cross_entropy`; `min_kept` counts per image with `per_image`, otherwise
+            in the whole batch.
+        per_image: the mean of one loss per image, 0 for images without valid pixels, which equals the
+            authors' one image per device; otherwise one loss over the batch.
         aux_weight: lambda of Eq. 18.
         class_weights: one per class, for both losses, or None.
-        totals: the batch, where these images are a part of it: the losses of the parts then add up to that of
-            the batch.
+        totals: totals of the batch if these images are a part of it; the losses of the parts then add up to
+            that of the batch.
     """
     if not per_image:
         main_logits, labels = main_logits[None], labels[None]
         aux_logits = None if aux_logits is None else aux_logits[None]
     by_class = None if class_weights is None else np.asarray(class_weights, np.float32)
 
-    row = None if per_image else totals  # images are rows of their own, a batch goes on in other parts
+    row = None if per_image else totals  # an image is a row of its own; a batch continues in the other parts
     weight = row and row.weight
     valid = (labels != IGNORE).sum()
     if ohem:
@@ -244,10 +243,10 @@ def batch_totals(
     min_kept: Int[ArrayLike, ''],
     class_weights: Sequence[float] | Float[Array, ' K'] | None = None,
 ) -> BatchTotals:
-    """What the losses of the parts of a batch take from all of it.
+    """Computes the totals of a batch from its parts.
 
     Args:
-        labels: of each part.
+        labels: one array per part.
         p: `true_probability` of each part's main logits, for OHEM over the whole batch.
         threshold, min_kept, class_weights: see `segmentation_loss`.
     """

@@ -9,9 +9,9 @@ DECAYS = ('all', 'kernels')
 
 
 def poly_schedule(base: float, max_steps: int, power: float = 0.9) -> optax.Schedule:
-    """base * (1 - step / max_steps) ** power: what the released code does; the paper misplaces the power.
+    """base * (1 - step / max_steps) ** power, as in the released code; the paper misplaces the power.
 
-    Plain arithmetic, so that a Python step gives a Python number and needs no device.
+    Plain arithmetic: a Python step gives a Python number, without a device.
     """
     return lambda step: base * (1 - step / max_steps) ** power
 
@@ -19,13 +19,13 @@ def poly_schedule(base: float, max_steps: int, power: float = 0.9) -> optax.Sche
 def sgd(
     schedule: optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4, decay: str = 'all'
 ) -> optax.GradientTransformation:
-    """torch's SGD: the decay joins the gradient before the momentum, and the learning rate comes last.
+    """torch's SGD: the decay is added to the gradient before the momentum; the learning rate comes last.
 
     Args:
         schedule: step -> learning rate.
-        momentum: share of the velocity that is kept.
+        momentum: fraction of the velocity that is kept.
         weight_decay: factor on the parameters that decay.
-        decay: 'all' parameters, as the authors do, or 'kernels' of convolutions only.
+        decay: 'all' parameters, like the authors, or only 'kernels' of convolutions.
 
     Raises:
         ConfigError: unknown `decay`.

@@ -1,4 +1,4 @@
-"""What training changes from step to step: arrays only."""
+"""The state of training: arrays only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,11 +39,11 @@ def create_state(variables: Mapping[str, Any], tx: optax.GradientTransformation)
 def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
 ) -> TrainState:
-    """Shapes, dtypes and sharding of a state, as restoring a checkpoint needs them."""
+    """Shapes, dtypes and sharding of a state, for restoring a checkpoint."""
     state = jax.eval_shape(lambda variables: create_state(variables, tx), shape_variables(model))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
 def count_parameters(params: Any) -> int:
-    """Numbers in a tree of arrays."""
+    """Number of elements in a tree of arrays."""
     return sum(x.size for x in jax.tree.leaves(params))

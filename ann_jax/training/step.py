@@ -1,4 +1,4 @@
-"""One step of training: jitted for a mesh, as a pure function, or the parts that it is made of."""
+"""A training step: jitted for a mesh, as a pure function, or as separate parts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,17 +26,17 @@ METRICS = 'loss', 'main_loss', 'auxiliary_loss', 'kept', 'pixel_accuracy'
 
 
 class StepOutput(NamedTuple):
-    """What a batch, or a part of it, gives; those of the parts add up."""
+    """Result of a batch or of a part of it; the results of the parts add up."""
 
     gradients: Any
-    batch_stats: Any  # running statistics after it
+    batch_stats: Any  # running statistics after the batch
     metrics: dict[str, jax.Array]
 
 
 class StepParts(NamedTuple):
-    """A step in three functions; the caller jits them.
+    """A step as three functions, which the caller jits.
 
-    `part` is the number of a part of a batch, None for the whole of it.
+    `part` is the number of a part of a batch; None for the whole batch.
     """
 
     probabilities: Callable  # (state, batch, part) -> `losses.true_probability` of the main logits
@@ -59,15 +59,15 @@ def make_step(
     Args:
         model: an `ANN`, or any network that `image_logits` takes.
         tx: the optimizer.
-        mesh: devices that share a batch; None for all, along `data`.
+        mesh: devices that share a batch; None for all of them, along `data`.
         loss, normalize, seed, skip_not_finite: see `make_step_parts`.
 
     Returns:
         A function from a state, which it donates, and a batch to the next state and scalar metrics: `loss`,
-        `main_loss`, `auxiliary_loss`, `kept`, `pixel_accuracy`, `gradient_norm`. A batch holds `image`,
-        (B, H, W, 3) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; of several
-        processes, the share of this one. It is compiled once for each shape, and raises ConfigError where the
-        batch does not divide over the devices, DataError where a label is no class.
+        `main_loss`, `auxiliary_loss`, `kept`, `pixel_accuracy`, `gradient_norm`. A batch has `image`,
+        (B, H, W, 3) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; with several
+        processes, the share of this one. The function is compiled once per shape, and raises ConfigError if
+        the batch does not divide over the devices, DataError if a label is not a class.
     """
     mesh = mesh or make_mesh()
     settings = {'loss': loss, 'normalize': normalize, 'seed': seed, 'skip_not_finite': skip_not_finite}
@@ -124,17 +124,16 @@ def make_step_parts(
     Args:
         model: an `ANN`, or any network that `image_logits` takes.
         tx: the optimizer.
-        loss: maps main logits, auxiliary logits (None from a network without them) and labels, all of the
-            image's size, to a `Loss` or a scalar; takes a `losses.BatchTotals` too, named `totals`, for parts
-            of a batch.
+        loss: maps main logits, auxiliary logits (None if the network has none) and labels, all of the image's
+            size, to a `Loss` or a scalar; for parts of a batch, also takes `totals`, a `losses.BatchTotals`.
         normalize: see `weights.inputs.normalizer`.
-        seed: of dropout and random sampling; the step number is folded in, and the part's for dropout.
-        skip_not_finite: keep everything but the step number as it was where the loss or the gradient is not
-            finite, and say so in the metric `skipped`.
+        seed: for dropout and random sampling; the step number is folded in, and for dropout the part's too.
+        skip_not_finite: if the loss or the gradient is not finite, change only the step number, and set the
+            metric `skipped`.
     """
 
     def forward(params, state, batch, part):
-        """Both logits and the labels, of one size, and the running statistics after the batch."""
+        """Both logits and the labels, of equal size, and the running statistics after the batch."""
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         dropout_rng, sampling_rng = jax.random.split(rng)
         if part is not None:
@@ -148,7 +147,7 @@ def make_step_parts(
             mutable=['batch_stats'],
         )
         main, auxiliary = logits.main.array, logits.auxiliary and logits.auxiliary.array
-        # What lies below the image does not count.
+        # Rows below the image do not count.
         labels = split_rows(batch['label'], lambda *_: main.shape[1], IGNORE)
         return main, auxiliary, labels, updates.get('batch_stats', {})
 
@@ -157,7 +156,7 @@ def make_step_parts(
             main, _, labels, _ = forward(params, state, batch, part)
             return main, labels
 
-        # In the forms of the gradients, which may round otherwise: OHEM counts the pixels that it keeps.
+        # With the forms used under gradients, which may round differently: OHEM counts the pixels it keeps.
         main, _, labels = jax.vjp(main_of, state.params, has_aux=True)
         return true_probability(main, labels)
 
@@ -185,7 +184,7 @@ def make_step_parts(
         if skip_not_finite:
             good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
             kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), new, state)
-            # The optimizer's own count stands still too; the step number says which batch comes next.
+            # The optimizer's own count stays too; the step number says which batch comes next.
             new = kept.replace(step=new.step)
             metrics['skipped'] = ~good
         return new, metrics
