@@ -339,7 +339,7 @@ def test_a_canvas_and_split_rows_where_the_backbone_knows_them():
     plain = model_of(Plain())
     assert model.takes_canvas and not plain.takes_canvas
     variables = random_variables(plain, 0, image)
-    with pytest.raises(ConfigError, match='Plain gives arrays'):
+    with pytest.raises(ConfigError, match='Plain returns arrays'):
         jax.eval_shape(lambda: plain.apply(variables, FeatureMap.of(canvas, size)))
     with jax.set_mesh(mesh), pytest.raises(ConfigError, match='Plain has no method canvas_height'):
         jax.eval_shape(lambda: plain.apply(variables, image))
