@@ -75,6 +75,8 @@ def defaults() -> ConfigDict:
                 'multi_grid': (1, 1, 1),
                 'contract_dilation': True,
                 'ceil_pool': True,
+                'dilate_second_conv': True,  # of depths 10, 18 and 34; False in mmseg and sssegmentation
+                'avg_down': False,  # of ResNet-D (ResNet-vd): shortcuts of stride 2 average, then project
                 'variant': 'full',
                 'fuse_stages': (4,),
                 'sampling': 'average',
@@ -83,7 +85,7 @@ def defaults() -> ConfigDict:
                 'out_norm': False,
                 'key_channels': 256,
                 'head_channels': 512,
-                'aux_channels': 512,
+                'aux_channels': 512,  # 0 for no auxiliary head
                 'dropout': 0.05,
                 'conv_bias': True,
                 'align_corners': True,
@@ -262,6 +264,8 @@ def validate(config: ConfigDict) -> None:
     for key in ('data', 'space'):
         size = config.mesh[key]
         check(f'mesh.{key}', size, size == -1 or size > 0, 'a number above 0, or -1 for what is left')
+    channels = config.model.aux_channels
+    check('model.aux_channels', channels, channels >= 0, 'a number above 0, or 0 for no auxiliary head')
     remat = config.model.remat
     check('model.remat', remat, set(remat) <= {2, 3, 4, 5}, 'some of the stages 2,3,4,5, or () for none')
     check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')

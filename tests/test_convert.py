@@ -77,6 +77,9 @@ TIMM_STEM = [
     (r'^stem\.bn3', 'bn1'),
     (r'^stem\.(conv|bn)([123])', lambda found: f'conv1.{3 * int(found[2]) - 3 + (found[1] == "bn")}'),
 ]
+# ResNet-D: an average, which has no tensors, is the first part of a shortcut.
+AVERAGING = [(r'downsample_1', 'downsample.2'), (r'downsample_0', 'downsample.1')]
+TIMM_D, MMSEG_D = [*AVERAGING, *TIMM_STEM], [*AVERAGING, *MMSEG_STEM]
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
 
 
@@ -111,6 +114,9 @@ BACKBONES = {  # module, its keys, one of them, depth, stem, whether it is the a
     'prefixed_plain_stem': (ResNet(50, 4, (4,)), PREFIXED_STEM, 'prefix.bn1.weight', 50, (4,), True),
     'mmseg_deep_stem': (ResNet(50, 4, DEEP), MMSEG_STEM, 'stem.7.bias', 50, DEEP, False),
     'timm_deep_stem': (ResNet(50, 4, DEEP), TIMM_STEM, 'conv1.4.running_mean', 50, DEEP, False),
+    'timm_d': (ResNet(50, 4, DEEP, avg_down=True), TIMM_D, 'layer1.0.downsample.2.bias', 50, DEEP, False),
+    'timm_d_18': (ResNet(18, 4, DEEP, avg_down=True), TIMM_D, 'layer2.0.downsample.2.bias', 18, DEEP, False),
+    'mmseg_d': (ResNet(101, 4, DEEP, avg_down=True), MMSEG_D, 'layer4.0.downsample.2.bias', 101, DEEP, False),
 }  # fmt: skip
 
 
@@ -136,6 +142,7 @@ def test_backbones(layout, prefix):
     found = recognize(strip(state))
     assert (found.model['depth'], found.model['width'], found.model['stem_widths']) == (depth, 4, stem_widths)
     assert found.model['ceil_pool'] == found.input['bgr'] == authors
+    assert found.model['avg_down'] == module.avg_down
     assert found.num_classes is None
 
 
@@ -235,15 +242,17 @@ def test_exports_use_the_authors_names():
 
 
 SETTINGS = {'variant': 'full', 'sampling': 'average', 'share': 'query_key', 'stem_widths': (2, 2, 4)}
+SETTINGS |= {'depth': 50, 'output_stride': 8, 'multi_grid': (1, 1, 1), 'avg_down': False}
 
 
 @pytest.mark.parametrize('layout', ['authors', 'mmsegmentation'])
 @pytest.mark.parametrize(('conv_bias', 'out_norm'), [(True, False), (False, False), (True, True)])
 def test_a_round_trip_evaluates_equal(layout, conv_bias, out_norm):
+    both = layout == 'authors'
     options = {'depth': 10, 'conv_bias': conv_bias, 'out_norm': out_norm}
     build = lambda **o: ANN(
         3,
-        ResNet(o.pop('depth'), 4, (2, 2, 4)),
+        ResNet(o.pop('depth'), 4, (2, 2, 4), dilate_second_conv=both),
         key_channels=4,
         head_channels=8,
         aux_channels=6,
@@ -254,8 +263,9 @@ def test_a_round_trip_evaluates_equal(layout, conv_bias, out_norm):
     image = normal(2, 65, 49, 3)
     variables = random_variables(model, 0, image)
     before = traverse_util.flatten_dict(jax.tree.map(np.copy, variables))
-    state = to_torch(variables, layout, SETTINGS)
+    state = to_torch(variables, layout, SETTINGS | {'depth': 10, 'dilate_second_conv': both})
     found = recognize(state)
+    assert found.model['dilate_second_conv'] == both
     other = build(depth=10, conv_bias=found.model['conv_bias'])
     assert found.model['conv_bias'] == (layout == 'authors')
     back = convert(state, abstract(other)).variables
@@ -310,8 +320,6 @@ def test_other_networks_are_refused():
     with pytest.raises(DataError, match='not a known network.*features.0.weight'):
         recognize({'features.0.weight': np.zeros((64, 3, 11, 11))})
     resnet = state_dict(filled(backbone_target(ResNet(50, 4, (4,)))), [(r'^backbone\.', ''), *TORCHVISION])
-    with pytest.raises(DataError, match='ResNet-D'):
-        recognize(resnet | {'layer2.0.downsample.2.weight': np.zeros(4)})
     short = {key: value for key, value in resnet.items() if not key.startswith('layer3.4')}
     with pytest.raises(DataError, match=r'no supported ResNet has \(3, 4, 5, 3\) bottleneck blocks'):
         recognize(short)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import assert_close, normal, quick, random_variables, torch_gradients
+from reference import assert_close, nchw, nhwc, normal, quick, random_variables, torch_gradients
 
 from ann_jax.models.feature_map import FeatureMap
-from ann_jax.models.layers import BatchNorm, Conv, max_pool
+from ann_jax.models.layers import BatchNorm, Conv, average_pool, max_pool
 
 SIZES = [(9, 7), (4, 11), (12, 11)]
 INSIDE = np.zeros((3, 12, 11, 1), bool)
@@ -45,6 +45,25 @@ def test_max_pooling(ceil):
         alone = max_pool(np.maximum(image, 0), ceil).array[0]
         assert (int(result.size[0][i]), int(result.size[1][i])) == alone.shape[:2]
         assert_close(result.array[i, : alone.shape[0], : alone.shape[1]], alone)
+
+
+def test_average_pooling_counts_what_is_real():
+    """Against torch on each image alone: values, and gradients, none of them outside."""
+    torch = pytest.importorskip('torch')
+    images, maps = canvases(2)
+    pool = torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    cotangent = normal(3, 6, 6, 2, seed=1)
+    result, pull = jax.vjp(lambda array: average_pool(FeatureMap(array, maps.size)).clean(), maps.array)
+    of_input = np.asarray(pull(jnp.asarray(cotangent))[0])
+    sizes = average_pool(maps).size
+    for i, image in enumerate(images):
+        rows, columns = int(sizes[0][i]), int(sizes[1][i])
+        part = cotangent[i : i + 1, :rows, :columns]
+        expected, (gradient,) = torch_gradients(pool, nchw(part), nchw(image))
+        assert_close(result[i : i + 1, :rows, :columns], nhwc(expected))
+        assert_close(of_input[i : i + 1, : image.shape[1], : image.shape[2]], nhwc(gradient))
+        assert_close(average_pool(image).array, nhwc(expected))
+    assert not of_input[~INSIDE[..., 0]].any()
 
 
 def test_batch_normalisation_counts_what_is_real():

@@ -17,9 +17,17 @@ from ann_jax.models.fold import fold
 from ann_jax.models.resnet import ResNet
 
 
-def network(variant='full', depth=10, ceil_pool=True, stem_widths=(4, 4, 8), dtype=jnp.float32, **options):
+def network(
+    variant='full',
+    depth=10,
+    ceil_pool=True,
+    stem_widths=(4, 4, 8),
+    dtype=jnp.float32,
+    avg_down=False,
+    **options,
+):
     options = {'key_channels': 4, 'head_channels': 12, 'aux_channels': 8, 'sizes': (1, 3), **options}
-    backbone = ResNet(depth, 8, stem_widths, ceil_pool=ceil_pool, dtype=dtype)
+    backbone = ResNet(depth, 8, stem_widths, ceil_pool=ceil_pool, avg_down=avg_down, dtype=dtype)
     return ANN(5, backbone, variant, dtype=dtype, **options)
 
 
@@ -93,6 +101,7 @@ def test_winograd(monkeypatch):
         {'share': 'none'},
         {'key_channels': 16},  # more than there are anchors
         {'stem_widths': (8,), 'ceil_pool': False},
+        {'avg_down': True, 'ceil_pool': False},
     ],
 )
 def test_settings(options):
@@ -113,6 +122,7 @@ def test_samplings_that_need_exact_sizes(sampling):
 @pytest.mark.parametrize('size', [(1, 1), (2, 33), (17, 96), (64, 64), (79, 30)])
 def test_awkward_sizes_on_a_canvas(size, ceil_pool):
     assert_close(*both(network(ceil_pool=ceil_pool), size, (80, 97)))
+    assert_close(*both(network(ceil_pool=ceil_pool, avg_down=True), size, (80, 97)))
 
 
 def test_images_of_several_sizes_share_a_canvas():

@@ -106,7 +106,8 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
         history.complete(run)[0]['dataset']['scenes'] | {'version': 2, 'seed': 3}
         == (history.complete(run)[0]['dataset']['scenes'])
     )
-    assert history.complete(saved_config('29e8a0d'))[1] == {'dataset.scenes.version': 3}
+    added = {'dataset.scenes.version': 3, 'model.avg_down': False, 'model.dilate_second_conv': True}
+    assert history.complete(saved_config('29e8a0d'))[1] == added
 
 
 def test_renamed_and_removed_settings(monkeypatch):

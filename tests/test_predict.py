@@ -22,6 +22,7 @@ from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.inference import pictures as class_pictures
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
+from ann_jax.models.settings import OF_BACKBONE
 from ann_jax.modes import predict
 from ann_jax.modes.export import export
 from ann_jax.weights import folder as weights
@@ -64,8 +65,7 @@ def expected_logits(folder, image):
     """By the trained network, without folding, canvas or device loop."""
     opened = weights.load(folder)
     c = dict(opened.model)
-    names = ('depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool')
-    model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in names}), **c)
+    model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in OF_BACKBONE}), **c)
     image = (np.float32(image)[None] - np.float32(opened.input['mean'])) / np.float32(opened.input['std'])
     return quick(functools.partial(model.apply, full_size=True))(opened.variables, image).main[0]
 

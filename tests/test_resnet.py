@@ -14,8 +14,20 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 class TorchResNet:
     """A dilated ResNet by torch's functional operators, with the parameters of our module."""
 
-    def __init__(self, depth, variables, *, strides, dilations, first_dilations, ceil_pool):
-        self.depth, self.variables, self.ceil_pool = depth, variables, ceil_pool
+    def __init__(
+        self,
+        depth,
+        variables,
+        *,
+        strides,
+        dilations,
+        first_dilations,
+        ceil_pool,
+        avg_down=False,
+        second_dilation=None,
+    ):
+        self.depth, self.variables, self.ceil_pool, self.avg_down = depth, variables, ceil_pool, avg_down
+        self.second_dilation = second_dilation
         self.strides, self.dilations, self.first_dilations = strides, dilations, first_dilations
 
     def conv_bn(self, x, module, conv, bn, stride=1, dilation=1):
@@ -28,14 +40,19 @@ class TorchResNet:
         return torch.nn.functional.batch_norm(x, *map(torch.tensor, norm))
 
     def block(self, x, name, stride, dilations):
+        import torch
+
         if self.depth < 50:
             y = self.conv_bn(x, name, 'conv1', 'bn1', stride, dilations[0]).relu()
-            y = self.conv_bn(y, name, 'conv2', 'bn2', 1, dilations[1])
+            y = self.conv_bn(y, name, 'conv2', 'bn2', 1, self.second_dilation or dilations[1])
         else:
             y = self.conv_bn(x, name, 'conv1', 'bn1').relu()
             y = self.conv_bn(y, name, 'conv2', 'bn2', stride, dilations[0]).relu()
             y = self.conv_bn(y, name, 'conv3', 'bn3')
         if 'downsample_0' in self.variables['params'][name]:
+            if self.avg_down and stride == 2:
+                pool = torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+                x, stride = pool(x), 1
             x = self.conv_bn(x, name, 'downsample_0', 'downsample_1', stride)
         return (x + y).relu()
 
@@ -83,6 +100,18 @@ CASES = [
         {'output_stride': 32},
         {'strides': (1, 2, 2, 2), 'dilations': (1, 1, 1, (1, 1)), 'first_dilations': (1, 1, 1, 1)},
     ),
+    (50, {'avg_down': True, 'ceil_pool': False}, STANDARD),
+    (
+        18,
+        {'multi_grid': (1, 2), 'dilate_second_conv': False},
+        {**STANDARD, 'dilations': (1, 1, 2, (4, 8)), 'second_dilation': 1},
+    ),
+    (50, {'dilate_second_conv': False}, STANDARD),
+    (
+        18,
+        {'avg_down': True, 'output_stride': 32},
+        {'strides': (1, 2, 2, 2), 'dilations': (1, 1, 1, (1, 1)), 'first_dilations': (1, 1, 1, 1)},
+    ),
 ]
 
 
@@ -93,7 +122,8 @@ def test_stages_equal_torch(depth, options, plan):
     # An even size on one side, so that rounding up in the pooling shows.
     image = normal(1, 64, 81, 3)
     variables = random_variables(model, 0, image, False)
-    reference = TorchResNet(depth, variables, ceil_pool=options.get('ceil_pool', True), **plan)
+    pooling = {'ceil_pool': options.get('ceil_pool', True), 'avg_down': options.get('avg_down', False)}
+    reference = TorchResNet(depth, variables, **pooling, **plan)
     stages = quick(lambda variables: model.apply(variables, image, False))(variables)
     for ours, torchs in zip(stages, reference(image), strict=True):
         assert_close(ours.array, torchs)

@@ -18,6 +18,7 @@ from ann_jax.data.scene_objects import CLASSES
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
+from ann_jax.models.settings import OF_BACKBONE
 from ann_jax.weights import folder as weights
 from ann_jax.weights.inputs import normalizer
 from ann_jax.weights.layouts import Layout
@@ -53,8 +54,7 @@ def network_of(folder):
     """Our network as a folder of weights describes it."""
     opened = open_weights(folder)
     c = dict(opened.model)
-    names = ('depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool')
-    model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in names}), **c)
+    model = ANN(len(opened.classes), ResNet(**{name: c.pop(name) for name in OF_BACKBONE}), **c)
     return model, opened
 
 

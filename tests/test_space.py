@@ -32,9 +32,10 @@ CLASSES = 5
 NORMALIZE = normalizer(mean=(60.0,) * 3, std=(60.0,) * 3, bgr=False)
 
 
-def network(ceil_pool=True, **settings):
+def network(ceil_pool=True, avg_down=False, **settings):
     settings = {'key_channels': 8, 'head_channels': 8, 'aux_channels': 8, 'dropout': 0.2} | settings
-    return ANN(CLASSES, ResNet(10, 4, (4,), ceil_pool=ceil_pool), conv_bias=False, **settings)
+    backbone = ResNet(10, 4, (4,), ceil_pool=ceil_pool, avg_down=avg_down)
+    return ANN(CLASSES, backbone, conv_bias=False, **settings)
 
 
 @functools.cache
@@ -101,6 +102,12 @@ def assert_same_step(one, other):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * largest)
 
 
+def test_a_step_of_averaging_shortcuts_equals_one_device():
+    model, batch = network(avg_down=True, ceil_pool=False), random_batch(2, 66, 41)
+    one = step_on(mesh_of(1, 1), model, batch, True)
+    assert_same_step(one, step_on(mesh_of(2, 4), model, batch, True))
+
+
 @pytest.mark.parametrize('per_image', [True, False])
 def test_a_step_on_every_mesh_equals_one_device(per_image):
     """Nine rows at Stage5, which neither two nor eight devices divide; dropout, OHEM and its count too."""
@@ -135,10 +142,11 @@ def test_every_variant_gives_the_logits_of_one_device(settings):
         assert_close(b, a)
 
 
+@pytest.mark.parametrize('avg_down', [False, True])
 @pytest.mark.parametrize(('height', 'data', 'space'), [(769, 1, 8), (520, 1, 8), (480, 4, 2), (864, 2, 4)])
-def test_the_forward_network_gathers_no_feature_map(height, data, space):
+def test_the_forward_network_gathers_no_feature_map(height, data, space, avg_down):
     """The paper's crops and windows, dilations 2 and 4, the logits resized: halos and sums only."""
-    model, mesh = network(), mesh_of(data, space)
+    model, mesh = network(avg_down=avg_down), mesh_of(data, space)
     image = jax.ShapeDtypeStruct((data, height, 33, 3), jnp.float32, sharding=split_batch(mesh))
 
     def forward(variables, image):
@@ -221,6 +229,7 @@ def predictions(mesh, model, images, protocol):
         ('whole', {}),
         ('whole', {'variant': 'common', 'fuse_stages': (2, 4), 'ceil_pool': False}),
         ('whole', {'sampling': 'max'}),
+        ('whole', {'avg_down': True, 'ceil_pool': False}),
         ('windows', {}),
         ('scales', {}),
     ],

@@ -1,4 +1,4 @@
-"""3x3 max pooling of stride 2 from slices of the map: the gradient is cheap, and all exporters support it."""
+"""Pooling of stride 2 from slices of the map, which all exporters support: 3x3 maxima and 2x2 averages."""
 
 import functools
 
@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from ann_jax.kernels import Array
+from ann_jax.kernels.masking import Size, size_of
 from ann_jax.parallel.mesh import row_shards
 
 
@@ -71,5 +72,36 @@ def _neighbours(x, size, ceil):
     height, width = ((n - 1 + int(ceil)) // 2 + 1 for n in size)
     # If sizes are odd or rounded down, this is one row and column more than the windows need.
     x = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=-jnp.inf)
-    every_second = lambda y, i, n, axis: jax.lax.slice_in_dim(y, i, i + 2 * n - 1, 2, axis)
-    return [every_second(every_second(x, i, height, 1), j, width, 2) for i in range(3) for j in range(3)]
+    return [_every_second(_every_second(x, i, height, 1), j, width, 2) for i in range(3) for j in range(3)]
+
+
+def _every_second(x, first, count, axis):
+    return jax.lax.slice_in_dim(x, first, first + 2 * count - 1, 2, axis)
+
+
+def average_pool(x: Float[Array, 'B H W C'], size: Size = None) -> Float[jax.Array, 'B H_out W_out C']:
+    """2x2 average pooling; sizes round up, and a window at an odd edge averages only the pixels it covers.
+
+    As torch's AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False). Sums are in float32.
+
+    Args:
+        x: zero outside of the images.
+        size: of the images, if they do not fill x.
+
+    Returns:
+        Averages in the dtype of x. Rows that are split over devices stay split.
+    """
+    y, (height, width) = jnp.asarray(x, jnp.float32), ((n - 1) // 2 + 1 for n in x.shape[1:3])
+    if row_shards(x) > 1:
+        # XLA exchanges the rows, which are even in number here.
+        y = nn.pool(y, 0.0, jax.lax.add, (2, 2), (2, 2), [(0, 0), (0, 2 * width - x.shape[2])])
+    else:
+        y = jnp.pad(y, ((0, 0), (0, 1), (0, 1), (0, 0)))  # taken where the size is odd
+        y = _every_second(y, 0, height, 1) + _every_second(y, 1, height, 1)
+        y = _every_second(y, 0, width, 2) + _every_second(y, 1, width, 2)
+    for axis, length in enumerate(size_of(x.shape, size), 1):
+        # An image has one or two pixels of its last window.
+        index = jnp.arange(y.shape[axis]).reshape([-1 if i == axis else 1 for i in range(4)])
+        length = length[:, None, None, None] if isinstance(length, jax.Array) else length
+        y = y * jnp.where(2 * index + 1 == length, 1.0, 0.5)
+    return y.astype(x.dtype)

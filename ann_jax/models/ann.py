@@ -33,7 +33,7 @@ class Logits(NamedTuple, Generic[Given]):
     """Unnormalised class scores, float32 (B, h, w, classes): arrays for an array, maps for a map."""
 
     main: Given
-    auxiliary: Given | None  # None if the network is folded
+    auxiliary: Given | None  # None if the network is folded, or has no auxiliary head
 
 
 class ANN(nn.Module):
@@ -50,7 +50,7 @@ class ANN(nn.Module):
         out_norm: batch normalisation after W_o, see `blocks.Attention`.
         key_channels: C^, the width of the attention.
         head_channels: channels between fusion and classifier.
-        aux_channels: channels of the auxiliary head on Stage4.
+        aux_channels: channels of the auxiliary head on Stage4; 0 for none.
         dropout: rate of each Dropout2d.
         conv_bias: whether the head's convolutions before batch normalisation have a bias.
         align_corners: how logits are resized to the image.
@@ -148,7 +148,7 @@ class ANN(nn.Module):
         return self.backbone.canvas_height(height, shards)
 
     def _auxiliary(self, stage4: FeatureMap, train: bool) -> FeatureMap | None:
-        if self.folded:
+        if self.folded or not self.aux_channels:
             return None
         x = self._conv_bn(self.aux_channels, 'aux_bottleneck')(stage4, train)
         return self._classifier('aux_classifier')(Dropout2d(self.dropout)(x, train))

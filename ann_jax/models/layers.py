@@ -1,4 +1,4 @@
-"""Convolution, batch normalisation, max pooling and dropout with torch's semantics in NHWC.
+"""Convolution, batch normalisation, pooling and dropout with torch's semantics in NHWC.
 
 Layers take and return a `FeatureMap`; an array counts as one that the images fill. Parameters are float32;
 convolutions compute in `dtype`. Kernels are (height, width, in, out). With `folded`, batch normalisation is
@@ -158,3 +158,12 @@ def max_pool(x: FeatureMap, ceil: bool) -> FeatureMap:
     x = FeatureMap.of(x)
     size = x.size and tuple((length - 1 + int(ceil)) // 2 + 1 for length in x.size)
     return FeatureMap.of(pooling.max_pool(x.clean(), ceil), size)
+
+
+def average_pool(x: FeatureMap) -> FeatureMap:
+    """2x2 average pooling of stride 2, over the pixels of an image alone; sizes round up.
+
+    (B, H, W, C) -> (B, H', W', C).
+    """
+    x = FeatureMap.of(x)
+    return x.strided(pooling.average_pool(x.clean(), x.size), 2)

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.kernels.forms import computed_once
 from ann_jax.models.feature_map import FeatureMap
-from ann_jax.models.layers import BatchNorm, Conv, max_pool, relu
+from ann_jax.models.layers import BatchNorm, Conv, average_pool, max_pool, relu
 
 # Depth -> (bottleneck blocks, blocks per stage). Depth 10 is for laptops and for receptive-field studies.
 DEPTHS = {
@@ -49,8 +49,9 @@ class Block(nn.Module):
     width: int
     bottleneck: bool
     stride: int = 1
-    dilation: int = 1  # of the 3x3 convolutions after the first
+    dilation: int = 1  # of the second 3x3 convolution, if there are two
     first_dilation: int = 1  # of the first 3x3 convolution, which has the stride
+    avg_down: bool = False  # whether a shortcut of stride 2 averages, then projects
     dtype: DTypeLike = jnp.float32
     folded: bool = False
 
@@ -73,7 +74,9 @@ class Block(nn.Module):
             y = BatchNorm(folded=self.folded, name=f'bn{i}')(y, train)
             y = relu(y) if i < len(convolutions) else y
         if x.array.shape != y.array.shape:
-            x = Conv(y.channels, stride=self.stride, dtype=self.dtype, name='downsample_0')(x)
+            averages = self.avg_down and self.stride == 2
+            x, stride = (average_pool(x), 1) if averages else (x, self.stride)
+            x = Conv(y.channels, stride=stride, dtype=self.dtype, name='downsample_0')(x)
             x = BatchNorm(folded=self.folded, name='downsample_1')(x, train)
         return y.with_array(computed_once(nn.relu(x.array + y.array)))
 
@@ -107,6 +110,10 @@ class ResNet(nn.Module):
         multi_grid: factors on the dilations of the blocks of Stage5.
         contract_dilation: halve the stage's dilation in the convolution that lost its stride.
         ceil_pool: round sizes up in max pooling, as the authors do; torchvision and mmseg round down.
+        avg_down: shortcuts of stride 2 are a 2x2 average and a 1x1 convolution of stride 1, as in ResNet-D
+            (He et al. 2019), which PaddleSeg calls ResNet-vd.
+        dilate_second_conv: in blocks of two 3x3 convolutions (depths 10, 18 and 34), dilate both, as the
+            authors do; mmseg and sssegmentation dilate only the first.
         dtype: what convolutions compute in.
         remat: stages, 2 to 5 as the paper counts them, in which blocks keep only their inputs and recompute
             the rest for the gradient.
@@ -120,6 +127,8 @@ class ResNet(nn.Module):
     multi_grid: Sequence[int] = (1, 1, 1)
     contract_dilation: bool = True
     ceil_pool: bool = True
+    avg_down: bool = False
+    dilate_second_conv: bool = True
     dtype: DTypeLike = jnp.float32
     remat: Sequence[int] = ()
     folded: bool = False
@@ -167,6 +176,12 @@ class ResNet(nn.Module):
         return Stages(*stages)
 
 
+def dilates_pairs(depth: int, output_stride: int, multi_grid: Sequence[int]) -> bool:
+    """Whether `dilate_second_conv` matters: there are blocks of two 3x3 convolutions, and dilations."""
+    bottleneck, _ = DEPTHS[depth]
+    return not bottleneck and max(*(rate for _, rate in PLANS[output_stride]), *multi_grid) > 1
+
+
 def _blocks(backbone, layer):
     """The unbound blocks of torch's layers 1 to 4; layer 4 is Stage5."""
     bottleneck, sizes = DEPTHS[backbone.depth]
@@ -181,8 +196,9 @@ def _blocks(backbone, layer):
             width=backbone.width * 2 ** (layer - 1),
             bottleneck=bottleneck,
             stride=stride if i == 0 else 1,
-            dilation=dilation,
+            dilation=dilation if backbone.dilate_second_conv else 1,
             first_dilation=dilation // 2 if contract else dilation,
+            avg_down=backbone.avg_down,
             dtype=backbone.dtype,
             folded=backbone.folded,
             parent=None,

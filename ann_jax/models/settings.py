@@ -14,6 +14,7 @@ from ann_jax.typing import Backbone
 
 OF_BACKBONE = (
     'depth', 'width', 'stem_widths', 'output_stride', 'multi_grid', 'contract_dilation', 'ceil_pool',
+    'avg_down', 'dilate_second_conv',
 )  # fmt: skip
 OF_HEAD = (
     'variant', 'fuse_stages', 'sampling', 'sizes', 'share', 'out_norm', 'key_channels', 'head_channels',

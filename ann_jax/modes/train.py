@@ -266,4 +266,7 @@ def _log_start(mesh: Mesh) -> None:
 def _log_setting(config, source, evaluation, state) -> None:
     logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
     logger.info('%s parameters', f'{count_parameters(state.params):,}')
+    if not config.model.aux_channels and config.loss.aux_weight:
+        weight = config.loss.aux_weight
+        logger.info('the network has no auxiliary head: loss.aux_weight=%s counts as 0', weight)
     note('config %s', json.dumps(config.to_dict()))

@@ -57,6 +57,9 @@ BEFORE: dict[str, Any] = {
     'train.accumulate': 1,
     # after 2f310e6: scenes were drawn as by the commit
     'dataset.scenes.version': _scenes_version,
+    # after 9140866: shortcuts projected at their stride, and both 3x3 convolutions were dilated
+    'model.avg_down': False,
+    'model.dilate_second_conv': True,
 }
 
 # Old name -> current name.

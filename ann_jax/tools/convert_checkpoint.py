@@ -1,13 +1,14 @@
-"""Converts a torch checkpoint into a folder that training and evaluation start from.
+"""Converts a checkpoint of torch or Paddle into a folder that training and evaluation start from.
 
     python -m ann_jax.tools.convert_checkpoint resnet101.pth --out weights/resnet101
     python -m ann_jax.main --config=configs/cityscapes.py --config.init.from=weights/resnet101 \
         --config.init.parts=backbone
 
-Reads .pth, .pt and .safetensors; torch is not needed. The layout is recognised by the keys: ResNets of
-torchvision, timm, mmsegmentation and the authors, and whole ANNs of the last two. Every tensor is used, or
-listed with the reason why not. What is known about the weights is stored with them; what neither the file nor
-the layout says can be given: --align-corners, --classes, --output-stride.
+Reads .pth, .pt, .safetensors and .pdparams; neither torch nor Paddle is needed. The layout is recognised by
+the keys: ResNets of torchvision, timm, mmsegmentation and the authors, and whole ANNs of mmsegmentation, the
+authors, PaddleSeg and sssegmentation. Every tensor is used, or listed with the reason why not. What is known
+about the weights is stored with them; what neither the file nor the layout says can be given:
+--align-corners, --classes, --output-stride.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from ann_jax.weights.converter import OUTPUT_STRIDES, convert
 def main(argv=None):
     """Parses the command line and converts; user errors end it with one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('source', type=Path, help='.pth, .pt or .safetensors')
+    parser.add_argument('source', type=Path, help='.pth, .pt, .safetensors or .pdparams')
     parser.add_argument('--out', type=Path, required=True, help='folder to write; must not exist')
     parser.add_argument(
         '--part', choices=('all', 'backbone'), default='all', help='backbone leaves the heads out'

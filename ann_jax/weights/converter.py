@@ -1,4 +1,4 @@
-"""Converts torch files to `Weights`, with everything that is known about them."""
+"""Converts files of torch and Paddle to `Weights`, with everything that is known about them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,7 @@ class Converted(NamedTuple):
     def __str__(self):
         weights, used, ignored = self.weights, self.conversion.used, self.conversion.ignored
         lines = [f'{key} -> {"/".join(path)}' for key, path in used.items()]
+        lines += [f'{"/".join(path)} is zero: the network has no such bias' for path in self.conversion.zeros]
         lines += [f'{key} left out: {reason}' for key, reason in sorted(ignored.items())]
         lines += ['', weights.source['layout']]
         lines += [f'  {name}: {value}' for name, value in {**weights.model, **weights.input}.items()]
@@ -64,15 +65,16 @@ def convert(
     align_corners: bool | None = None,
     output_stride: int = 8,
 ) -> Converted:
-    """Converts a torch checkpoint. Neither torch nor safetensors is needed, and no code in the file is run.
+    """Converts a checkpoint of torch or Paddle. Neither is needed, and no code in the file is run.
 
         print(ann_jax.convert('ann.pth', 'weights/ann'))
         seg = ann_jax.load('weights/ann')
 
     Args:
-        path: .pth, .pt or .safetensors: a state dict, or a dict with one under 'state_dict',
+        path: .pth, .pt, .safetensors or .pdparams: a state dict, or a dict with one under 'state_dict',
             'model_state_dict' or 'model'. Its layout is recognised by the keys: ResNets of torchvision, timm,
-            mmsegmentation and the authors, and whole ANNs of the last two.
+            mmsegmentation and the authors, and whole ANNs of mmsegmentation, the authors, PaddleSeg and
+            sssegmentation.
         out: folder to write, which must not exist; None to write nothing.
         part: 'all', or 'backbone' to leave the heads out.
         classes: dataset with the class names of the classifier, such as 'cityscapes'; None to use the file's.
@@ -197,10 +199,14 @@ def convert_state(
     """
     found = recognize(state)
     whole = bool(found.layout.heads) and part == 'all'
+    if whole:
+        for path in (('params', 'bottleneck', 'conv', 'kernel'), ('params', 'classifier', 'kernel')):
+            if (key := found.layout.key(path)) not in state:
+                raise DataError(f'its head is not that of an ANN, which has a tensor {key}')
     if found.num_classes is not None:
         model = network(found.model, found.num_classes)
     else:
-        model = ANN(1, ResNet(**found.model), 'baseline')
+        model = ANN(1, ResNet(**{key: found.model[key] for key in BACKBONE_FACTS}), 'baseline')
     target = shape_variables(model)
     if not whole:
         target = {group: {'backbone': tree['backbone']} for group, tree in target.items()}
@@ -216,7 +222,11 @@ def convert_state(
     if whole:
         settings = {**settings, 'output_stride': output_stride}
         settings['sizes'] = facts.get('sizes', settings['sizes'])
-        settings['align_corners'] = _align_corners(align_corners, name, facts, settings, notes)
+        settings['align_corners'] = _align_corners(
+            align_corners, name, facts, settings, notes, found.layout.heads == 'mmsegmentation'
+        )
+        if not settings['aux_channels']:
+            notes.append('it has no auxiliary head: training from it goes without the auxiliary loss')
         named = _classes(classes, facts, found.num_classes, notes)
     weights = Weights(
         variables=conversion.variables,
@@ -228,15 +238,15 @@ def convert_state(
     return Converted(weights, conversion, notes)
 
 
-def _align_corners(given, name, facts, settings, notes):
+def _align_corners(given, name, facts, settings, notes, mmsegmentation):
     if given is not None:
         return given
     if 'align_corners' in facts:
         return facts['align_corners']
-    if re.search(r'(769|713)x\1', name):
+    if mmsegmentation and re.search(r'(769|713)x\1', name):
         notes.append('align_corners is true: the file name says 769x769')
         return True
-    if not settings['ceil_pool']:
+    if mmsegmentation:
         notes.append(
             "align_corners is false, mmsegmentation's default, because the file does not say; if the network "
             'was trained on crops of 769x769, convert it again with --align-corners=true'

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 2  # 2: 'backbone' in model.json
 # Settings of `config.model` that the weights of a backbone determine.
-BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool')
+BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool', 'avg_down')
 # Settings of `config.model` that weights do not determine.
 FREE_SETTINGS = ('dropout', 'dtype', 'remat')
 PARTS = ('all', 'backbone', 'but_classifier')
@@ -186,6 +186,10 @@ def load(folder: Path) -> Weights:
 def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Completes saved settings of a network; returns those that weights determine, and which were added."""
     whole, added = history.complete({'model': saved})
+    if not {*OF_HEAD} & saved.keys():  # a backbone alone
+        whole['model'] = {
+            key: value for key, value in whole['model'].items() if key in BACKBONE_FACTS or key in saved
+        }
     fixed = {key: value for key, value in whole['model'].items() if key not in FREE_SETTINGS}
     return fixed, {name: value for name, value in added.items() if name.removeprefix('model.') in fixed}
 

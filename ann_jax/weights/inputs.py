@@ -26,6 +26,8 @@ IMAGENET_RGB: Normalization = {
 }
 # Normalisation of the authors' weights: blue first, means only.
 AUTHORS_BGR: Normalization = {'mean': (102.9801, 115.9465, 122.7717), 'std': (1.0, 1.0, 1.0), 'bgr': True}
+# Normalisation of PaddleSeg's weights: values from -1 to 1.
+PADDLE_RGB: Normalization = {'mean': (127.5, 127.5, 127.5), 'std': (127.5, 127.5, 127.5), 'bgr': False}
 
 
 def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Normalize:

@@ -2,12 +2,12 @@
 
 Our names follow torch's, so a layout is a list of rules that turn our names into its own. Both directions use
 them: conversion looks up the key of every variable, export writes it. The known layouts are the backbones of
-torchvision, timm (where the architecture matches), the authors and mmsegmentation, and the whole networks of
-the last two. torch is not needed: `torch_files` reads the arrays.
+torchvision, timm (where the architecture matches), the authors, mmsegmentation and PaddleSeg, and the whole
+networks of the last three and of sssegmentation. torch is not needed: `torch_files` reads the arrays.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from ann_jax.errors import DataError
+from ann_jax.models.resnet import dilates_pairs
 
 State = Mapping[str, np.ndarray]
 
@@ -47,10 +48,32 @@ STEMS = {
         'prefix.conv1.weight',
     ),
     'numbered': ({f'{kind}{i}': f'{kind}{i}' for kind in ('conv', 'bn') for i in (1, 2, 3)}, 'conv3.weight'),
+    'paddleseg': (
+        {
+            f'{kind}{i}': f'conv1_{i}.{name}'
+            for kind, name in (('conv', '_conv'), ('bn', '_batch_norm'))
+            for i in (1, 2, 3)
+        },
+        'conv1_1._conv.weight',
+    ),
     'plain': ({'conv1': 'conv1', 'bn1': 'bn1'}, 'conv1.weight'),
 }
-_BLOCKS = [(r'\blayer(\d)_(\d+)', r'layer\1.\2'), (r'\bdownsample_(\d)', r'downsample.\1')]
-_HEADS = {
+# Each a pattern, and what replaces it.
+_Rules = list[tuple[str, str | Callable[[re.Match], str]]]
+_BLOCKS: _Rules = [(r'\blayer(\d)_(\d+)', r'layer\1.\2'), (r'\bdownsample_(\d)', r'downsample.\1')]
+# An average, which has no tensors, comes first in their shortcuts.
+_AVERAGING_BLOCKS: _Rules = [
+    (r'\bdownsample_(\d)', lambda found: f'downsample.{int(found[1]) + 1}'),
+    *_BLOCKS,
+]
+_PADDLE_BLOCKS: _Rules = [
+    (r'\blayer(\d)_(\d+)', lambda found: f'bb_{int(found[1]) - 1}_{found[2]}'),
+    (r'\bconv(\d)$', lambda found: f'conv{int(found[1]) - 1}._conv'),
+    (r'\bbn(\d)$', lambda found: f'conv{int(found[1]) - 1}._batch_norm'),
+    (r'\bdownsample_0$', 'short._conv'),
+    (r'\bdownsample_1$', 'short._batch_norm'),
+]
+_HEADS: dict[str, _Rules] = {
     'mmsegmentation': [
         (r'^(fusion|bottleneck|context)\b', r'decode_head.\1'),
         (r'^classifier\b', 'decode_head.conv_seg'),
@@ -76,13 +99,49 @@ _HEADS = {
         (r'^context\.2\.project\.bn\b', 'context.2.conv_bn_dropout.1.0'),
         (r'\bproject\.bn\b', 'conv_bn_dropout.1'),
     ],
+    'paddleseg': [
+        (r'\bconv$', '_conv'),
+        (r'\bbn$', '_batch_norm'),
+        (r'^fusion\b', 'head.fusion'),
+        (r'^bottleneck\b', 'head.context.0'),
+        (r'^context\b', 'head.context.1'),
+        (r'^classifier\b', 'head.cls'),
+        (r'^aux_bottleneck\b', 'head.auxlayer.conv_bn_relu'),
+        (r'^aux_classifier\b', 'head.auxlayer.conv'),
+        (r'\battention_(\d)\.(key|query|value)\b', r'stages.\1.f_\2'),
+        (r'\battention_(\d)\.out\b', r'stages.\1.W'),
+        (r'\bproject\b', 'conv_bn'),
+    ],
+    'sssegmentation': [
+        (r'\bconv$', '0'),
+        (r'\bbn$', '1'),
+        (r'^fusion\b', 'afn_block'),
+        (r'^context\b', 'apn_block'),
+        (r'^classifier\b', 'decoder.1'),
+        (r'^aux_bottleneck\b', 'auxiliary_decoder'),
+        (r'^aux_classifier\b', 'auxiliary_decoder.4'),
+        (r'\bproject\b', 'bottleneck'),
+        (r'\battention_(\d)\.(key|query|value|out)\b', r'stages.\1.\2_project'),
+    ],
 }
+# Segmentors whose blocks of two 3x3 convolutions dilate the first alone.
+UNDILATED = 'mmsegmentation', 'sssegmentation'
+# Convolutions that have no bias in a layout. Zeros are the same: a normalisation follows.
+_UNBIASED = {'sssegmentation': ('value', 'out')}
 _LEAVES = {
     'kernel': 'weight',
     'scale': 'weight',
     'bias': 'bias',
     'mean': 'running_mean',
     'var': 'running_var',
+}
+_PADDLE_LEAVES = {**_LEAVES, 'mean': '_mean', 'var': '_variance'}
+
+_NETWORKS = {
+    'mmsegmentation': "mmsegmentation's ANNHead",
+    'authors': "the authors' ANN",
+    'paddleseg': "PaddleSeg's ANN",
+    'sssegmentation': "sssegmentation's ANNNet",
 }
 
 
@@ -91,34 +150,40 @@ class Layout:
     """How a checkpoint names its tensors.
 
     Attributes:
-        heads: 'mmsegmentation' or 'authors', or '' for a backbone alone.
+        heads: whose segmentor it is, a key of `_NETWORKS`, or '' for a backbone alone.
         stem: a key of the known spellings of stems.
         prefix: before every key of the backbone.
+        avg_down: whether shortcuts begin with an average, see `ResNet`, which moves their keys in torch.
     """
 
     heads: str
     stem: str
     prefix: str
+    avg_down: bool = False
 
     def key(self, path: tuple[str, ...]) -> str:
         """The torch key of our variable, such as ('params', 'backbone', 'stem', 'conv1', 'kernel')."""
         _, *modules, leaf = path
+        paddle = self.stem == 'paddleseg'
         if modules[0] == 'backbone':
             _, *modules = modules
             if modules[0] == 'stem':
                 modules = [STEMS[self.stem][0].get(modules[1], f'stem.{modules[1]}')]
-            name, rules = self.prefix + '.'.join(modules), _BLOCKS
+            rules = _PADDLE_BLOCKS if paddle else _AVERAGING_BLOCKS if self.avg_down else _BLOCKS
+            prefix = self.prefix
         else:
-            name, rules = '.'.join(modules), _HEADS[self.heads]
+            rules, prefix = _HEADS[self.heads], ''
+        name = '.'.join(modules)
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
-        return f'{name}.{_LEAVES[leaf]}'
+        return f'{prefix}{name}.{(_PADDLE_LEAVES if paddle else _LEAVES)[leaf]}'
 
     def describe(self) -> str:
         """What it is, in words."""
         stem = 'plain stem' if self.stem == 'plain' else f'deep stem, {self.stem} spelling'
-        whole = {'mmsegmentation': "mmsegmentation's ANNHead", 'authors': "the authors' ANN"}.get(self.heads)
-        return f'{whole} on a ResNet ({stem})' if whole else f'ResNet without heads ({stem})'
+        resnet = 'ResNet-D' if self.avg_down else 'ResNet'
+        whole = _NETWORKS.get(self.heads)
+        return f'{whole} on a {resnet} ({stem})' if whole else f'{resnet} without heads ({stem})'
 
 
 # Layouts for export -> the spellings of a plain and of a deep stem.
@@ -132,11 +197,13 @@ class Conversion:
     Attributes:
         variables: ours, as NumPy float32; a backbone is under 'backbone', as in the whole network.
         used: torch key -> path of the variable.
+        zeros: paths of biases that the layout does not have.
         ignored: torch key -> reason.
     """
 
     variables: dict[str, Any]
     used: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    zeros: list[tuple[str, ...]] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
 
 
@@ -157,6 +224,10 @@ def from_torch(state: State, target: Mapping, layout: Layout, part: str = 'all')
     result, found, problems = Conversion({}), {}, []
     for path, leaf in expected.items():
         name, key = '/'.join(path), layout.key(path)
+        if key not in state and path[-1] == 'bias' and path[-2] in _UNBIASED.get(layout.heads, ()):
+            result.zeros.append(path)
+            found[path] = np.zeros(leaf.shape, np.float32)
+            continue
         if key not in state:
             problems.append(f'{name} {leaf.shape}: no tensor {key}')
             continue
@@ -166,6 +237,8 @@ def from_torch(state: State, target: Mapping, layout: Layout, part: str = 'all')
             array = array.transpose(2, 3, 1, 0)
         if array.shape != leaf.shape:
             problems.append(f'{name}: shape {leaf.shape}, but {key} gives {array.shape}')
+        elif array.dtype.kind != 'f':
+            problems.append(f'{key}: holds {array.dtype}, not floats: save it as float32')
         elif not np.isfinite(array).all():
             problems.append(f'{key}: holds numbers that are not finite; the file is damaged')
         elif path[-1] == 'var' and (array < 0).any():
@@ -214,10 +287,17 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
     Raises:
         DataError: the layout has another network.
     """
-    for key, value in (('variant', 'full'), ('sampling', 'average'), ('share', 'query_key')):
+    needed: dict[str, Any] = {'variant': 'full', 'sampling': 'average', 'share': 'query_key'}
+    if layout == 'authors':
+        needed['avg_down'] = False
+    if dilates_pairs(model['depth'], model['output_stride'], model['multi_grid']):
+        needed['dilate_second_conv'] = layout not in UNDILATED
+    for key, value in needed.items():
         if model[key] != value:
             raise DataError(
-                f'the layout {layout!r} takes a network of model.{key}={value}, not of {model[key]}'
+                f'the layout {layout!r} takes a network of model.{key}={value}, not of {model[key]}: it '
+                'would compute something else there. Export to another layout, or train with '
+                f'--config.model.{key}={value}'
             )
     flat = {path: np.array(array) for path, array in traverse_util.flatten_dict(dict(variables)).items()}
     _fold_out_norm(flat)
@@ -225,7 +305,7 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
         _fold_biases(flat)
     else:
         _add_biases(flat)
-    names = Layout(layout, EXPORTS[layout][len(model['stem_widths']) > 1], 'backbone.')
+    names = Layout(layout, EXPORTS[layout][len(model['stem_widths']) > 1], 'backbone.', model['avg_down'])
     state = {}
     for path, array in flat.items():
         key = names.key(path)

@@ -24,14 +24,12 @@ def open_weights(path: Path) -> Weights:
         path: a run, RUN/checkpoints/STEP, or a folder with a model.json.
 
     Raises:
-        ConfigError: the path is none of these, or a torch file.
+        ConfigError: the path is none of these, or a file of torch or Paddle.
         DataError: the weights folder, the given checkpoint, or every checkpoint of the run is damaged.
         VersionError: another version wrote it, and this one cannot read it.
     """
     if (path / 'model.json').is_file():
         loaded = folder.load(path)
-        if not loaded.classes:
-            return loaded
         model, added = folder.complete_model(loaded.model)
         note(path, added)
         return dataclasses.replace(loaded, model=as_tuples(model))
@@ -39,9 +37,9 @@ def open_weights(path: Path) -> Weights:
     if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
         path, only = path.parent.parent, int(path.name)
     if path.suffix in ENDINGS and path.is_file():
-        out = path.with_suffix('')
+        out, kind = path.with_suffix(''), 'Paddle' if path.suffix == '.pdparams' else 'torch'
         raise ConfigError(
-            f"{path} is a torch file: convert it once, with ann_jax.convert('{path}', '{out}') or "
+            f"{path} is a {kind} file: convert it once, with ann_jax.convert('{path}', '{out}') or "
             f'python -m ann_jax.tools.convert_checkpoint {path} --out {out}, and use the folder {out}'
         )
     if not (path / 'checkpoints').is_dir():

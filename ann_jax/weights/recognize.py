@@ -11,8 +11,8 @@ from ann_jax.errors import DataError
 from ann_jax.models.ann import VARIANTS
 from ann_jax.models.blocks import AFNB, APNB
 from ann_jax.models.resnet import DEPTHS
-from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, Normalization
-from ann_jax.weights.layouts import STEMS, Layout, State
+from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, PADDLE_RGB, Normalization
+from ann_jax.weights.layouts import STEMS, UNDILATED, Layout, State
 
 
 class Recognized(NamedTuple):
@@ -66,11 +66,6 @@ def recognize(state: State) -> Recognized:
         raise DataError(
             f'no supported ResNet has {blocks} {kind} blocks; supported depths: {", ".join(map(str, DEPTHS))}'
         )
-    if f'{layout.prefix}layer2.0.downsample.2.weight' in state:
-        raise DataError(
-            'its shortcuts average before they project (ResNet-D: timm resnet50d, mmseg ResNetV1d), which is '
-            'another network'
-        )
     stem = [features(*body, 'stem', f'conv{i}', 'kernel') for i in (1, 2, 3)]
     authors = layout.heads == 'authors' or (not layout.heads and layout.stem in ('prefixed', 'numbered'))
     model = {
@@ -78,7 +73,9 @@ def recognize(state: State) -> Recognized:
         'width': features(*body, 'layer1_0', 'conv1', 'kernel'),
         'stem_widths': tuple(filter(None, stem)),
         'ceil_pool': authors,
+        'avg_down': layout.avg_down,
     }
+    normalization = {'authors': AUTHORS_BGR, 'paddleseg': PADDLE_RGB}.get(layout.heads, IMAGENET_RGB)
     if not layout.heads:
         return Recognized(layout, model, AUTHORS_BGR if authors else IMAGENET_RGB, None)
 
@@ -93,7 +90,8 @@ def recognize(state: State) -> Recognized:
     model |= {
         'output_stride': 8,
         'multi_grid': (1, 1, 1),
-        'contract_dilation': True,
+        'dilate_second_conv': bottleneck or layout.heads not in UNDILATED,
+        'contract_dilation': layout.heads != 'paddleseg',
         'variant': next(name for name, pair in VARIANTS.items() if pair == parts),
         'fuse_stages': tuple(stages) or (4,),
         'sampling': 'average',
@@ -106,26 +104,30 @@ def recognize(state: State) -> Recognized:
         'conv_bias': shape('params', 'bottleneck', 'conv', 'bias') is not None,
         'align_corners': authors,
     }
-    return Recognized(
-        layout, model, AUTHORS_BGR if authors else IMAGENET_RGB, features('params', 'classifier', 'kernel')
-    )
+    return Recognized(layout, model, normalization, features('params', 'classifier', 'kernel'))
 
 
 def _layout(state):
     def any_below(*roots):
         return any(key.startswith(roots) for key in state)
 
-    heads = (
-        'mmsegmentation' if any_below('decode_head.') else 'authors' if any_below('cls.', 'context.') else ''
-    )
-    prefix = 'backbone.' if any_below('backbone.') else ''
+    marks = {
+        'mmsegmentation': ('decode_head.',),
+        'authors': ('cls.', 'context.'),
+        'paddleseg': ('head.cls.', 'head.context.'),
+        'sssegmentation': ('decoder.', 'afn_block.', 'apn_block.'),
+    }
+    heads = next((heads for heads, roots in marks.items() if any_below(*roots)), '')
+    prefix = next((root for root in ('backbone.', 'backbone_net.') if any_below(root)), '')
     for stem, (_, mark) in STEMS.items():
         if prefix + mark in state:
-            return Layout(heads, stem, prefix)
+            averages = stem == 'paddleseg' or f'{prefix}layer2.0.downsample.2.weight' in state
+            return Layout(heads, stem, prefix, averages)
     keys = ', '.join(list(state)[:4]) or 'none'
     raise DataError(
         f'not a known network: no stem of a ResNet among {len(state)} tensors (first: {keys}); supported are '
-        'ResNets of torchvision, timm, mmseg and the authors, and whole ANNs of mmseg and the authors'
+        'ResNets of torchvision, timm, mmseg and the authors, and whole ANNs of mmseg, the authors, '
+        'PaddleSeg and sssegmentation'
     )
 
 

@@ -1,8 +1,10 @@
-"""Reads .pth, .pt and .safetensors files as NumPy arrays, without their packages and without running code.
+"""Reads files of tensors as NumPy arrays, without their packages and without running code.
 
 Since torch 1.6, a .pth file is a zip archive: ROOT/data.pkl describes the tree and names its storages, which
 are in ROOT/data/KEY as raw numbers. Before, it was a sequence: pickles of a magic number, a version, details
-of the machine, the tree, and the keys of the storages, followed by their numbers.
+of the machine, the tree, and the keys of the storages, followed by their numbers. A .pdparams file of Paddle
+is one pickle, of a dict of NumPy arrays.
+
 Sources: torch/serialization.py, and the README of safetensors.
 """
 
@@ -20,7 +22,7 @@ import numpy as np
 from ann_jax.errors import DataError
 from ann_jax.weights.pickles import Budget, Unread, load
 
-ENDINGS = ('.pth', '.pt', '.safetensors')
+ENDINGS = ('.pth', '.pt', '.safetensors', '.pdparams')
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 # Names of torch's storage classes, without 'Storage' -> dtypes.
@@ -61,16 +63,19 @@ def read(path: Path) -> Any:
     Raises:
         DataError: the file is damaged, of another format, or names something that could run arbitrary code.
     """
-    safetensors = path.suffix == '.safetensors'
+    kind = {'.safetensors': 'safetensors', '.pdparams': 'Paddle'}.get(path.suffix, 'torch')
     try:
         with open(path, 'rb') as file:
-            return _safetensors(file) if safetensors else _torch(file)
+            return {'torch': _torch, 'safetensors': _safetensors, 'Paddle': _paddle}[kind](file)
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
     except Exception as error:  # a damaged file can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        kind = 'safetensors' if safetensors else 'torch'
         raise DataError(f'{path}: is not a complete {kind} file ({reason}): get it again') from error
+
+
+def _paddle(file):
+    return load(file, Budget(os.fstat(file.fileno()).st_size))
 
 
 def _torch(file):
