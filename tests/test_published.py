@@ -8,12 +8,13 @@ import pickle
 import jax
 import numpy as np
 import pytest
-from reference import GOLDENS, assert_close, golden, nhwc
+from reference import GOLDENS, assert_close, golden, nhwc, normal, quick, random_variables
 from test_main import TINY, environment, run  # noqa: F401
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.fold import fold
+from ann_jax.models.settings import network
 from ann_jax.tools.export_checkpoint import main as export
 from ann_jax.weights.converter import convert_state, read_state
 from ann_jax.weights.folder import BACKBONE_FACTS
@@ -111,17 +112,36 @@ def test_facts_belong_to_the_weights(file, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, weights.variables)
 
 
-EXPORTED = {'mmseg_ann_thin_r18.pth': 'mmsegmentation', 'authors_ann_thin_r50.pth': 'authors'}
+def layout(file):
+    return {'mmseg': 'mmsegmentation'}.get(file.split('_')[0], file.split('_')[0])
 
 
-@pytest.mark.parametrize('file', EXPORTED)
-def test_it_leaves_as_it_came(file):
-    weights, (state, _) = converted(file).weights, read_state(GOLDENS / file)
-    exported = to_torch(weights.variables, EXPORTED[file], weights.model)
+@pytest.mark.parametrize('file', FILES)
+def test_it_leaves_as_it_came(file, tmp_path):
+    pytest.importorskip('torch', reason='writes .pth')
+    ann_jax.convert(GOLDENS / file, tmp_path / 'ann')
+    out = (tmp_path / file).with_name(f'again_{file}')
+    export([str(tmp_path / 'ann'), '--layout', layout(file), '--out', str(out)])
+    (state, _), (exported, _) = read_state(GOLDENS / file), read_state(out)
     assert exported.keys() == state.keys()
     for key, array in state.items():
         if not key.endswith('num_batches_tracked'):
             np.testing.assert_array_equal(exported[key], array, key)
+
+
+@pytest.mark.parametrize('options', [{}, {'out_norm': True, 'fuse_stages': (3, 4)}, {'conv_bias': False}])
+@pytest.mark.parametrize('file', FILES)
+def test_a_trained_network_computes_the_same_in_every_layout(file, options):
+    """With biases, and a normalisation of W_o, that the layout may not have."""
+    model = converted(file).weights.model | {'conv_bias': True, **options}
+    image = normal(1, 3, 65, 49)
+    variables = random_variables(network(model, 19), 0, nhwc(image))
+    state = to_torch(variables, layout(file), model)
+    back = convert_state(state, {}, name='', align_corners=model['align_corners']).weights
+    assert back.model['fuse_stages'] == model['fuse_stages'] and not back.model['out_norm']
+    apply = lambda model, variables: quick(network(model, 19).apply)(variables, nhwc(image))
+    for ours, theirs in zip(apply(model, variables), apply(back.model, back.variables), strict=True):
+        assert_close(theirs, ours)
 
 
 def test_a_network_that_would_be_another_in_a_layout_is_not_exported():
@@ -161,8 +181,7 @@ def test_an_auxiliary_head_may_be_absent(file):
     jax.tree.map(np.testing.assert_array_equal, folded, fold(whole.network(), whole.variables))
     part = convert_state(state, meta, name='', part='backbone').weights
     assert set(part.variables['params']) == {'backbone'}
-    if file in EXPORTED:
-        assert to_torch(weights.variables, EXPORTED[file], weights.model).keys() == state.keys()
+    assert to_torch(weights.variables, layout(file), weights.model).keys() == state.keys()
 
 
 def test_a_run_without_an_auxiliary_head(run, tmp_path):  # noqa: F811

@@ -1,12 +1,13 @@
-"""Writes a trained ANN as a torch state dict of the authors' or mmsegmentation's network.
+"""Writes a trained ANN as a checkpoint of the authors, mmsegmentation, PaddleSeg or sssegmentation.
 
     python -m ann_jax.tools.export_checkpoint runs/cityscapes --layout=mmsegmentation --out ann.pth
 
-Reads the best checkpoint of a run, or a weights folder. Writes .pth, which needs torch, or .safetensors,
-which needs safetensors: `pip install torch safetensors`.
+Reads the best checkpoint of a run, or a weights folder. Writes .pth, which needs torch, .safetensors, which
+needs safetensors (`pip install torch safetensors`), or, for PaddleSeg, .pdparams, which needs nothing more.
 """
 
 import argparse
+import pickle
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', type=Path, help='a run or a weights folder')
     parser.add_argument('--layout', choices=EXPORTS, required=True)
-    parser.add_argument('--out', type=Path, required=True, help='.pth or .safetensors; must not exist')
+    parser.add_argument('--out', type=Path, required=True, help='.pth, .safetensors or .pdparams, a new file')
     options = parser.parse_args(argv)
     try:
         export(options.source, options.layout, options.out)
@@ -30,8 +31,9 @@ def main(argv=None):
 
 def export(source, layout, out):
     """Reads, renames and writes."""
-    if out.suffix not in ('.pth', '.safetensors'):
-        raise ConfigError(f'--out={out}: must end in .pth or .safetensors')
+    endings = ('.pdparams', '.safetensors') if layout == 'paddleseg' else ('.pth', '.safetensors')
+    if out.suffix not in endings:
+        raise ConfigError(f'--out={out}: must end in {" or ".join(endings)} with --layout={layout}')
     if out.exists():
         raise ConfigError(f'{out} exists: name another file, or remove it first')
     weights = open_network(source)
@@ -42,12 +44,15 @@ def export(source, layout, out):
             from safetensors.numpy import save_file
 
             save_file(state, out)
+        elif out.suffix == '.pdparams':
+            out.write_bytes(pickle.dumps(state, protocol=4))
         else:
             import torch
 
             names = {'classes': list(weights.classes), 'palette': [list(color) for color in weights.colors]}
             tensors = {key: torch.from_numpy(array) for key, array in state.items()}
-            torch.save({'meta': {'dataset_meta': names}, 'state_dict': tensors}, out)
+            key = 'model' if layout == 'sssegmentation' else 'state_dict'
+            torch.save({'meta': {'dataset_meta': names}, key: tensors}, out)
     except ImportError as error:
         raise ConfigError(f'writing {out.suffix} needs {error.name}: pip install {error.name}') from error
     print(f'{len(state)} tensors in the layout of {layout}; written to {out}')

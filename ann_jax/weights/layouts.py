@@ -126,6 +126,12 @@ _HEADS: dict[str, _Rules] = {
 }
 # Segmentors whose blocks of two 3x3 convolutions dilate the first alone.
 UNDILATED = 'mmsegmentation', 'sssegmentation'
+# What a segmentor's code has, and no setting of it changes.
+_NEEDED = {
+    'authors': {'avg_down': False},
+    'paddleseg': {'avg_down': True, 'contract_dilation': False, 'ceil_pool': False},
+    'sssegmentation': {'avg_down': False, 'ceil_pool': False},
+}
 # Convolutions that have no bias in a layout. Zeros are the same: a normalisation follows.
 _UNBIASED = {'sssegmentation': ('value', 'out')}
 _LEAVES = {
@@ -187,7 +193,12 @@ class Layout:
 
 
 # Layouts for export -> the spellings of a plain and of a deep stem.
-EXPORTS = {'mmsegmentation': ('plain', 'mmsegmentation'), 'authors': ('prefixed', 'prefixed')}
+EXPORTS = {
+    'mmsegmentation': ('plain', 'mmsegmentation'),
+    'authors': ('prefixed', 'prefixed'),
+    'paddleseg': ('', 'paddleseg'),
+    'sssegmentation': ('plain', 'mmsegmentation'),
+}
 
 
 @dataclass
@@ -276,8 +287,8 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
     """Converts variables to the torch state dict of a whole network.
 
     Parameters for which the layout has no tensor are folded into others, which leaves the outputs in
-    evaluation unchanged: batch normalisation after W_o into W_o, and for mmsegmentation the biases before
-    batch normalisation into its running means.
+    evaluation unchanged: batch normalisation after W_o into W_o, and for mmsegmentation and sssegmentation
+    the biases before batch normalisation into its running means.
 
     Args:
         variables: of `ANN`.
@@ -288,8 +299,11 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
         DataError: the layout has another network.
     """
     needed: dict[str, Any] = {'variant': 'full', 'sampling': 'average', 'share': 'query_key'}
-    if layout == 'authors':
-        needed['avg_down'] = False
+    needed |= _NEEDED.get(layout, {})
+    if layout == 'paddleseg' and (len(model['stem_widths']) == 1 or model['depth'] < 50):
+        raise DataError(
+            "the layout 'paddleseg' is written for networks with a deep stem and a depth of 50 or more"
+        )
     if dilates_pairs(model['depth'], model['output_stride'], model['multi_grid']):
         needed['dilate_second_conv'] = layout not in UNDILATED
     for key, value in needed.items():
@@ -301,11 +315,14 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
             )
     flat = {path: np.array(array) for path, array in traverse_util.flatten_dict(dict(variables)).items()}
     _fold_out_norm(flat)
-    if layout == 'mmsegmentation':
+    if layout in _UNBIASED:
+        _fold_attention_biases(flat, _UNBIASED[layout])
+    if layout in ('mmsegmentation', 'sssegmentation'):
         _fold_biases(flat)
     else:
         _add_biases(flat)
-    names = Layout(layout, EXPORTS[layout][len(model['stem_widths']) > 1], 'backbone.', model['avg_down'])
+    prefix = 'backbone_net.' if layout == 'sssegmentation' else 'backbone.'
+    names = Layout(layout, EXPORTS[layout][len(model['stem_widths']) > 1], prefix, model['avg_down'])
     state = {}
     for path, array in flat.items():
         key = names.key(path)
@@ -314,7 +331,7 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
             copies.append(re.sub(r'\b(f_)?key', r'\1query', key))  # one projection, listed twice
         for key in copies:
             state[key] = np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
-            if path[-1] == 'mean':
+            if path[-1] == 'mean' and layout != 'paddleseg':
                 state[key.replace('running_mean', 'num_batches_tracked')] = np.zeros((), np.int64)
     return state
 
@@ -327,6 +344,15 @@ def _fold_out_norm(flat):
         gain = scale / np.sqrt(var + np.float32(1e-5))
         kernel, offset = (('params', *block, 'out', name) for name in ('kernel', 'bias'))
         flat[kernel], flat[offset] = flat[kernel] * gain, (flat[offset] - mean) * gain + bias
+
+
+def _fold_attention_biases(flat, names):
+    """Takes the biases out of attentions: as weights sum to one, each adds a constant to a channel."""
+    for block in {path[:3] for path in flat if path[-2:] == ('value', 'bias')}:
+        value, out = (flat.pop((*block, name, 'bias')) for name in names)
+        kernel = flat[*block, 'out', 'kernel'][0, 0]
+        behind = flat[*block[:2], 'project', 'conv', 'kernel'][0, 0, : kernel.shape[-1]]
+        flat['batch_stats', block[1], 'project', 'bn', 'mean'] -= (value @ kernel + out) @ behind
 
 
 def _fold_biases(flat):
