@@ -7,7 +7,7 @@ result.overlay('street.png')
 
 import importlib
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # Name -> the module that defines it. docs/api.md says what each is for, and what is stable.
 _PUBLIC = {
