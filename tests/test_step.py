@@ -111,7 +111,9 @@ def test_the_log_names_step_samples_and_newest_checkpoint():
     log = train_log(newest=4)
     for number, bad in ((5, {}), (6, {'gradient_norm': np.inf})):
         log.add(number, metrics(**bad), BATCH)
-    with pytest.raises(FloatingPointError, match='gradient inf at step 6, of the samples a, b.*is of step 4'):
+    with pytest.raises(
+        FloatingPointError, match='gradient norm inf at step 6, of the samples a, b.*is at step 4'
+    ):
         log.flush()
 
 
@@ -121,8 +123,8 @@ def test_the_log_counts_steps_left_out_and_samples_replaced(caplog):
     log.add(2, metrics(skipped=False), BATCH)
     log.flush()
     assert (log.skipped, log.replaced) == (1, 1)
-    assert 'step 1: b instead of: c.png is truncated' in caplog.text
-    assert 'at step 1, of the samples a, b: step left out' in caplog.text
+    assert 'step 1: b in place of a bad sample: c.png is truncated' in caplog.text
+    assert 'at step 1, of the samples a, b: step skipped (1 so far)' in caplog.text
 
 
 class Deep(nn.Module):
