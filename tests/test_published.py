@@ -147,7 +147,9 @@ def test_a_trained_network_computes_the_same_in_every_layout(file, options):
 def test_a_network_that_would_be_another_in_a_layout_is_not_exported():
     """Depth 18: mmsegmentation dilates one convolution of a block, the authors two."""
     weights = converted('mmseg_ann_thin_r18.pth').weights
-    with pytest.raises(DataError, match="'authors' has model.dilate_second_conv=True, this model False"):
+    with pytest.raises(
+        DataError, match="'authors' takes a network of model.dilate_second_conv=True, not of False"
+    ):
         to_torch(weights.variables, 'authors', weights.model)
     dilated = weights.model | {'dilate_second_conv': True}
     with pytest.raises(DataError, match='train with --config.model.dilate_second_conv=False'):
@@ -155,7 +157,7 @@ def test_a_network_that_would_be_another_in_a_layout_is_not_exported():
     # Without dilation there is no difference.
     to_torch(weights.variables, 'mmsegmentation', dilated | {'output_stride': 32})
     averaging = converted(PADDLE).weights
-    with pytest.raises(DataError, match="'authors' has model.avg_down=False, this model True"):
+    with pytest.raises(DataError, match="'authors' takes a network of model.avg_down=False, not of True"):
         to_torch(averaging.variables, 'authors', averaging.model)
     state = to_torch(averaging.variables, 'mmsegmentation', averaging.model)
     assert 'backbone.layer2.0.downsample.2.running_var' in state
@@ -286,7 +288,7 @@ def test_pdparams_of_every_protocol(protocol, tmp_path):
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda path: {'a': Hostile(path)}, 'refused, because it wants (posix|os).system'),
+        (lambda path: {'a': Hostile(path)}, 'refused, because it uses (posix|os).system'),
         (lambda path: [1, 2], 'holds a list, not a state dict'),
         (changed(**{'head.cls.bias': np.full(19, np.nan, np.float32)}), 'head.cls.bias: holds numbers that'),
         (changed(**{'head.cls.bias': np.zeros(19, np.uint16)}), 'head.cls.bias: holds uint16, not floats'),
@@ -309,7 +311,7 @@ def test_bad_pdparams_are_refused(make, message, tmp_path):
 def test_half_a_pdparams_is_refused(tmp_path):
     path = tmp_path / 'a.pdparams'
     path.write_bytes((GOLDENS / PADDLE).read_bytes()[:-5000])
-    with pytest.raises(DataError, match='a.pdparams: is no whole Paddle file'):
+    with pytest.raises(DataError, match='a.pdparams: is not a complete Paddle file'):
         ann_jax.convert(path)
-    with pytest.raises(ConfigError, match=r'is a file of Paddle.*ann_jax.convert'):
+    with pytest.raises(ConfigError, match=r'is a Paddle file.*ann_jax.convert'):
         ann_jax.load(path)

@@ -203,7 +203,7 @@ def convert_state(
         for path in (('params', 'bottleneck', 'conv', 'kernel'), ('params', 'classifier', 'kernel')):
             if (key := found.layout.key(path)) not in state:
                 raise DataError(f'its head is not that of an ANN, which has a tensor {key}')
-    if found.num_classes is not None:
+    if whole and found.num_classes is not None:
         model = network(found.model, found.num_classes)
     else:
         model = ANN(1, ResNet(**{key: found.model[key] for key in BACKBONE_FACTS}), 'baseline')
