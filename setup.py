@@ -11,6 +11,8 @@ version = re.search(r"__version__ = '(.+)'", Path('ann_jax/__init__.py').read_te
 MORE = (
     '.ci/*',
     '.github/**/*',
+    '.mkdocs.yml',
+    '.mypy.ini',
     '.pytest.ini',
     '.ruff.toml',
     '*.md',

@@ -70,6 +70,10 @@ def torch_gradients(function, cotangent, *inputs):
     return output.detach().numpy(), [x.numpy() for x in gradients]
 
 
+# Compiles fast, in processes of their own.
+QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+
+
 def quick(function, **options):
     """jax.jit that compiles fast, for functions that run once."""
     return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0}, **options)

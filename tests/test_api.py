@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
-from reference import assert_close, quick
+from reference import QUICK, assert_close, quick
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
@@ -169,6 +169,6 @@ def test_logits_are_arrays_of_the_size_of_the_image(mesh):
 
 def test_the_example_trains():
     run = [sys.executable, str(ROOT / 'examples' / 'own_loop.py'), '2']
-    env = os.environ | {'XLA_FLAGS': ''}  # one device
+    env = os.environ | {'XLA_FLAGS': QUICK}  # one device
     printed = subprocess.run(run, check=True, cwd=ROOT, env=env, capture_output=True, text=True).stdout
     assert 'step 2: loss' in printed and 'on 32 images' in printed

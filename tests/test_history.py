@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from reference import assert_close, quick
+from reference import QUICK, assert_close, quick
 from small import small_folder
 from test_witnesses import BOUNDS, COMMITS, WITNESSES, magnitude, witness
 
@@ -184,7 +184,7 @@ def test_an_early_run_goes_on_to_its_end(tmp_path):
         '--config=configs/scenes.py:runlocal',
         f'--workdir={run}',
     ]
-    environment = os.environ | {'XLA_FLAGS': ''}
+    environment = os.environ | {'XLA_FLAGS': QUICK}
     result = subprocess.run(
         command + flags,
         cwd=WITNESSES.parent.parent,

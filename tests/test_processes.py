@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from reference import QUICK
 from trees import write_tree
 
 from ann_jax.errors import ConfigError
@@ -40,7 +41,7 @@ def start(environment, workdir, devices, *arguments, settings=SMALL):
     return subprocess.Popen(
         [sys.executable, '-m', 'ann_jax.main', *settings, f'--workdir={workdir}', *arguments],
         cwd=REPOSITORY,
-        env=environment | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'},
+        env=environment | {'XLA_FLAGS': f'{QUICK} --xla_force_host_platform_device_count={devices}'},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
