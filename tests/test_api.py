@@ -137,12 +137,12 @@ def test_what_a_loop_cannot_do_is_refused():
         (np.int32(-1), 'the label -1'),
         (np.uint8(3), 'the label 3, but the network has 3'),
     ):
-        model = small_ann()[0] if label == 3 else net
         wrong = batch | {'label': np.full((6, 18, 14), label)}
-        with pytest.raises(DataError, match=message):
-            ann_jax.make_step(model, tx, one, loss=plain_entropy)(state, wrong)
-        with pytest.raises(DataError, match=message):
-            ann_jax.make_eval(model, one)(variables, wrong)
+        for model in (net, small_ann()[0]):
+            with pytest.raises(DataError, match=message):
+                ann_jax.make_step(model, tx, one, loss=plain_entropy)(state, wrong)
+            with pytest.raises(DataError, match=message):
+                ann_jax.make_eval(model, one)(variables, wrong | {'label': list(wrong['label'])})
     split = make_mesh(data=2, space=4)
     with pytest.raises(ConfigError, match='mesh.space=4: rows of images can only be split for an ANN'):
         ann_jax.make_step(net, tx, split, loss=plain_entropy)(state, batch)

@@ -18,7 +18,7 @@ from ann_jax.errors import ConfigError
 from ann_jax.evaluation.metrics import Scores, confusion_matrix
 from ann_jax.evaluation.report import Report
 from ann_jax.inference.protocols import Canvas, TestProtocol
-from ann_jax.models.ann import ANN, image_logits
+from ann_jax.models.ann import ANN, count_classes, image_logits
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import check_folding, fold
 from ann_jax.models.resnet import ResNet
@@ -118,11 +118,15 @@ def make_eval(
 
     sharded = {'in_shardings': (replicated(mesh), split_batch(mesh)), 'out_shardings': replicated(mesh)}
     program = jit(confusion, mesh, **sharded)
+    num_classes = None
 
     def evaluate_batch(variables, batch):
+        nonlocal num_classes
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
-        if isinstance(batch['label'], np.ndarray):
-            check_labels(batch['label'], getattr(model, 'num_classes', IGNORE))
+        if num_classes is None:
+            num_classes = count_classes(model, variables, jax.eval_shape(normalize, batch['image']))
+        if not isinstance(batch['label'], jax.Array):
+            check_labels(np.asarray(batch['label']), num_classes)
         keys = ['image', 'label']
         # Sizes that fill the canvas need no masks.
         if 'size' in batch and (np.asarray(batch['size']) != batch['label'].shape[1:]).any():

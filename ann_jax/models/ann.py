@@ -207,6 +207,14 @@ def image_logits(
     return Logits(_sized(main, image), None if auxiliary is None else _sized(auxiliary, image)), changed
 
 
+def count_classes(model: nn.Module, variables: Mapping[str, Any], image: jax.ShapeDtypeStruct) -> int:
+    """Number of classes of a network that `image_logits` takes; reads it off the logits, computes nothing."""
+    if isinstance(model, ANN):
+        return model.num_classes
+    logits = lambda *args: image_logits(model, args[0], FeatureMap.of(args[1]), train=False)[0]
+    return jax.eval_shape(logits, variables, image).main.array.shape[-1]
+
+
 def _sized(scores: Given, image: FeatureMap) -> FeatureMap:
     x = FeatureMap.of(scores)
     return x if x.array.shape[1:3] == image.array.shape[1:3] else x.resized(image, False)

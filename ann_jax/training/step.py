@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ann_jax.data.classes import check_labels
 from ann_jax.kernels.reductions import global_norm
-from ann_jax.models.ann import image_logits
+from ann_jax.models.ann import count_classes, image_logits
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.parallel.arrays import put_batch, replicated, split_batch, split_rows
 from ann_jax.parallel.mesh import check_batch_size, make_mesh
@@ -79,13 +79,15 @@ def make_step(
         donate_argnums=0,
     )
 
-    # The network tells how many classes it has; another one can have no more than IGNORE leaves.
-    num_classes = getattr(model, 'num_classes', IGNORE)
+    num_classes = None
 
     def step(state, batch):
+        nonlocal num_classes
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
-        if isinstance(batch['label'], np.ndarray):  # what is on a device already is not fetched
-            check_labels(batch['label'], num_classes)
+        if num_classes is None:
+            num_classes = count_classes(model, state.variables, jax.eval_shape(normalize, batch['image']))
+        if not isinstance(batch['label'], jax.Array):  # labels that are on a device are not fetched
+            check_labels(np.asarray(batch['label']), num_classes)
         return program(state, put_batch(batch, mesh))
 
     return step
