@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from ann_jax.data.datasets import FolderSource
-from ann_jax.data.decode import decode_image, decode_raw, map_label
+from ann_jax.data.images import decode_image
+from ann_jax.data.labels import decode_raw, map_label
 from ann_jax.data.own import own_dataset
 from ann_jax.data.pipeline import eval_batches, train_batches
 from ann_jax.data.transforms import Augment

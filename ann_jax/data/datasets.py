@@ -8,8 +8,9 @@ import os
 import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.decode import decode_image, decode_raw, encode_png, examine_jpeg, map_label, match
 from ann_jax.data.files import pair_files, without_ending
+from ann_jax.data.images import decode_image, encode_png, examine_jpeg, match
+from ann_jax.data.labels import decode_raw, map_label
 from ann_jax.data.reading import read_file
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source

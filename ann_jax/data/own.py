@@ -1,8 +1,7 @@
 """The user's own dataset, described by a few settings instead of a row of the table."""
 
-import os
-
-from ann_jax.data.classes import INVALID, Dataset, Layout
+from ann_jax.data.class_files import parse_classes
+from ann_jax.data.classes import Dataset, Layout
 from ann_jax.data.names import voc_colors
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
@@ -42,7 +41,7 @@ def own_dataset(
     Raises:
         ConfigError: a setting cannot be parsed, or all splits would read the same files.
     """
-    names, colors = _parse_classes(classes, root)
+    names, colors = parse_classes(classes, root)
     if not any('{split}' in text for text in (images, labels, lists)) and len(set(splits)) > 1:
         raise ConfigError(
             f'dataset.images={images!r} and dataset.lists={lists!r} are the same files for the splits '
@@ -66,44 +65,6 @@ def own_dataset(
         splits={split: (split,) for split in splits},
         layouts=(layout,),
     )
-
-
-def _parse_classes(text, root):
-    """Returns the names and the colours, () if there are none."""
-    wrong = lambda why: ConfigError(
-        f'dataset.classes={text!r}: {why}; give names separated by commas, their number, or a text file '
-        'with a name per line'
-    )
-    colors = ()
-    path = next((p for p in (text, os.path.join(root, text)) if os.path.isfile(os.path.expanduser(p))), None)
-    if path:
-        with open(os.path.expanduser(path), encoding='utf-8-sig') as file:
-            lines = [line.strip() for line in file if line.strip()]
-        names, colors = zip(*map(_split_color, lines), strict=True) if lines else ((), ())
-        if any(colors) and not all(colors):
-            raise wrong(f'{names[colors.index(())]!r} has no colour')
-        colors = colors if any(colors) else ()
-    elif text.strip().isdigit():
-        names = tuple(f'class {i}' for i in range(int(text)))
-    elif text.endswith('.txt'):
-        raise wrong('there is no such file')
-    else:
-        names = tuple(name.strip() for name in text.split(',') if name.strip())
-    if not 0 < len(names) <= INVALID:
-        raise wrong(f'there are {len(names)} classes')
-    for kind, values in (('class', names), ('colour', colors)):
-        twice = [value for value in values if values.count(value) > 1]
-        if twice:
-            raise wrong(f'the {kind} {twice[0]} appears twice')
-    return names, colors
-
-
-def _split_color(line):
-    """'road 128 64 128', separated by blanks or commas -> ('road', (128, 64, 128))."""
-    words = line.replace(',', ' ').split()
-    if len(words) > 3 and all(word.isdigit() and int(word) < 256 for word in words[-3:]):
-        return ' '.join(words[:-3]), tuple(map(int, words[-3:]))
-    return line, ()
 
 
 def _parse_label_map(text, names):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.decode import decode_raw, encode_png, examine_jpeg, map_label, match
+from ann_jax.data.images import encode_png, examine_jpeg, match
+from ann_jax.data.labels import decode_raw, map_label
 from ann_jax.data.reading import optional
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.datasets import read_image
-from ann_jax.data.decode import to_rgb
+from ann_jax.data.images import to_rgb
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import pictures
 from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol
