@@ -5,6 +5,7 @@ import os
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -24,3 +25,28 @@ TYPED = [
 ]
 if importlib.util.find_spec('beartype'):  # of the extra `dev`; wheels are tested without it too
     install_import_hook(TYPED, 'beartype.beartype')
+
+
+@pytest.fixture(scope='module')
+def compiled_fast():
+    """Programs of a mesh, which run once here, need not run fast."""
+    from reference import FAST
+
+    from ann_jax.parallel import programs
+
+    options = programs.compiler_options('cpu') | FAST
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, 'compiler_options', lambda platform: options)
+        yield
+
+
+@pytest.fixture(scope='session')
+def environment(tmp_path_factory):
+    """Of commands: one device as on a laptop; programs that several tests run are compiled once, and fast."""
+    from reference import QUICK
+
+    return os.environ | {
+        'XLA_FLAGS': QUICK,
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    }

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from reference import random_variables
+from reference import FAST, random_variables
 
 from ann_jax.models.ann import ANN, Logits
 from ann_jax.models.resnet import ResNet
@@ -18,8 +18,9 @@ from ann_jax.training.state import create_state
 from ann_jax.training.step import make_step_parts
 from ann_jax.typing import IGNORE
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 CLASSES = 3
-OPTIONS = compiler_options('cpu') | {'xla_backend_optimization_level': 0}
+OPTIONS = compiler_options('cpu') | FAST
 WEIGHTS = (0.5, 1.0, 2.0)
 
 

@@ -1,7 +1,6 @@
 """The public names, and a loop of one's own made of them."""
 
 import functools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
-from reference import QUICK, assert_close, quick
+from reference import assert_close, quick
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
@@ -167,8 +166,9 @@ def test_logits_are_arrays_of_the_size_of_the_image(mesh):
     assert_close(mapped.main.array, full.main)
 
 
-def test_the_example_trains():
+def test_the_example_trains(environment):
     run = [sys.executable, str(ROOT / 'examples' / 'own_loop.py'), '2']
-    env = os.environ | {'XLA_FLAGS': QUICK}  # one device
-    printed = subprocess.run(run, check=True, cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        run, check=True, cwd=ROOT, env=environment, capture_output=True, text=True
+    ).stdout
     assert 'step 2: loss' in printed and 'on 32 images' in printed

@@ -12,13 +12,7 @@ from ann_jax.config import defaults, finish, parse_argument
 from ann_jax.errors import ConfigError
 
 RATES = [{'GFLOP/s': 10.0}]
-
-
-@pytest.fixture(autouse=True)
-def compiled_fast(monkeypatch):
-    """What runs once need not run fast."""
-    options = {'xla_backend_optimization_level': 0}
-    monkeypatch.setattr('ann_jax.parallel.programs.compiler_options', lambda platform: options)
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 
 
 def small(**settings):

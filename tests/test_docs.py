@@ -22,7 +22,6 @@ from small import small_folder
 import ann_jax
 from ann_jax import build
 from ann_jax.config import defaults, validate
-from ann_jax.parallel import programs
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.weights.layouts import Layout
 
@@ -201,13 +200,11 @@ def test_python_takes_public_names(name):
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch):
+def stage(tmp_path, monkeypatch, compiled_fast):
     """A folder that holds what the pages use, small networks, and fakes of other packages."""
     monkeypatch.chdir(tmp_path)
     one_device = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(build, 'mesh', lambda config, devices=None: one_device)
-    quick = {'xla_backend_optimization_level': 0}
-    monkeypatch.setattr(programs, 'compiler_options', lambda platform: quick)
     rng = np.random.default_rng(0)
     (tmp_path / 'photos').mkdir()
     for name in ('street.jpg', 'photos/a.jpg', 'photos/b.jpg'):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from reference import QUICK, assert_close, quick
+from reference import assert_close, quick
 from small import small_folder
 from test_witnesses import BOUNDS, COMMITS, WITNESSES, magnitude, witness
 
@@ -29,7 +28,10 @@ from ann_jax.training.step import make_train_step
 from ann_jax.weights.opening import open_weights
 from configs import scenes
 
-pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+    pytest.mark.usefixtures('compiled_fast'),
+]
 
 # What no run reads back.
 NOT_OF_A_RUN = ('benchmark', 'predict', 'export', 'compilation_cache')
@@ -170,7 +172,7 @@ def saved_classes(run):
     return json.loads((run / 'metrics.json').read_text())['iou']
 
 
-def test_an_early_run_goes_on_to_its_end(tmp_path):
+def test_an_early_run_goes_on_to_its_end(environment, tmp_path):
     """By the command that began it, on one device."""
     run = copy_of('f5baaa6', tmp_path)
     c = history.flat(saved_config('f5baaa6'))
@@ -184,7 +186,6 @@ def test_an_early_run_goes_on_to_its_end(tmp_path):
         '--config=configs/scenes.py:runlocal',
         f'--workdir={run}',
     ]
-    environment = os.environ | {'XLA_FLAGS': QUICK}
     result = subprocess.run(
         command + flags,
         cwd=WITNESSES.parent.parent,

@@ -25,6 +25,7 @@ from ann_jax.models.resnet import ResNet
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.weights.inputs import normalizer
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 MESH = make_mesh(jax.devices()[:1])
 IDENTITY = lambda image: image
 

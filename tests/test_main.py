@@ -14,7 +14,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
-from reference import QUICK
 from trees import write_tree
 
 from ann_jax.runs.lock import lock
@@ -28,17 +27,6 @@ TINY = [
     '--config.dataset.scenes.train_count=5',
     '--config.eval.limit=3',
 ]
-
-
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-    """One device as on a laptop; programs that several tests run are compiled once, and fast."""
-    cache = tmp_path_factory.mktemp('cache')
-    return os.environ | {
-        'XLA_FLAGS': QUICK,
-        'JAX_COMPILATION_CACHE_DIR': str(cache),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-    }
 
 
 def command(config, *arguments):

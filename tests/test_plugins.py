@@ -29,6 +29,8 @@ from ann_jax.training.step import make_step_parts
 from ann_jax.typing import IGNORE
 from configs import scenes
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
 
 class Pyramid(nn.Module):
     """Of this package's layers: it takes canvases, can be folded, and be split over devices."""

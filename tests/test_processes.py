@@ -1,7 +1,6 @@
 """Two real processes with two devices each: they train, stop together, and one process goes on."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -68,14 +67,6 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         return listener.getsockname()[1]
-
-
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-    return os.environ | {
-        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-    }
 
 
 def pair_flags():

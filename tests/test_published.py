@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from reference import GOLDENS, assert_close, golden, nhwc, normal, quick, random_variables
-from test_main import TINY, environment, run  # noqa: F401
+from test_main import TINY, run  # noqa: F401
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ def logits(weights, image, **options):
     model = weights.network()
     captures = lambda module, _: module.name == 'backbone'
     apply = functools.partial(model.apply, capture_intermediates=captures, **options)
-    result, captured = jax.jit(apply)(weights.variables, nhwc(image))
+    result, captured = quick(apply)(weights.variables, nhwc(image))
     return result, captured['intermediates']['backbone']['__call__'][0]
 
 

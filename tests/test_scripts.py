@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 from reference import assert_close, error, nchw, nhwc, normal, oihw, quick
 from small import small_folder
-from test_main import TINY, environment, run  # noqa: F401
+from test_main import TINY, run  # noqa: F401
 
 from ann_jax.data.scene_objects import CLASSES
 from ann_jax.errors import ConfigError, DataError

@@ -21,6 +21,7 @@ from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
 from ann_jax.weights.inputs import normalizer
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 CLASSES = 5
 MODEL = ANN(
     CLASSES, ResNet(10, 4, (4,)), key_channels=8, head_channels=8, aux_channels=8, dropout=0.05, sizes=(1, 3)

@@ -28,6 +28,7 @@ from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
 from ann_jax.weights.inputs import normalizer
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 CLASSES = 5
 NORMALIZE = normalizer(mean=(60.0,) * 3, std=(60.0,) * 3, bgr=False)
 

@@ -25,6 +25,8 @@ from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_step_parts
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
 
 def in_a_thread(function):
     """The result of a function that another thread calls."""
