@@ -3,34 +3,21 @@
 Bytes that cannot be decoded raise a `DataError` that names the file.
 """
 
-import io
 import os
-import re
-import struct
 import tempfile
 import threading
-import zlib
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from ann_jax.data.reading import open_picture
 from ann_jax.errors import DataError
 
 # Several threads read samples at once; OpenCV's own threads would compete with them for the cores.
 cv2.setNumThreads(0)
 
 _ERROR_STREAM = threading.Lock()
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    Image.DecompressionBombError,
-    cv2.error,
-    struct.error,
-    zlib.error,
-)
 
 
 def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndarray:
@@ -46,7 +33,7 @@ def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndar
     Raises:
         DataError: it cannot be decoded, or is truncated.
     """
-    try:
+    with open_picture(data, where, 'image') as opened:
         # OpenCV is faster, but imread, and imdecode in some releases, fill the missing part of a truncated
         # JPEG with grey. So it only gets files with a proper end; Pillow, which raises, gets the rest.
         if data.endswith((b'\xff\xd9', b'IEND\xaeB`\x82')):
@@ -54,10 +41,7 @@ def decode_image(data: bytes, where: object, *, upright: bool = True) -> np.ndar
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if image is not None:
                 return image
-        with Image.open(io.BytesIO(data)) as opened:
-            return to_rgb(opened, upright)
-    except DECODER_ERRORS as e:
-        raise DataError(f'cannot read the image {where}: {reason(e)}; copy or download the file again') from e
+        return to_rgb(opened, upright)
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
@@ -132,9 +116,3 @@ def encode_png(array: np.ndarray) -> bytes:
     if array.ndim == 3:
         array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     return cv2.imencode('.png', array)[1].tobytes()
-
-
-def reason(error: Exception) -> str:
-    """What a decoder says went wrong."""
-    # Pillow names the buffer it was given, which means nothing to the user.
-    return re.sub(r' <_io\.BytesIO[^>]*>', '', str(error))

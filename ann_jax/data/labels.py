@@ -7,11 +7,9 @@ import io
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ann_jax.data.classes import INVALID, Layout
-from ann_jax.data.images import DECODER_ERRORS, reason
-from ann_jax.data.reading import optional
+from ann_jax.data.reading import open_picture, optional
 from ann_jax.errors import DataError
 
 
@@ -30,12 +28,9 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.nd
     """
     if variable:
         return _decode_matlab(data, where, variable)
-    try:
-        # Not OpenCV: it turns the indices of a palette PNG into colours.
-        with Image.open(io.BytesIO(data)) as image:
-            mode, raw = image.mode, np.array(image)
-    except DECODER_ERRORS as e:
-        raise DataError(f'cannot read the label {where}: {reason(e)}; copy or download the file again') from e
+    # Not OpenCV: it turns the indices of a palette PNG into colours.
+    with open_picture(data, where, 'label') as image:
+        mode, raw = image.mode, np.array(image)
     if mode == 'L' and data.startswith(b'\x89PNG') and data[24] in (2, 4):
         raw //= 255 // (2 ** data[24] - 1)  # Pillow scales 2- and 4-bit grey to 8 bits, but not 1-bit
     if mode in ('LA', 'PA'):

@@ -1,10 +1,39 @@
-"""Reads files, and imports the libraries that only some of them need; errors are `DataError`s with a cure."""
+"""Reads files, opens pictures, and imports the libraries that only some files need.
 
+Errors are `DataError`s with a cure.
+"""
+
+import contextlib
 import importlib
+import io
 import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
 from types import ModuleType
 
+import cv2
+from PIL import Image, UnidentifiedImageError
+
+from ann_jax.data.formats import unread
 from ann_jax.errors import DataError
+
+MAX_PIXELS = 1_000_000_000  # of an image or a label
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+    cv2.error,
+    struct.error,
+    zlib.error,
+)
+# Pillow warns above its own limit, and refuses twice as many pixels: 179 million by default. It is one number
+# for all threads, so it is set once.
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
 def read_file(path: str | os.PathLike, kind: str) -> bytes:
@@ -18,6 +47,57 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
             return file.read()
     except OSError as e:
         raise DataError(f'cannot read the {kind} {path}: {e}; copy or download the file again') from e
+
+
+@contextlib.contextmanager
+def open_picture(data: bytes, where: object, kind: str) -> Iterator[Image.Image]:
+    """Opens an encoded picture with Pillow, for a `with` block that decodes it.
+
+    Args:
+        data: content of the file.
+        where: names the file in errors.
+        kind: 'image' or 'label', for errors.
+
+    Raises:
+        DataError: it has another format, is damaged or truncated (also if the block finds this), or has more
+            than MAX_PIXELS.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            check_size(*image.size, where, kind)
+            yield image
+    except DataError:
+        raise
+    except Image.DecompressionBombError as e:
+        raise _too_large(where, kind, 'it') from e
+    except DECODER_ERRORS as e:
+        found = unread(data, identified=not isinstance(e, UnidentifiedImageError))
+        if found:
+            raise DataError(f'cannot read the {kind} {where}: it is {found.what}; {found.cure}') from e
+        raise damaged(where, kind, e if data else 'it is empty') from e
+
+
+def check_size(width: int, height: int, where: object, kind: str) -> None:
+    """Refuses pictures that would exhaust the memory, before they are decoded.
+
+    Raises:
+        DataError: it has more than MAX_PIXELS.
+    """
+    if width * height > MAX_PIXELS:
+        raise _too_large(where, kind, f'{width}x{height}')
+
+
+def _too_large(where, kind, size):
+    return DataError(
+        f'the {kind} {where} is too large: {size} is more than {MAX_PIXELS:,} pixels; cut it into tiles'
+    )
+
+
+def damaged(where: object, kind: str, error: object) -> DataError:
+    """The error for a damaged file."""
+    # Pillow names the buffer it was given, which means nothing to the user.
+    reason = re.sub(r' <_io\.BytesIO[^>]*>', '', str(error))
+    return DataError(f'cannot read the {kind} {where}: {reason}; copy or download the file again')
 
 
 def optional(module: str, where: object) -> ModuleType:
