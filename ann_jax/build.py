@@ -74,6 +74,7 @@ def dataset(config: ConfigDict) -> Dataset:
             lists=c.lists,
             label_ending=c.label_ending,
             label_map=c.label_map,
+            reduce_zero_label=c.reduce_zero_label,
             splits=(c.train_split, c.eval_split),
         )
     if c.name not in DATASETS:

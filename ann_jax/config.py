@@ -43,6 +43,7 @@ def defaults() -> ConfigDict:
                 'lists': '',
                 'label_ending': '.png',
                 'label_map': '',
+                'reduce_zero_label': False,  # label value 0 is ignored, and 1 is the first class
                 # Only for the embedded dataset, which is drawn on the fly.
                 'scenes': {
                     'version': 3,  # 1 and 2: as early commits drew them, see `data/early_scenes.py`
@@ -279,7 +280,7 @@ def validate(config: ConfigDict) -> None:
     form = config.dataset.format
     check('dataset.format', form, form in ('folder', 'tfds'), 'folder or tfds')
     if config.dataset.name != 'folder':
-        for key in ('classes', 'label_map', 'lists'):
+        for key in ('classes', 'label_map', 'reduce_zero_label', 'lists'):
             value = config.dataset[key]
             check(f'dataset.{key}', value, not value, 'empty without --config=configs/folder.py')
     dtype = config.model.dtype

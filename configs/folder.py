@@ -16,7 +16,9 @@ image and its label share a name. Labels are greyscale or palette PNGs whose val
                                                         two parallel lists of image and label files
     --config.dataset.label_ending=_mask.png             a.jpg has the label a_mask.png
     --config.dataset.label_map=0:ignore,1:road,2:car,others:background
-                                                        what the values of the labels mean
+                                                        what the values of the labels mean; also ranges, as in
+                                                        0-127:0,128-255:1
+    --config.dataset.reduce_zero_label=True             0 is ignored, and 1 is the first class
 
 Masks of 0 and 255 need `label_map=0:0,255:1`. `--mode=check` reads all files and counts the classes,
 `--mode=browse` draws some samples with their labels.

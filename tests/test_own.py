@@ -242,12 +242,12 @@ def grey_png(raw, bits):
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])
 def test_labels_of_few_bits_are_not_stretched(bits):
     raw = np.arange(35).reshape(5, 7) % 2**bits
-    np.testing.assert_array_equal(decode_raw(grey_png(raw, bits), 'x'), raw)
+    np.testing.assert_array_equal(decode_raw(grey_png(raw, bits), 'x').values, raw)
     palette = Image.fromarray(raw.astype(np.uint8))
     palette.putpalette([255, 0, 0] * 2**bits)
     stream = io.BytesIO()
     palette.save(stream, 'png', bits=bits)
-    np.testing.assert_array_equal(decode_raw(stream.getvalue(), 'x'), raw)
+    np.testing.assert_array_equal(decode_raw(stream.getvalue(), 'x').values, raw)
 
 
 def test_labels_with_negative_values():
@@ -258,7 +258,7 @@ def test_labels_with_negative_values():
     )  # -2 would be 255 from the end of a table
     layout = own_dataset(**FLAGS).layouts[0]
     with pytest.raises(DataError, match=r'-2 \(1 pixels\)'):
-        map_label(decode_raw(stream.getvalue(), 'x', 'S'), layout, 'x', 'folder')
+        map_label(decode_raw(stream.getvalue(), 'x', 'S').values, layout, 'x', 'folder')
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

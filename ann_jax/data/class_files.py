@@ -38,7 +38,7 @@ def parse_classes(text: str, root: str) -> tuple[tuple[str, ...], tuple[tuple[in
     else:
         names = tuple(name.strip() for name in text.split(',') if name.strip())
     if not 0 < len(names) <= INVALID:
-        raise wrong(f'there are {len(names)} classes')
+        raise wrong(f'there are {len(names)} classes, of at most {INVALID}')
     for kind, values in (('class', names), ('colour', colors)):
         twice = [value for value in values if values.count(value) > 1]
         if twice:

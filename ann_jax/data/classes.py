@@ -7,6 +7,7 @@ values 0 .. 10 are classes and 11 is unlabelled. In ADE20K, value 0 is "other ob
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,14 @@ from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
 INVALID = 254  # in a lookup table: a raw value that must not occur
+
+
+class Own(NamedTuple):
+    """What only the user's own labels have: settings, which errors name as cures."""
+
+    label_map: str = ''  # the setting; '' if values are class indices
+    coarse: bool = False  # it maps ranges, so that small changes of a value do not matter
+    listed: frozenset[tuple[int, int, int]] = frozenset()  # colours that have a line in the class file
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Layout:
     label_ending: str = '.png'
     # raw value -> class index or IGNORE; None: the dataset's
     label_map: Mapping[int, int] | None = None
+    others: int | None = None  # what the other raw values are; None: errors
     # RGB -> class index or IGNORE, for labels painted in colours
     color_map: Mapping[tuple[int, int, int], int] | None = None
     variable: str | None = None  # name in MATLAB label files; 'struct.field' in a struct
@@ -44,12 +54,14 @@ class Layout:
     select: Mapping[str, tuple[tuple[str, str], ...]] | None = None
 
     without: tuple[str, ...] = ()  # lists of names to leave out
+    own: Own | None = None  # None: the dataset is in the table
 
     @cached_property
     def lut(self) -> np.ndarray:
-        """(at least 257,) uint8: raw value -> class index, IGNORE, or INVALID; the last is INVALID."""
+        """(at least 257,) uint8: raw value -> class index, IGNORE, or INVALID; the last is for all others."""
         assert self.label_map is not None  # `Dataset` fills it in
-        lut = np.full(max(256, *self.label_map) + 2, INVALID, np.uint8)
+        rest = INVALID if self.others is None else self.others
+        lut = np.full(max([256, *self.label_map]) + 2, rest, np.uint8)
         lut[list(self.label_map)] = list(self.label_map.values())
         return lut
 
@@ -88,7 +100,7 @@ class Dataset:
             identity = {**{i: i for i in range(self.num_classes)}, IGNORE: IGNORE}
             object.__setattr__(self, 'label_map', identity)
         layouts = tuple(
-            layout if layout.label_map else replace(layout, label_map=self.label_map)
+            layout if layout.label_map is not None else replace(layout, label_map=self.label_map)
             for layout in self.layouts
         )
         object.__setattr__(self, 'layouts', layouts)

@@ -4,13 +4,14 @@ The datasets themselves are in `classes.py`. A file that cannot be used raises a
 """
 
 import os
+from dataclasses import replace
 
 import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.files import pair_files, without_ending
 from ann_jax.data.images import decode_image, encode_png, examine_jpeg, match
-from ann_jax.data.labels import decode_raw, map_label
+from ann_jax.data.labels import decode_label, map_label
 from ann_jax.data.reading import read_file
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
@@ -91,10 +92,9 @@ class FolderSource:
             data = encode_png(image.raw())
         if isinstance(label, str):
             label = os.path.join(self._root, label)
-            raw = decode_raw(read_file(label, 'label'), label, layout.variable)
+            classes = decode_label(read_file(label, 'label'), layout, label, self.dataset.name).classes
         else:
-            raw = label.raw()
-        classes = map_label(raw, layout, label, self.dataset.name)
+            classes = map_label(label.raw(), layout, label, self.dataset.name)
         return Sample(name=name, image=match(data, classes, image, label), label=classes), data
 
 
@@ -139,10 +139,9 @@ def read_label(folder: str | os.PathLike, image: str | os.PathLike, dataset: Dat
         for ending in (layout.label_ending, '.png'):
             path = os.path.join(folder, without_ending(image, endings) + ending)
             if os.path.isfile(path):
-                raw = decode_raw(
-                    read_file(path, 'label'), path, layout.variable if ending == '.mat' else None
-                )
-                return map_label(raw, layout, path, dataset.name)
+                if ending != '.mat':
+                    layout = replace(layout, variable=None)
+                return decode_label(read_file(path, 'label'), layout, path, dataset.name).classes
             expected.append(path)
     raise DataError(f'no label of {image}: expected {" or ".join(dict.fromkeys(expected))}')
 

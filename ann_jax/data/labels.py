@@ -4,17 +4,62 @@ Labels that cannot be used raise a `DataError` that names the file.
 """
 
 import io
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from ann_jax.data import unknown_labels as unknown
 from ann_jax.data.classes import INVALID, Layout
-from ann_jax.data.reading import open_picture, optional
+from ann_jax.data.reading import PNG, check_png, damaged, open_picture, optional, refuse_format
 from ann_jax.errors import DataError
 
 
-def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.ndarray:
-    """Decodes a label to its raw values: (H, W) integers, or (H, W, 3) uint8 if it holds colours.
+class Raw(NamedTuple):
+    """A label as it is stored."""
+
+    values: np.ndarray  # (H, W) integers, or (H, W, 3) uint8 if it holds colours
+    palette: np.ndarray | None = None  # (256, 3) int64: colours of the values, -1 where it has none
+    lossy: str = ''  # the format, if it changes values
+
+
+class Label(NamedTuple):
+    """A label and how it was read."""
+
+    classes: np.ndarray  # (H, W) uint8: class index, or IGNORE
+    by_color: bool = False
+    palette: np.ndarray | None = None  # (256, 3) int64: colours of the values, -1 of those without pixels
+    lossy: str = ''  # the format, if it changes values
+
+
+def decode_label(data: bytes, layout: Layout, where: object, name: str) -> Label:
+    """Decodes a label and maps it to classes.
+
+    Args:
+        data: content of the file.
+        layout: defines what values and colours mean.
+        where: names the file in errors.
+        name: names the dataset in errors.
+
+    Raises:
+        DataError: see `decode_raw` and `map_label`, or the format changes values.
+    """
+    raw = decode_raw(data, where, layout.variable)
+    if raw.lossy and not (layout.own and layout.own.coarse):
+        cure = '; a black and white mask can be read with --config.dataset.label_map=0-127:0,128-255:1'
+        raise DataError(
+            f'label {where} is a {raw.lossy}, which changes values, mostly at edges: save labels as PNG, not '
+            f'from this file but from what it was made of{cure if layout.own else ""}'
+        )
+    classes, by_color = _map(raw, layout, where, name)
+    palette = None
+    if raw.palette is not None and not by_color:
+        palette = np.where(_used(raw.values)[:, None], raw.palette, -1)
+    return Label(classes, by_color, palette, raw.lossy)
+
+
+def decode_raw(data: bytes, where: object, variable: str | None = None) -> Raw:
+    """Decodes a label to its raw values.
 
     Palette PNGs give their indices, PNGs of fewer than 8 bits their values as stored; alpha is dropped.
 
@@ -24,15 +69,27 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.nd
         variable: name of the matrix in a MATLAB file.
 
     Raises:
-        DataError: it cannot be decoded, or is truncated; SciPy is missing.
+        DataError: it cannot be decoded, or is truncated or damaged; SciPy is missing.
     """
     if variable:
-        return _decode_matlab(data, where, variable)
+        return Raw(_decode_matlab(data, where, variable))
+    if data.startswith(PNG):
+        check_png(data, where, 'label')  # Pillow decodes damaged ones, some to values of classes
     # Not OpenCV: it turns the indices of a palette PNG into colours.
     with open_picture(data, where, 'label') as image:
-        mode, raw = image.mode, np.array(image)
-    if mode == 'L' and data.startswith(b'\x89PNG') and data[24] in (2, 4):
+        pages = getattr(image, 'n_frames', 1)
+        mode, lossy, deep = image.mode, _lossy(image, data), _deep(image, data)
+        palette = _palette(image) if mode in ('P', 'PA') else None
+        raw = np.array(image)
+    if pages > 1:
+        raise DataError(f'label {where} holds {pages} pictures: save one, with a class per pixel')
+    if mode == 'L' and data.startswith(PNG) and data[24] in (2, 4):
         raw //= 255 // (2 ** data[24] - 1)  # Pillow scales 2- and 4-bit grey to 8 bits, but not 1-bit
+    if deep:
+        raise DataError(
+            f'label {where} holds 16 bits in each of several channels: save it as a greyscale PNG of class '
+            'values, or with 8 bits per channel'
+        )
     if mode in ('LA', 'PA'):
         raw = raw[..., 0]
     elif mode == 'RGBA':
@@ -42,21 +99,63 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> np.nd
             f'label {where} holds neither class values nor colours ({mode}): save it as a greyscale or '
             'palette PNG of class values'
         )
-    return raw
+    return Raw(raw.astype(np.uint8) if mode == '1' else raw, palette, lossy)
+
+
+def _lossy(image, data):
+    """The name of the format of an opened picture if it changes values, else ''."""
+    if image.format in ('JPEG', 'MPO'):
+        return 'JPEG'
+    if image.format == 'WEBP' and b'VP8 ' in data[:4096]:
+        return 'lossy WebP'
+    if image.format == 'TIFF' and 'jpeg' in str(image.info.get('compression')):
+        return 'TIFF compressed as JPEG'
+    return image.format if image.format in ('AVIF', 'JPEG2000') else ''
+
+
+def _deep(image, data):
+    """Whether several channels have more than 8 bits, of which Pillow keeps the upper 8."""
+    if len(image.getbands()) == 1:
+        return False
+    if data.startswith(PNG):
+        return data[24] == 16
+    return image.format == 'TIFF' and max(image.tag_v2.get(258, (8,))) > 8
+
+
+def _palette(image):
+    colors = np.array(image.getpalette('RGB'), np.int64).reshape(-1, 3)
+    return np.concatenate([colors, np.full((256 - len(colors), 3), -1)])
+
+
+def _used(values):
+    return np.bincount(values.ravel(), minlength=256) > 0
 
 
 def _decode_matlab(data, where, variable):
     scipy_io = optional('scipy.io', where)
+    refuse_format(data, where, 'label', but='a MATLAB file')
+    name, _, field = variable.partition('.')
     try:
-        name, _, field = variable.partition('.')
-        raw = np.asarray(scipy_io.loadmat(io.BytesIO(data), variable_names=[name])[name])
-        raw = raw[field][0, 0] if field else raw
-        if raw.ndim != 2 or raw.dtype.kind not in 'bui' and (raw != np.rint(raw)).any():
-            raise ValueError(f'{variable} is not a matrix of whole numbers')
-        return raw.astype(np.int64) if raw.dtype.kind == 'f' else raw
+        found = scipy_io.loadmat(io.BytesIO(data), variable_names=[name])
+    except NotImplementedError as e:
+        raise DataError(
+            f"cannot read the label {where}: it is of MATLAB v7.3; save it with save(..., '-v7')"
+        ) from e
     except Exception as e:  # a damaged file can make SciPy raise anything
-        reason = f'it has no {variable}' if isinstance(e, KeyError) else e
-        raise DataError(f'cannot read the label {where}: {reason}; copy or download the file again') from e
+        raise damaged(where, 'label', e) from e
+    try:
+        raw = np.asarray(found[name])
+        raw = raw[field][0, 0] if field else raw
+    except (LookupError, ValueError) as e:
+        raise DataError(
+            f'cannot read the label {where}: it has no {variable}; use the label files of the dataset'
+        ) from e
+    if raw.ndim != 2 or raw.dtype.kind not in 'buif' or (raw != np.rint(raw)).any():
+        raise DataError(
+            f'cannot read the label {where}: {variable} is not a matrix of whole numbers; use the label '
+            'files of the dataset'
+        )
+    return raw.astype(np.int64) if raw.dtype.kind == 'f' else raw
 
 
 def map_label(raw: np.ndarray, layout: Layout, where: object, name: str) -> np.ndarray:
@@ -74,45 +173,54 @@ def map_label(raw: np.ndarray, layout: Layout, where: object, name: str) -> np.n
     Raises:
         DataError: there are values or colours that the layout does not list.
     """
-    if raw.ndim == 3:
-        if not layout.color_map:
-            raise DataError(
-                f'label {where} holds colours (RGB), not class values: save it as a greyscale or palette PNG '
-                'of class values'
-            )
-        return _map_colors(raw, layout.color_map, where, name)
+    return _map(Raw(raw), layout, where, name)[0]
+
+
+def _map(raw, layout, where, name):
+    """Returns the classes, and whether they come from colours."""
+    values, palette = raw.values, raw.palette
+    if values.ndim == 3:
+        if layout.color_map:
+            classes = _by_codes(values @ _ONE, layout.color_map)
+            if not (classes == INVALID).any():
+                return classes, True
+        # In the user's own labels, grey that is no colour of a class is a value, saved as RGB.
+        most = _CHROMA if raw.lossy else 0
+        if not (layout.own and np.ptp(values, -1).max(initial=0) <= most):
+            if layout.color_map:
+                raise unknown.colors(values[classes == INVALID], layout, where, name)
+            raise unknown.colors_without_classes(values, layout, where, name)
+        values = values[..., 1]
+    elif layout.color_map and layout.own and not layout.own.label_map:
+        if palette is not None:
+            classes = _by_codes(palette @ _ONE, layout.color_map)[values]
+            if (classes == INVALID).any():
+                raise unknown.colors(palette[values[classes == INVALID]], layout, where, name, palette=True)
+            return classes, True
+        if values.dtype == np.uint8 and all(len(set(color)) == 1 for color in layout.own.listed):
+            classes = _by_codes(_GREYS @ _ONE, layout.color_map)[values]
+            if not (classes == INVALID).any():
+                return classes, True
     lut = layout.lut
-    if raw.dtype == np.uint8:
-        label = cv2.LUT(np.ascontiguousarray(raw), lut[:256])
+    if values.dtype == np.uint8:
+        classes = cv2.LUT(np.ascontiguousarray(values), lut[:256])
     else:
-        label = lut[np.where((raw >= 0) & (raw < len(lut)), raw, len(lut) - 1)]  # the last is INVALID
-    wrong = label == INVALID
+        classes = lut[np.where((values >= 0) & (values < len(lut)), values, len(lut) - 1)]
+    wrong = classes == INVALID
     if wrong.any():
-        known = ', '.join(str(v) for v in np.flatnonzero(lut != INVALID)[:300])
-        raise _unknown_values(raw[wrong], str, where, name, known)
-    return label
+        raise unknown.values(values[wrong], layout, where, name)
+    return classes, False
 
 
-def _map_colors(raw, color_map, where, name):
-    one = np.array([1 << 16, 1 << 8, 1])  # a colour as one number
-    known = np.array(list(color_map)) @ one
+_CHROMA = 16  # differences between the channels of grey in formats that change values
+_ONE = np.array([1 << 16, 1 << 8, 1])  # makes one number of a colour
+_GREYS = np.repeat(np.arange(256)[:, None], 3, 1)
+
+
+def _by_codes(codes, color_map):
+    """Class indices of colours, each as one number; INVALID of others."""
+    known = np.array(list(color_map)) @ _ONE
     order = np.argsort(known)
-    codes = raw @ one
     place = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
-    wrong = known[order][place] != codes
-    if wrong.any():
-        show = lambda code: f'rgb({code >> 16}, {code >> 8 & 255}, {code & 255})'
-        raise _unknown_values(codes[wrong], show, where, name, f'the {len(known)} colours of the classes')
-    return np.array(list(color_map.values()), np.uint8)[order][place]
-
-
-def _unknown_values(raw, show, where, name, known):
-    values, pixels = np.unique(raw, return_counts=True)
-    found = ', '.join(
-        f'{show(v)} ({n} pixels)' for v, n in zip(values[:8].tolist(), pixels.tolist(), strict=False)
-    )
-    return DataError(
-        f'label {where} holds values that are not {name} labels: {found}'
-        f'{" and more" if len(values) > 8 else ""}; relabel them, or choose the dataset that has them. '
-        f'Known: {known}'
-    )
+    targets = np.array(list(color_map.values()), np.uint8)[order]
+    return np.where(known[order][place] == codes, targets[place], np.uint8(INVALID))

@@ -1,7 +1,8 @@
 """The user's own dataset, described by a few settings instead of a row of the table."""
 
+from ann_jax.data import label_map as maps
 from ann_jax.data.class_files import parse_classes
-from ann_jax.data.classes import Dataset, Layout
+from ann_jax.data.classes import Dataset, Layout, Own
 from ann_jax.data.names import voc_colors
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
@@ -19,6 +20,7 @@ def own_dataset(
     lists: str = '',
     label_ending: str = '.png',
     label_map: str = '',
+    reduce_zero_label: bool = False,
     splits: tuple[str, ...] = ('train', 'val'),
 ) -> Dataset:
     """Describes folders of images and labels.
@@ -35,19 +37,37 @@ def own_dataset(
             '' for the whole folder.
         label_ending: ending of label files, such as '_mask.png'.
         label_map: pairs 'raw:class', separated by commas, where a class is an index, a name or `ignore`, and
-            a raw value may be `others`; '' if values are class indices and 255 is ignored.
+            a raw value may be a range or `others`; '' if values are class indices and 255 is ignored.
+        reduce_zero_label: 0 is ignored, 1 is the first class and so on; 255 stays ignored.
         splits: splits that are read.
 
     Raises:
-        ConfigError: a setting cannot be parsed, or all splits would read the same files.
+        ConfigError: a setting cannot be parsed, there is one class only, or all splits would read the same
+            files.
     """
     names, colors = parse_classes(classes, root)
+    if len(names) == 1:
+        raise ConfigError(
+            f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
+            f'name the background too, as in dataset.classes=background,{names[0]}'
+        )
     if not any('{split}' in text for text in (images, labels, lists)) and len(set(splits)) > 1:
         raise ConfigError(
             f'dataset.images={images!r} and dataset.lists={lists!r} are the same files for the splits '
             f'{" and ".join(splits)}: put {{split}} where their paths differ'
         )
     color_map = {(0, 0, 0): IGNORE} | {color: i for i, color in enumerate(colors)} if colors else None
+    if label_map.strip() and reduce_zero_label:
+        raise ConfigError(
+            f'dataset.label_map={label_map!r} and dataset.reduce_zero_label exclude each other: write the '
+            f'shift into label_map, such as 0:ignore,1-{len(names)}:0-{len(names) - 1}'
+        )
+    known = None
+    if label_map.strip():
+        known = maps.parse(label_map, names)
+    elif reduce_zero_label:
+        known = maps.shifted(len(names))
+        label_map = maps.write(known.values)
     part = lambda text: text.replace('{split}', '{part}')
     layout = Layout(
         images=part(images),
@@ -55,8 +75,10 @@ def own_dataset(
         lists=part(lists) or None,
         image_endings=_IMAGE_ENDINGS,
         label_ending=label_ending,
-        label_map=_parse_label_map(label_map, names),
+        label_map=known and known.values,
+        others=known and known.others,
         color_map=color_map,
+        own=Own(label_map.strip(), bool(known and known.coarse), frozenset(colors)),
     )
     return Dataset(
         name=name,
@@ -65,32 +87,3 @@ def own_dataset(
         splits={split: (split,) for split in splits},
         layouts=(layout,),
     )
-
-
-def _parse_label_map(text, names):
-    """'0:ignore,1:road,others:1' -> {raw value: class index or IGNORE}, or None."""
-    if not text.strip():
-        return None
-    mapping, others = {}, None
-    for item in filter(None, (item.strip() for item in text.split(','))):
-        raw, _, target = (word.strip() for word in item.partition(':'))
-        if target in names:
-            index = names.index(target)
-        elif target == 'ignore':
-            index = IGNORE
-        elif target.isdigit() and (int(target) < len(names) or int(target) == IGNORE):
-            index = int(target)
-        else:
-            raise ConfigError(
-                f'dataset.label_map: {item!r} names no class: write raw:class, where class is an index '
-                f'below {len(names)}, ignore, or one of {", ".join(names)}'
-            )
-        if raw == 'others':
-            others = index
-        elif raw.isdigit() and int(raw) < 65536:
-            mapping[int(raw)] = index
-        else:
-            raise ConfigError(
-                f'dataset.label_map: {raw!r} in {item!r} is neither a number from 0 to 65535 nor others'
-            )
-    return mapping if others is None else dict.fromkeys(range(65536), others) | mapping

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from ann_jax.data.formats import unread
 from ann_jax.errors import DataError
 
+PNG = b'\x89PNG\r\n\x1a\n'  # the first bytes of one
 MAX_PIXELS = 1_000_000_000  # of an image or a label
 DECODER_ERRORS = (
     OSError,
@@ -75,6 +76,34 @@ def open_picture(data: bytes, where: object, kind: str) -> Iterator[Image.Image]
         if found:
             raise DataError(f'cannot read the {kind} {where}: it is {found.what}; {found.cure}') from e
         raise damaged(where, kind, e if data else 'it is empty') from e
+
+
+def refuse_format(data: bytes, where: object, kind: str, *, but: str) -> None:
+    """Refuses a file with the signature of a format that is not read, `but` one.
+
+    Raises:
+        DataError: it has another format.
+    """
+    found = unread(data)
+    if found and found.what != but:
+        raise DataError(f'cannot read the {kind} {where}: it is {found.what}; {found.cure}')
+
+
+def check_png(data: bytes, where: object, kind: str) -> None:
+    """Refuses a PNG of which a byte was changed or the end is missing, which decoders may accept.
+
+    Raises:
+        DataError: a checksum is wrong, or a chunk is incomplete or missing.
+    """
+    view, start, name = memoryview(data), len(PNG), b''
+    while name != b'IEND':
+        end = start + 12 + int.from_bytes(view[start : start + 4])
+        if end > len(data) or start + 12 > len(data):
+            raise damaged(where, kind, 'its end is missing')
+        name = bytes(view[start + 4 : start + 8])
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
+            raise damaged(where, kind, f'the checksum of its part {name.decode("latin-1")!r} is wrong')
+        start = end
 
 
 def check_size(width: int, height: int, where: object, kind: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.images import encode_png, examine_jpeg, match
-from ann_jax.data.labels import decode_raw, map_label
+from ann_jax.data.labels import decode_label
 from ann_jax.data.reading import optional
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
@@ -107,8 +107,8 @@ class RecordSource:
         name, image, label = (record[key] for key in self._keys)
         name = name.decode() if isinstance(name, bytes) else name
         layout = self.dataset.layouts[0]
-        classes = map_label(decode_raw(label, f'{where} ({name})'), layout, where, self.dataset.name)
         where = f'{where} ({name})'
+        classes = decode_label(label or b'', layout, where, self.dataset.name).classes
         if closely:
             examine_jpeg(image, where)
         return Sample(

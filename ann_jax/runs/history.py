@@ -60,6 +60,8 @@ BEFORE: dict[str, Any] = {
     # after 9140866: shortcuts projected at their stride, and both 3x3 convolutions were dilated
     'model.avg_down': False,
     'model.dilate_second_conv': True,
+    # after eb4be86
+    'dataset.reduce_zero_label': False,
 }
 
 # Old name -> current name.

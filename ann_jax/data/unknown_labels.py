@@ -1,0 +1,99 @@
+"""The errors for values and colours of labels that mean no class, with the setting that would help."""
+
+import shlex
+
+import numpy as np
+
+from ann_jax.data import label_map as maps
+from ann_jax.data.classes import INVALID, Layout
+from ann_jax.errors import DataError
+
+_SHOWN = 8
+_MANY = 16  # values or colours; more than that come from smooth edges, not from classes
+_EDGES = (
+    '. So many come from JPEG, from smooth edges or from resizing with interpolation: save labels without '
+    'these, as PNG'
+)
+
+
+def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataError:
+    """The error for raw values (N,) that mean nothing."""
+    found, pixels = np.unique(raw, return_counts=True)
+    shown = _counted([str(value) for value in found], pixels)
+    known = ', '.join(str(v) for v in np.flatnonzero(layout.lut[:-1] != INVALID)[:300])
+    if not layout.own:
+        return DataError(
+            f'label {where} holds values that are not {name} labels: {shown}; relabel them, or choose the '
+            f'dataset that has them. Known: {known}'
+        )
+    given, listed = layout.own.label_map, found.tolist()
+    first = given or maps.write(layout.label_map or {})
+    last = max((c for c in layout.lut.tolist() if c < INVALID), default=0)
+    more = ''
+    if not given and listed == [last + 1]:
+        more = ' (or, if 1 is the first class, --config.dataset.reduce_zero_label=True)'
+    elif len(listed) > _MANY:
+        more = f'{_EDGES}, or give ranges such as label_map=0-127:0,128-255:1'
+    if len(listed) > _SHOWN or min(listed) < 0 or max(listed) >= maps.MOST_VALUES:
+        text = f'{first},others:ignore'
+    else:
+        text = ','.join([first, *(f'{value}:ignore' for value in listed)])
+    return DataError(
+        f'label {where} holds values without a class: {shown}; to ignore them, set '
+        f'--config.dataset.label_map={shlex.quote(text)}, or write a class in place of ignore{more}. '
+        f'Known: {known}'
+    )
+
+
+def colors(raw: np.ndarray, layout: Layout, where: object, name: str, *, palette: bool = False) -> DataError:
+    """The error for colours (N, 3) that mean nothing, in the pixels or the palette of a label."""
+    found, pixels = np.unique(raw, axis=0, return_counts=True)
+    order = np.argsort(-pixels, kind='stable')
+    known = np.array(list(layout.color_map or {}))
+    nearest = [known[np.abs(known - color).sum(1).argmin()] for color in found[order[:_SHOWN]].astype(int)]
+    near = [f', nearest {_rgb(color)}' for color in nearest]
+    shown = _counted([_rgb(color) for color in found[order]], pixels[order], near)
+    if not layout.own:
+        return DataError(
+            f'label {where} holds values that are not {name} labels: {shown}; relabel them, or choose the '
+            f'dataset that has them. Known: the {len(known)} colours of the classes'
+        )
+    values = (
+        '; if not the colours but the values of the palette count, name the classes without colours'
+        if palette
+        else ''
+    )
+    return DataError(
+        f'label {where} holds colours without a class: {shown}; give each a line in the class file, such as '
+        f"'road {' '.join(map(str, found[order[0]]))}'{values}{_EDGES if len(found) > _MANY else ''}"
+    )
+
+
+def colors_without_classes(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataError:
+    """The error for a label (H, W, 3) of colours if classes have none."""
+    found = np.unique(raw[:: max(len(raw) // 64, 1)].reshape(-1, 3), axis=0)
+    example = next((color for color in found if color.any()), found[0])
+    if not layout.own:
+        return DataError(
+            f'label {where} holds colours (RGB), not class values: {name} labels are greyscale or palette '
+            f'PNGs of class values; choose the dataset or the files that fit'
+        )
+    return DataError(
+        f'label {where} holds colours (RGB), not class values, such as {_rgb(example)}: give the colours in '
+        f"a class file, a line like 'road {' '.join(map(str, example))}' for each class, and name it with "
+        f'--config.dataset.classes=names.txt'
+    )
+
+
+def _rgb(color):
+    if color[0] < 0:
+        return 'a value that the palette lacks'
+    return f'rgb({", ".join(str(channel) for channel in color.tolist())})'
+
+
+def _counted(texts, pixels, notes=('',) * _SHOWN):
+    """'a (3 pixels), b (1 pixels) and 2 more', with a note after each."""
+    found = ', '.join(
+        f'{text} ({n} pixels){note}' for text, n, note in zip(texts, pixels.tolist(), notes, strict=False)
+    )
+    return found + (f' and {len(texts) - _SHOWN} more' if len(texts) > _SHOWN else '')

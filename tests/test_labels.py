@@ -1,0 +1,291 @@
+"""Labels as they come: every form in which people have them, and what the errors about the rest suggest."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ann_jax.data import label_map as maps
+from ann_jax.data.classes import DATASETS
+from ann_jax.data.labels import decode_label, decode_raw
+from ann_jax.data.own import own_dataset
+from ann_jax.errors import ConfigError, DataError
+from ann_jax.typing import IGNORE
+
+RNG = np.random.default_rng(0)
+RAW = RNG.integers(0, 3, (12, 20)).astype(np.uint8)
+SKY, ROAD, CAR = COLORS = (70, 130, 180), (128, 64, 128), (0, 0, 142)
+PAINTED = np.array(COLORS, np.uint8)[RAW]
+
+
+def encoded(image, format='png', **kwargs):
+    stream = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, format, **kwargs)
+    return stream.getvalue()
+
+
+def with_palette(indices, colors):
+    image = Image.fromarray(indices)
+    image.putpalette([channel for color in colors for channel in color])
+    return image
+
+
+def class_file(folder, *lines):
+    path = folder / 'names.txt'
+    path.write_text('\n'.join(lines), encoding='utf-8')
+    return str(path)
+
+
+@pytest.fixture
+def painted(tmp_path):
+    lines = [f'{name} {r} {g} {b}' for name, (r, g, b) in zip(('sky', 'road', 'car'), COLORS, strict=True)]
+    return {'classes': class_file(tmp_path, *lines)}
+
+
+def read(data, **settings):
+    layout = own_dataset(**{'name': 'folder', 'classes': 'sky,road,car'} | settings).layouts[0]
+    return decode_label(data, layout, 'x.png', 'folder')
+
+
+def classes(data, **settings):
+    return read(data, **settings).classes
+
+
+def refuse(data, *words, **settings):
+    with pytest.raises(DataError) as caught:
+        read(data, **settings)
+    message = str(caught.value)
+    assert 'x.png' in message and all(word in message for word in words), message
+    return message
+
+
+# --- Values
+
+
+@pytest.mark.parametrize('bands', ['RGB', 'RGBA', 'LA'])
+def test_grey_in_several_channels_is_grey(bands):
+    alpha = Image.fromarray(RNG.integers(0, 256, RAW.shape).astype(np.uint8))
+    grey = Image.fromarray(RAW * 100)
+    image = Image.merge(bands, [alpha if band == 'A' else grey for band in bands])
+    label = classes(encoded(image), label_map='0:0,100:1,200:2')
+    np.testing.assert_array_equal(label, RAW)
+
+
+def test_one_bit_and_0_255_masks():
+    mask = RAW > 0
+    one_bit = Image.fromarray(mask)
+    assert one_bit.mode == '1'
+    two = {'classes': 'background,object'}
+    np.testing.assert_array_equal(classes(encoded(one_bit), **two), mask)
+    full = encoded(mask * np.uint8(255))
+    np.testing.assert_array_equal(classes(full, **two, label_map='0:0,255:1'), mask)
+    np.testing.assert_array_equal(classes(full, **two), np.where(mask, IGNORE, 0))
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'format'),
+    [('<u2', 'png'), ('<u2', 'tiff'), ('>u2', 'tiff'), ('<i4', 'tiff'), ('>i4', 'tiff'), ('u1', 'tiff')],
+)
+def test_ids_of_16_and_32_bits(dtype, format):
+    wide = np.dtype(dtype).itemsize > 1
+    ids = np.array([0, 26_001 if wide else 200, 65_535 if wide else 255], dtype)
+    modes = {'<u2': 'I;16', '>u2': 'I;16B', '<i4': 'I', '>i4': 'I', 'u1': 'L'}
+    if dtype == '>i4':  # Pillow writes only little-endian ones: the bytes by the TIFF 6.0 specification
+        data = big_endian_tiff(ids[RAW])
+    else:
+        data = encoded(Image.frombytes(modes[dtype], RAW.shape[::-1], ids[RAW].tobytes()), format)
+    text = ','.join(f'{value}:{i}' for i, value in enumerate(ids.tolist()))
+    np.testing.assert_array_equal(classes(data, label_map=text), RAW)
+
+
+def big_endian_tiff(array):
+    height, width = array.shape
+    entries = {256: width, 257: height, 258: 32, 259: 1, 262: 1, 273: 8 + 2 + 12 * 10 + 4, 277: 1}
+    entries |= {278: height, 279: array.nbytes, 339: 2}
+    short = lambda tag: tag in (258, 259, 262, 277, 339)
+    directory = b''.join(
+        tag.to_bytes(2)
+        + (b'\0\3' if short(tag) else b'\0\4')
+        + b'\0\0\0\1'
+        + (value.to_bytes(2) + b'\0\0' if short(tag) else value.to_bytes(4))
+        for tag, value in sorted(entries.items())
+    )
+    head = b'MM\0*' + (8).to_bytes(4) + len(entries).to_bytes(2)
+    return head + directory + bytes(4) + array.astype('>i4').tobytes()
+
+
+def test_negative_values_are_named_and_others_covers_them():
+    data = encoded(Image.fromarray(np.array([[0, -2, 70_000]], np.int32)), 'tiff')
+    refuse(data, '-2 (1 pixels)', '70000 (1 pixels)', 'others:ignore')
+    label = classes(data, label_map='0:1,others:ignore')
+    assert label.tolist() == [[1, IGNORE, IGNORE]]
+
+
+def test_more_than_8_bits_in_several_channels_are_not_cut_off():
+    cv2 = pytest.importorskip('cv2')
+    deep = np.repeat(RAW.astype(np.uint16)[..., None], 3, -1)  # Pillow would read zeros
+    refuse(cv2.imencode('.png', deep)[1].tobytes(), '16 bits', 'greyscale PNG')
+
+
+def test_several_pictures_in_one_file():
+    pages = [Image.fromarray(RAW), Image.fromarray(RAW)]
+    data = encoded(pages[0], 'tiff', save_all=True, append_images=pages[1:])
+    refuse(data, '2 pictures', 'save one')
+
+
+# --- Palettes and colours
+
+
+def test_palettes_in_any_order_mean_their_colours(painted):
+    for order in ([0, 1, 2], [2, 0, 1]):
+        place = np.argsort(order)
+        image = with_palette(place[RAW].astype(np.uint8), [COLORS[i] for i in order])
+        np.testing.assert_array_equal(np.array(image.convert('RGB')), PAINTED)
+        found = read(encoded(image), **painted)
+        assert found.by_color
+        np.testing.assert_array_equal(found.classes, RAW)
+        # Values count where label_map says so, and where no colours are given.
+        np.testing.assert_array_equal(classes(encoded(image), **painted, label_map='0-2:0-2'), place[RAW])
+        np.testing.assert_array_equal(classes(encoded(image)), place[RAW])
+    np.testing.assert_array_equal(classes(encoded(PAINTED), **painted), RAW)
+
+
+def test_colours_of_the_palette_that_no_class_has(painted):
+    data = encoded(with_palette(RAW, [SKY, ROAD, (0, 0, 140)]))
+    refuse(data, 'rgb(0, 0, 140)', 'nearest rgb(0, 0, 142)', "'road 0 0 140'", 'without colours', **painted)
+
+
+def test_grey_is_a_colour_only_where_it_fits_the_class_colours(tmp_path, painted):
+    rgb = encoded(np.repeat(RAW[..., None], 3, -1))
+    np.testing.assert_array_equal(classes(rgb, **painted), RAW)
+    masks = {'classes': class_file(tmp_path, 'object 255 255 255', 'background 0 0 0')}
+    for data in (
+        encoded((RAW > 0) * np.uint8(255)),
+        encoded(np.repeat((RAW > 0)[..., None] * np.uint8(255), 3, -1)),
+    ):
+        np.testing.assert_array_equal(classes(data, **masks), RAW == 0)
+
+
+def test_colours_that_no_class_has(painted):
+    mixed = PAINTED.copy()
+    mixed[0, :2] = (127, 64, 128)
+    message = refuse(encoded(mixed), 'rgb(127, 64, 128) (2 pixels), nearest rgb(128, 64, 128)', **painted)
+    assert 'JPEG' not in message
+    smooth = np.array(Image.fromarray(PAINTED).resize((60, 40), Image.Resampling.BILINEAR))
+    refuse(encoded(smooth), 'JPEG', 'interpolation', 'more', **painted)
+    refuse(encoded(PAINTED), 'class file', 'dataset.classes=names.txt', "'road ")
+
+
+# --- Formats
+
+
+def test_jpeg_masks_take_ranges(painted):
+    mask = np.kron(RAW > 0, np.ones((7, 9), bool))  # edges within JPEG's blocks of 8 x 8
+    for format, name in (('jpeg', 'a JPEG'), ('webp', 'a lossy WebP')):
+        data = encoded(mask * np.uint8(255), format)
+        assert len(np.unique(np.array(Image.open(io.BytesIO(data))))) > 2
+        for settings in ({}, {'label_map': '0:0,255:1'}, {'label_map': '0:0,others:1'}, painted):
+            refuse(data, name, 'label_map=0-127:0,128-255:1', **settings)
+        found = read(data, classes='a,b', label_map='0-127:0,128-255:1')
+        assert found.lossy and (found.classes == mask).mean() > 0.999
+    refused = encoded(Image.fromarray(PAINTED), 'tiff', compression='jpeg')
+    refuse(refused, 'compressed as JPEG')
+    lossless = encoded(Image.fromarray(PAINTED), 'webp', lossless=True)
+    np.testing.assert_array_equal(classes(lossless, **painted), RAW)
+    with pytest.raises(DataError, match='a JPEG') as caught:
+        decode_label(encoded(RAW, 'jpeg'), DATASETS['camvid'].layouts[0], 'x', 'camvid')
+    assert 'label_map' not in str(caught.value)
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', '1'])
+def test_every_hole_in_a_png_is_noticed(mode):
+    noise = RNG.integers(0, 2, (160, 160)).astype(np.uint8)
+    data = encoded(Image.fromarray(noise.astype(bool) if mode == '1' else noise).convert(mode))
+    assert len(data) > 1500
+    for start in range(0, len(data) - 256, 61):
+        holed = data[:start] + bytes(256) + data[start + 256 :]
+        with pytest.raises(DataError, match='copy or download the file again'):
+            decode_raw(holed, 'x')
+    for end in (len(data) - 1, len(data) - 12, 100):
+        with pytest.raises(DataError, match='copy or download the file again'):
+            decode_raw(data[:end], 'x')
+    np.testing.assert_array_equal(decode_raw(data + b'more', 'x').values, noise)
+
+
+# --- The settings that errors suggest
+
+
+def test_the_suggested_setting_reads_the_label():
+    raw = np.array([[0, 1, 2, 7, 9, 300]], np.uint16)
+    data = encoded(raw)
+    message = refuse(data, '7 (1 pixels)', '300 (1 pixels)')
+    text = re.search(r'--config\.dataset\.label_map=(\S+), or', message)[1]
+    assert classes(data, label_map=text).tolist() == [[0, 1, 2, *[IGNORE] * 3]]
+    message = refuse(data, '300', label_map='0-9:sky')
+    text = re.search(r'--config\.dataset\.label_map=(\S+), or', message)[1]
+    assert text == '0-9:sky,300:ignore'
+    assert classes(data, label_map=text).tolist() == [[0, 0, 0, 0, 0, IGNORE]]
+    refuse(encoded(np.arange(100, dtype=np.uint8)[None]), 'JPEG', 'others:ignore', '0-127:0,128-255:1')
+    message = refuse(encoded(RAW + np.uint8(1)), 'reduce_zero_label=True')
+    np.testing.assert_array_equal(classes(encoded(RAW + np.uint8(1)), reduce_zero_label=True), RAW)
+
+
+def test_reduce_zero_label():
+    raw = np.array([[0, 1, 2, 3, 255]], np.uint8)
+    assert classes(encoded(raw), reduce_zero_label=True).tolist() == [[IGNORE, 0, 1, 2, IGNORE]]
+    refuse(
+        encoded(raw + np.uint8(1)),
+        '4 (1 pixels)',
+        '0:ignore,1-3:0-2,255:ignore,4:ignore',
+        reduce_zero_label=True,
+    )
+    with pytest.raises(ConfigError, match='1-3:0-2'):
+        own_dataset(name='folder', classes='3', label_map='0:0', reduce_zero_label=True)
+
+
+def test_label_maps_are_parsed_and_written():
+    names = [f'c{i}' for i in range(10)]
+    parse = lambda text: maps.parse(text, names)
+    assert parse('0-2:ignore,3:c4,5-7:1-3').values == {
+        **dict.fromkeys(range(3), IGNORE),
+        3: 4,
+        5: 1,
+        6: 2,
+        7: 3,
+    }
+    assert parse('1:1,others:0') == ({1: 1}, 0, False)
+    assert parse('0-127:0,128-255:1').coarse and not parse('0-254:0,255:1').coarse
+    assert not parse('0:0,others:1').coarse and not parse('0-9:0-9,10-255:1').coarse
+    assert parse('0-65535:3').values == dict.fromkeys(range(65_536), 3)
+    for values in (
+        dict(enumerate(range(10))) | {255: IGNORE},
+        {i: int(c) for i, c in enumerate(RNG.integers(0, 3, 40))},
+        {i: IGNORE for i in range(5)} | {i: i - 5 for i in range(5, 15)},
+        {3: 9, 4: IGNORE, 5: IGNORE},
+    ):
+        text = maps.write(values)
+        assert parse(text).values == values, text
+    assert maps.write(dict(enumerate(range(150))) | {255: IGNORE}) == '0-149:0-149,255:ignore'
+    for text, words in (
+        ('0-70000:1', '0 to 65535'),
+        ('5-2:1', 'range'),
+        ('-1:1', 'range'),
+        ('1-3:0-5', 'names no class'),
+        ('1-3:8-10', 'names no class'),
+        ('1:0,0-2:1', 'second meaning'),
+        ('1', 'names no class'),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            parse(text)
+
+
+def test_the_number_of_classes():
+    assert own_dataset(name='folder', classes='254').num_classes == 254
+    for text in ('255', '300'):
+        with pytest.raises(ConfigError, match=f'{text} classes, of at most 254'):
+            own_dataset(name='folder', classes=text)
+    for text in ('road', '1'):
+        with pytest.raises(ConfigError, match='background,'):
+            own_dataset(name='folder', classes=text)
