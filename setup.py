@@ -98,8 +98,8 @@ setup(
             'tensorboard>=2.18',
         ],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
-        # To write state dicts, and for what is compared with PyTorch; reading them takes neither.
-        'convert': ['safetensors>=0.5', 'torch>=2.6'],
+        # To write .pth, and for what is compared with PyTorch; reading it takes nothing.
+        'convert': ['torch>=2.6'],
         # Ruff formats the signatures.
         'docs': ['mkdocs>=1.6', 'mkdocs-material>=9.7', 'mkdocstrings-python>=2.0', 'ruff>=0.8'],
     },

@@ -29,7 +29,8 @@ from ann_jax.models.blocks import AFNB, APNB, FNB, NB, SHARES, Attention, Common
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.resnet import ResNet
-from ann_jax.weights.layouts import Layout, from_torch
+from ann_jax.weights.layouts import Layout
+from ann_jax.weights.torch_state import from_torch
 
 RELEASED = {
     'apnb': APNB(40, channels=16, dropout=0.0),

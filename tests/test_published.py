@@ -16,11 +16,12 @@ from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.fold import fold
 from ann_jax.models.settings import network
 from ann_jax.tools.export_checkpoint import main as export
-from ann_jax.weights.converter import convert_state, read_state
+from ann_jax.weights.contents import read_state
+from ann_jax.weights.converter import convert_state
 from ann_jax.weights.folder import BACKBONE_FACTS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, PADDLE_RGB
-from ann_jax.weights.layouts import to_torch
 from ann_jax.weights.opening import open_weights
+from ann_jax.weights.torch_state import to_torch
 
 PADDLE = 'paddleseg_ann_thin_r50vd.pdparams'
 # File -> what belongs to the weights beside them.

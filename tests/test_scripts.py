@@ -118,7 +118,7 @@ def test_a_run_starts_from_weights_resumes_and_is_exported(run, tmp_path):  # no
     steps = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
     assert len(steps) > 1
     for path in steps:
-        assert open_weights(path).source == {'run': 'run', 'step': int(path.name)}
+        assert open_weights(path).source == {'run': 'run', 'step': int(path.name), 'crop': (65, 65)}
     with pytest.raises(ConfigError, match='no checkpoint'):
         open_weights(workdir / 'checkpoints/5000')
     for ending in ('pth', 'safetensors'):
@@ -252,7 +252,7 @@ def test_bad_files_are_refused_and_nothing_is_written(make, name, message, tmp_p
 def test_facts_come_from_the_file_its_name_or_the_user(tmp_path):
     state = torch_network(classes=19).state_dict()
     meta = {
-        'cfg': 'align_corners=True mean=[1, 2, 3]',
+        'cfg': 'img_norm_cfg = dict(mean=[1, 2, 3])\nmodel = dict(decode_head=dict(align_corners=True))',
         'dataset_meta': {'classes': [f'c{i}' for i in range(19)]},
     }
 

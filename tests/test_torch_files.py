@@ -16,7 +16,7 @@ from reference import GOLDENS, below, golden
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.weights.converter import read_state
+from ann_jax.weights.contents import read_state
 from ann_jax.weights.pickles import Unread
 from ann_jax.weights.torch_files import read
 
@@ -684,7 +684,7 @@ def test_convert_is_a_function(tmp_path):
     assert report.splitlines()[-1].startswith(f'{len(converted.conversion.used)} tensors converted (')
     assert ann_jax.load(tmp_path / 'ann').classes == converted.weights.classes
     dry = ann_jax.convert(path)
-    assert len(dry.notes) == 2 and f'note: {dry.notes[0]}' in str(dry) and dry.weights.classes[0] == 'class 0'
+    assert len(dry.notes) == 3 and f'note: {dry.notes[0]}' in str(dry) and dry.weights.classes[0] == 'class 0'
     backbone = ann_jax.convert(path, part='backbone').weights
     assert set(backbone.variables['params']) == {'backbone'} and not backbone.classes
     for options in ({'part': 'head'}, {'output_stride': 4}, {'align_corners': 'true'}, {'classes': 'mars'}):

@@ -34,8 +34,8 @@ from ann_jax.training.losses import segmentation_loss
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_train_step
-from ann_jax.weights.layouts import from_torch
 from ann_jax.weights.recognize import recognize
+from ann_jax.weights.torch_state import from_torch
 
 Network: Callable[..., Any]  # widths -> a torch module
 try:

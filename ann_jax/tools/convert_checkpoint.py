@@ -4,11 +4,11 @@
     python -m ann_jax.main --config=configs/cityscapes.py --config.init.from=weights/resnet101 \
         --config.init.parts=backbone
 
-Reads .pth, .pt, .safetensors and .pdparams; neither torch nor Paddle is needed. The layout is recognised by
-the keys: ResNets of torchvision, timm, mmsegmentation and the authors, and whole ANNs of mmsegmentation, the
-authors, PaddleSeg and sssegmentation. Every tensor is used, or listed with the reason why not. What is known
-about the weights is stored with them; what neither the file nor the layout says can be given:
---align-corners, --classes, --output-stride.
+Reads .pth, .pt, .safetensors and .pdparams; neither torch nor Paddle is needed. The network is found by the
+names of its tensors: ResNets of torchvision, timm, transformers, mmsegmentation and the authors, and whole
+ANNs of mmsegmentation, the authors, PaddleSeg and sssegmentation. Every tensor is used, or listed with the
+reason why not. What is known about the weights is stored with them; what neither the file nor the layout says
+can be given: --align-corners, --classes, --output-stride.
 """
 
 import argparse
@@ -31,7 +31,8 @@ def main(argv=None):
         '--classes', help='dataset with the class names of the classifier, such as cityscapes'
     )
     parser.add_argument('--align-corners', choices=('true', 'false'), help='how the logits are resized')
-    parser.add_argument('--output-stride', type=int, choices=OUTPUT_STRIDES, default=8, help='of a whole ANN')
+    parser.add_argument('--output-stride', type=int, choices=OUTPUT_STRIDES, help='of a whole ANN')
+    parser.add_argument('--prefer', choices=('ema',), help='take the moving average beside the weights')
     options = parser.parse_args(argv)
     try:
         converted = convert(
@@ -41,6 +42,7 @@ def main(argv=None):
             classes=options.classes,
             align_corners=options.align_corners and options.align_corners == 'true',
             output_stride=options.output_stride,
+            prefer=options.prefer,
         )
     except (ConfigError, DataError) as error:
         sys.exit(f'error: {error}')

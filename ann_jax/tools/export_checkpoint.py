@@ -2,18 +2,22 @@
 
     python -m ann_jax.tools.export_checkpoint runs/cityscapes --layout=mmsegmentation --out ann.pth
 
-Reads the best checkpoint of a run, or a weights folder. Writes .pth, which needs torch, .safetensors, which
-needs safetensors (`pip install torch safetensors`), or, for PaddleSeg, .pdparams, which needs nothing more.
+Reads the best checkpoint of a run, or a weights folder. Writes .pth, which needs torch (`pip install torch`),
+.safetensors, or, for PaddleSeg, .pdparams. What tensors do not show is written too, so that converting the
+file gives the same network: for mmsegmentation as its config, and for all in the file or in one beside it.
 """
 
 import argparse
+import json
 import pickle
 import sys
 from pathlib import Path
 
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.weights.layouts import EXPORTS, to_torch
+from ann_jax.weights import descriptions, mmseg_config, safetensors
+from ann_jax.weights.layouts import EXPORTS
 from ann_jax.weights.opening import open_network
+from ann_jax.weights.torch_state import differences_there, to_torch
 
 
 def main(argv=None):
@@ -36,29 +40,44 @@ def export(source, layout, out):
         raise ConfigError(f'--out={out}: must end in {" or ".join(endings)} with --layout={layout}')
     if out.exists():
         raise ConfigError(f'{out} exists: name another file, or remove it first')
+    beside = out.with_suffix('.json')
+    if out.suffix == '.pdparams' and beside.exists():
+        raise ConfigError(f'{beside} exists, and the description would go there: name another file')
     weights = open_network(source)
     state = to_torch(weights.variables, layout, weights.model)
+    description = descriptions.describe(weights)
+    config = ''
+    if layout == 'mmsegmentation':
+        crop = weights.source.get('crop')
+        config = mmseg_config.write(weights.model, weights.input, len(weights.classes), crop)
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if out.suffix == '.safetensors':
-            from safetensors.numpy import save_file
-
-            save_file(state, out)
-        elif out.suffix == '.pdparams':
-            out.write_bytes(pickle.dumps(state, protocol=4))
-        else:
-            import torch
-
-            names = {'classes': list(weights.classes), 'palette': [list(color) for color in weights.colors]}
-            tensors = {key: torch.from_numpy(array) for key, array in state.items()}
-            key = 'model' if layout == 'sssegmentation' else 'state_dict'
-            torch.save({'meta': {'dataset_meta': names}, key: tensors}, out)
-    except ImportError as error:
-        raise ConfigError(f'writing {out.suffix} needs {error.name}: pip install {error.name}') from error
+    if out.suffix == '.safetensors':
+        said = {descriptions.OWN: json.dumps(description), **({'cfg': config} if config else {})}
+        safetensors.write(out, state, said)
+    elif out.suffix == '.pdparams':
+        out.write_bytes(pickle.dumps(state, protocol=4))
+        print(f'note: {descriptions.write_beside(out, description)} says what tensors do not: keep it beside')
+    else:
+        _write_pth(out, state, layout, weights, {descriptions.OWN: description, 'cfg': config})
     print(f'{len(state)} tensors in the layout of {layout}; written to {out}')
     print('settings with which that network gives the same outputs:')
     for name, value in {**weights.model, **weights.input}.items():
         print(f'  {name}: {value}')
+    for line in differences_there(layout, weights.model):
+        print(f'note: {line}')
+
+
+def _write_pth(out, state, layout, weights, said):
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigError(
+            f'writing .pth needs torch: pip install torch, or write {out.stem}.safetensors'
+        ) from error
+    names = {'classes': list(weights.classes), 'palette': [list(color) for color in weights.colors]}
+    tensors = {key: torch.from_numpy(array) for key, array in state.items()}
+    key = 'model' if layout == 'sssegmentation' else 'state_dict'
+    torch.save({'meta': {'dataset_meta': names, **said}, key: tensors}, out)
 
 
 if __name__ == '__main__':

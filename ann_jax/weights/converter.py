@@ -15,11 +15,14 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.resnet import ResNet
 from ann_jax.models.settings import network
-from ann_jax.weights.folder import BACKBONE_FACTS, Weights, save, sha256
-from ann_jax.weights.layouts import Conversion, State, from_torch
-from ann_jax.weights.pickles import Unread
-from ann_jax.weights.recognize import read_meta, recognize, strip
-from ann_jax.weights.torch_files import read
+from ann_jax.weights import sums
+from ann_jax.weights.contents import read_file
+from ann_jax.weights.descriptions import UNSEEN, read_meta, refuse_lookalikes
+from ann_jax.weights.folder import BACKBONE_FACTS, Weights, save
+from ann_jax.weights.layouts import State
+from ann_jax.weights.recognize import recognize
+from ann_jax.weights.state_dicts import PREFERENCES
+from ann_jax.weights.torch_state import Conversion, from_torch
 
 OUTPUT_STRIDES = (8, 16, 32)
 
@@ -63,7 +66,8 @@ def convert(
     part: str = 'all',
     classes: str | None = None,
     align_corners: bool | None = None,
-    output_stride: int = 8,
+    output_stride: int | None = None,
+    prefer: str | None = None,
 ) -> Converted:
     """Converts a checkpoint of torch or Paddle. Neither is needed, and no code in the file is run.
 
@@ -71,15 +75,16 @@ def convert(
         seg = ann_jax.load('weights/ann')
 
     Args:
-        path: .pth, .pt, .safetensors or .pdparams: a state dict, or a dict with one under 'state_dict',
-            'model_state_dict' or 'model'. Its layout is recognised by the keys: ResNets of torchvision, timm,
-            mmsegmentation and the authors, and whole ANNs of mmsegmentation, the authors, PaddleSeg and
-            sssegmentation.
+        path: .pth, .pt, .safetensors or .pdparams: a state dict, or dicts around one. The network is found by
+            the names of its tensors, whatever they begin with: ResNets of torchvision, timm, transformers,
+            mmsegmentation, PaddleSeg and the authors, and whole ANNs of mmsegmentation, the authors,
+            PaddleSeg and sssegmentation.
         out: folder to write, which must not exist; None to write nothing.
         part: 'all', or 'backbone' to leave the heads out.
         classes: dataset with the class names of the classifier, such as 'cityscapes'; None to use the file's.
         align_corners: how the logits are resized; None to follow the file.
-        output_stride: of a whole ANN: 8, 16 or 32.
+        output_stride: of a whole ANN: 8, 16 or 32; None to follow the file.
+        prefer: 'ema' for the moving average of the weights, if the file holds one beside them.
 
     Raises:
         DataError: the file cannot be read or is damaged, or its tensors fit no known network.
@@ -91,16 +96,17 @@ def convert(
     for name, value, known in (
         ('part', part, ('all', 'backbone')),
         ('align_corners', align_corners, (None, True, False)),
-        ('output_stride', output_stride, OUTPUT_STRIDES),
+        ('output_stride', output_stride, (None, *OUTPUT_STRIDES)),
+        ('prefer', prefer, PREFERENCES),
     ):
         if value not in known:
             raise ConfigError(f'{name}={value!r}: must be one of {", ".join(map(repr, known))}')
-    state, meta = read_state(path)
-    source = {'file': path.name, 'sha256': _check_name(path)}
+    file = read_file(path, prefer)
+    source = {'file': path.name, 'sha256': sums.check(path)}
     try:
         converted = convert_state(
-            state,
-            meta,
+            file.state,
+            file.meta,
             name=path.name,
             part=part,
             classes=classes,
@@ -110,64 +116,11 @@ def convert(
         )
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
+    converted.notes[:0] = file.notes
+    converted.conversion.ignored.update(dict.fromkeys(file.outside, 'not part of the network'))
     if out is not None:
         save(out, converted.weights)
     return converted
-
-
-def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    """Reads the state dict of a checkpoint.
-
-    Returns:
-        {key: array}, floats as float32, without wrappers and `module.`; and the `meta` of the file, or {}.
-
-    Raises:
-        DataError: no weights can be read from it.
-    """
-    if not path.is_file():
-        raise DataError(f'{path}: no such file')
-    content = read(path)
-    meta: Any = None
-    if isinstance(content, dict):
-        meta = content.get('meta')
-        for wrapper in ('state_dict', 'model_state_dict', 'model'):
-            if isinstance(content.get(wrapper), dict | Unread):
-                content = content[wrapper]
-                break
-    if isinstance(content, Unread):
-        raise DataError(
-            f'{path}: holds an object of {content.name}, not a state dict of names and tensors: load it '
-            'where it was created, and save only its state_dict()'
-        )
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise DataError(f'{path}: holds a {type(content).__name__}, not a state dict of names and tensors')
-    state = {}
-    for key, value in strip(content).items():
-        unusual = value.name if isinstance(value, Unread) and '._rebuild' in value.name else None
-        if isinstance(value, np.ndarray) and value.dtype.kind == 'c':
-            unusual = value.dtype
-        if unusual:
-            raise DataError(
-                f'{path}: {key} is quantized, sparse or of an unusual type ({unusual}), which is not '
-                'supported: save it as an ordinary tensor of float32'
-            )
-        if isinstance(value, np.ndarray):
-            with np.errstate(over='ignore'):  # overflows are reported as infinite later, by name
-                state[key] = value.astype(np.float32, copy=False) if value.dtype.kind == 'f' else value
-    if not state:
-        raise DataError(f'{path}: holds no tensors, only {", ".join(list(content)[:4]) or "nothing"}')
-    return state, meta if isinstance(meta, dict) else {}
-
-
-def _check_name(path):
-    """Returns the checksum of a file, and compares it with the digits that end the names of many files."""
-    digest = sha256(path)
-    if (name := re.search(r'-([0-9a-f]{8,64})$', path.stem)) and not digest.startswith(name[1]):
-        raise DataError(
-            f'{path}: its name promises a checksum that begins with {name[1]}, but it is {digest[:8]}: get '
-            'it again, or rename it if you have changed it'
-        )
-    return digest
 
 
 def convert_state(
@@ -178,31 +131,35 @@ def convert_state(
     part: str = 'all',
     classes: str | None = None,
     align_corners: bool | None = None,
-    output_stride: int = 8,
+    output_stride: int | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Converts a state dict, whose layout is recognised by its keys.
 
     Args:
-        state: torch keys, without `module.`, and NumPy tensors in torch's layout (OIHW).
-        meta: the `meta` that mmsegmentation saves with them, or {}.
+        state: torch keys, without wrappers, and NumPy tensors in torch's layout (OIHW).
+        meta: what is said of them, see `read_meta`.
         name: of the file, which may state the size of the training crops.
         part: 'all', or 'backbone' to leave the heads out.
         classes: dataset with the class names of the classifier.
         align_corners: how the logits are resized; None to follow the file.
-        output_stride: of a whole ANN.
+        output_stride: of a whole ANN; None to follow the file.
         source: where the weights come from.
 
     Raises:
         DataError: the network is not known, or a tensor has no place in it.
         ConfigError: the classes are unknown, or their number is not that of the classifier.
     """
+    refuse_lookalikes(name, meta)
     found = recognize(state)
     whole = bool(found.layout.heads) and part == 'all'
     if whole:
         for path in (('params', 'bottleneck', 'conv', 'kernel'), ('params', 'classifier', 'kernel')):
             if (key := found.layout.key(path)) not in state:
-                raise DataError(f'its head is not that of an ANN, which has a tensor {key}')
+                raise DataError(
+                    f'its head is not that of an ANN, which has a tensor {key}: --part=backbone takes its '
+                    'backbone alone'
+                )
     if whole and found.num_classes is not None:
         model = network(found.model, found.num_classes)
     else:
@@ -214,26 +171,37 @@ def convert_state(
 
     try:
         facts = read_meta(meta)
-    except (TypeError, ValueError) as error:
-        raise DataError(f'its meta cannot be used ({error}): save only its state dict') from error
-    settings = found.model if whole else {key: found.model[key] for key in BACKBONE_FACTS}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f'what is said of it cannot be used ({error}): save only its state dict') from error
+    settings = found.model | {key: facts[key] for key in UNSEEN if key in facts}
     notes: list[str] = []
     named: dict[str, Any] = {}
     if whole:
-        settings = {**settings, 'output_stride': output_stride}
-        settings['sizes'] = facts.get('sizes', settings['sizes'])
+        mmsegmentation = found.layout.heads == 'mmsegmentation'
         settings['align_corners'] = _align_corners(
-            align_corners, name, facts, settings, notes, found.layout.heads == 'mmsegmentation'
+            align_corners, name, facts, settings, notes, mmsegmentation
         )
+        if output_stride is not None:
+            settings['output_stride'] = output_stride
+        elif 'output_stride' not in facts:
+            notes.append('output_stride is 8, because the file does not say; if not, give --output-stride')
+        if 'test' in facts:
+            windows = [
+                f'--config.eval.{key}={",".join(map(str, size))}' for key, size in facts['test'].items()
+            ]
+            notes.append(f'it was tested by sliding windows: {" ".join(windows)}')
         if not settings['aux_channels']:
             notes.append('it has no auxiliary head: training from it goes without the auxiliary loss')
         named = _classes(classes, facts, found.num_classes, notes)
+    else:
+        settings = {key: settings[key] for key in BACKBONE_FACTS}
+    told = {'layout': found.layout.describe(), **({'crop': facts['crop']} if 'crop' in facts else {})}
     weights = Weights(
         variables=conversion.variables,
         model=settings,
         input={key: facts.get(key, value) for key, value in found.input.items()},
         **named,
-        source={**(source or {}), 'layout': found.layout.describe()},
+        source={**(source or {}), **told},
     )
     return Converted(weights, conversion, notes)
 

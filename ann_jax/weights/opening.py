@@ -71,11 +71,17 @@ def open_weights(path: Path) -> Weights:
         input=as_tuples(saved['input']),
         classes=classes,
         colors=colors,
-        source={'run': path.name, 'step': step},
+        source={'run': path.name, 'step': step, **_crop(saved)},
         backbone=facts.get('backbone', ''),
         path=found,
         version=facts.get('version', ''),
     )
+
+
+def _crop(saved):
+    """The size of the training crops, if it is known."""
+    crop = saved.get('augment', {}).get('crop')
+    return {'crop': as_tuples(crop)} if crop else {}
 
 
 def _class_names(path, saved, variables):

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from ann_jax.models.ann import VARIANTS
 from ann_jax.models.blocks import AFNB, APNB
 from ann_jax.models.resnet import DEPTHS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, PADDLE_RGB, Normalization
-from ann_jax.weights.layouts import STEMS, UNDILATED, Layout, State
+from ann_jax.weights.layouts import HEAD_MARKS, STEMS, UNDILATED, Layout, State
 
 
 class Recognized(NamedTuple):
@@ -29,11 +28,6 @@ class Recognized(NamedTuple):
     model: dict[str, Any]
     input: Normalization
     num_classes: int | None
-
-
-def strip(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes the `module.` of torch's DataParallel from the keys."""
-    return {re.sub(r'^(module\.)+', '', key): value for key, value in state.items()}
 
 
 def recognize(state: State) -> Recognized:
@@ -54,6 +48,7 @@ def recognize(state: State) -> Recognized:
     def features(*path):
         return (shape(*path) or (0,))[0]
 
+    _refuse_variants(state)
     body = ('params', 'backbone')
     blocks = tuple(
         sum(shape(*body, f'layer{layer}_{i}', 'conv1', 'kernel') is not None for i in range(64))
@@ -107,17 +102,47 @@ def recognize(state: State) -> Recognized:
     return Recognized(layout, model, normalization, features('params', 'classifier', 'kernel'))
 
 
+# Networks that hold a ResNet's tensors and more: how a key of theirs looks.
+_VARIANTS = {
+    r'layer1\.\d+\.(se|se_module|se_layer|eca|cbam|attn|se_block)\.': 'has channel attention, as seresnet',
+    r'layer1\.\d+\.conv2\.(conv|fc|bn|attn)': 'splits attention, as resnest and sknet',
+    r'layer1\.\d+\.(convs|bns)\.\d': 'is a res2net',
+    r'(^|\.)maxpool\.\d': 'pools by a convolution, as resnetrs',
+    r'layer\d\.\d+\.(conv2_offset|conv2\.conv_offset|conv2\.offset)': 'has deformable convolutions',
+    r'layer\d\.\d+\.bn1\.(IN|BN)\.': 'is an ibn-net',
+    r'layer1\.\d+\.(aa|conv_blur)\.': 'is anti-aliased, as resnetaa and resnetblur',
+}
+
+
+def _refuse_variants(state):
+    """Refuses relatives of ResNet in one line, which would otherwise differ in most tensors."""
+    what = next(
+        (text for mark, text in _VARIANTS.items() if any(re.search(mark, key) for key in state)), None
+    )
+    shapes = {
+        re.sub(r'.*layer1\.0\.', '', key): np.shape(value)
+        for key, value in state.items()
+        if re.search(r'(^|\.)layer1\.0\.', key)
+    }
+    first, second, third = (shapes.get(f'conv{i}.weight', ()) for i in (1, 2, 3))
+    if not what and second and len(second) == 4 and second[1] != (second[0]):
+        what = 'has grouped convolutions, as resnext and regnet'
+    elif not what and third and first and third[0] != 4 * first[0]:
+        what = f'widens its blocks by {third[0] / first[0]:g} instead of 4, as wide_resnet'
+    elif not what and 'bn1.weight' in shapes and 'bn1.running_mean' not in shapes:
+        what = 'normalises without running statistics, as resnet50_gn'
+    if what:
+        raise DataError(f'is not a ResNet as built here, but another network: it {what}. {ONLY_RESNETS}')
+
+
+ONLY_RESNETS = 'Supported are ResNet-18 to 152 and ResNet-D (resnet50, resnet101d, ...)'
+
+
 def _layout(state):
     def any_below(*roots):
         return any(key.startswith(roots) for key in state)
 
-    marks = {
-        'mmsegmentation': ('decode_head.',),
-        'authors': ('cls.', 'context.'),
-        'paddleseg': ('head.cls.', 'head.context.'),
-        'sssegmentation': ('decoder.', 'afn_block.', 'apn_block.'),
-    }
-    heads = next((heads for heads, roots in marks.items() if any_below(*roots)), '')
+    heads = next((heads for heads, roots in HEAD_MARKS.items() if any_below(*roots)), '')
     prefix = next((root for root in ('backbone.', 'backbone_net.') if any_below(root)), '')
     for stem, (_, mark) in STEMS.items():
         if prefix + mark in state:
@@ -129,35 +154,3 @@ def _layout(state):
         'ResNets of torchvision, timm, mmseg and the authors, and whole ANNs of mmseg, the authors, '
         'PaddleSeg and sssegmentation'
     )
-
-
-def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads what mmsegmentation saves with the weights.
-
-    Args:
-        meta: the `meta` of its checkpoints: class names, and in most files the text of the config.
-
-    Returns:
-        Some of 'classes', 'colors', 'align_corners', 'sizes', 'mean', 'std', 'bgr'.
-    """
-    facts: dict[str, Any] = {}
-    names = meta.get('dataset_meta')
-    if not isinstance(names, Mapping):
-        names = {'classes': meta.get('CLASSES'), 'palette': meta.get('PALETTE')}
-    classes, palette = names.get('classes'), names.get('palette')
-    if isinstance(classes, list | tuple) and classes and all(isinstance(name, str | int) for name in classes):
-        facts['classes'] = [str(name) for name in classes]
-    if isinstance(palette, list | tuple | np.ndarray) and len(palette):
-        facts['colors'] = [[int(level) for level in color] for color in palette]
-    text = next((text for name in ('cfg', 'config') if isinstance(text := meta.get(name), str)), '')
-    numbers = r'\s*=\s*[\[(]([^\])]*)[\])]'
-    if found := re.search(r'\balign_corners\s*=\s*(True|False)', text):
-        facts['align_corners'] = found[1] == 'True'
-    if found := re.search(r'\bkey_pool_scales' + numbers, text):
-        facts['sizes'] = tuple(int(n) for n in found[1].split(',') if n.strip())
-    for name in ('mean', 'std'):
-        if found := re.search(rf'\b{name}' + numbers, text):
-            facts[name] = tuple(float(n) for n in found[1].split(',') if n.strip())
-    if found := re.search(r'\b(to_rgb|bgr_to_rgb)\s*=\s*(True|False)', text):
-        facts['bgr'] = found[2] == 'False'
-    return facts

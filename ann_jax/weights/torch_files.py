@@ -5,22 +5,23 @@ are in ROOT/data/KEY as raw numbers. Before, it was a sequence: pickles of a mag
 of the machine, the tree, and the keys of the storages, followed by their numbers. A .pdparams file of Paddle
 is one pickle, of a dict of NumPy arrays.
 
-Sources: torch/serialization.py, and the README of safetensors.
+Source: torch/serialization.py.
 """
 
 import io
-import json
 import math
 import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ann_jax.errors import DataError
+from ann_jax.weights import safetensors
 from ann_jax.weights.pickles import Budget, Unread, load
+from ann_jax.weights.safetensors import item_size, numbers_of
 
 ENDINGS = ('.pth', '.pt', '.safetensors', '.pdparams')
 
@@ -43,13 +44,6 @@ _STORAGES = {
 }
 # dtypes without such a class: their tensors are stored as bytes.
 _UNTYPED = ('uint16', 'uint32', 'uint64')
-_SAFETENSORS = {
-    'BF16': 'bfloat16',
-    'BOOL': 'bool',
-    **{f'F{bits}': f'float{bits}' for bits in (16, 32, 64)},
-    **{f'I{bits}': f'int{bits}' for bits in (8, 16, 32, 64)},
-    **{f'U{bits}': f'uint{bits}' for bits in (8, 16, 32, 64)},
-}
 
 
 def read(path: Path) -> Any:
@@ -66,7 +60,7 @@ def read(path: Path) -> Any:
     kind = {'.safetensors': 'safetensors', '.pdparams': 'Paddle'}.get(path.suffix, 'torch')
     try:
         with open(path, 'rb') as file:
-            return {'torch': _torch, 'safetensors': _safetensors, 'Paddle': _paddle}[kind](file)
+            return {'torch': _torch, 'safetensors': safetensors.read, 'Paddle': _paddle}[kind](file)
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
     except Exception as error:  # a damaged file can raise anything
@@ -93,7 +87,9 @@ def _archive(file, budget):
             raise DataError(f'is damaged (checksum of {bad}): get it again')
         root = entries[0].filename.split('/')[0]
         byteorder = f'{root}/byteorder'
-        order = '>' if byteorder in archive.namelist() and archive.read(byteorder) == b'big' else '<'
+        order: Literal['<', '>'] = (
+            '>' if byteorder in archive.namelist() and archive.read(byteorder) == b'big' else '<'
+        )
         storages = {}
 
         def persistent(pid):
@@ -105,7 +101,7 @@ def _archive(file, budget):
             if (key, kind) not in storages:
                 raw = archive.read(f'{root}/data/{key}')
                 budget.spend(len(raw))
-                storages[key, kind] = _numbers(raw, kind, count, order)
+                storages[key, kind] = numbers_of(raw, kind, count, order)
             return storages[key, kind]
 
         pickled = io.BytesIO(archive.read(f'{root}/data.pkl'))
@@ -127,7 +123,7 @@ def _legacy(file, budget):
             raise DataError(f'holds a {storage.name}, which is not supported: save it as tensors of float32')
         _check_key(key)
         if key not in storages:
-            budget.spend(count * _item(kind))
+            budget.spend(count * item_size(kind))
             # The numbers come later in the file.
             storages[key] = kind, np.empty(count, 'float32' if kind == 'bfloat16' else kind)
         if storages[key][0] != kind:
@@ -141,7 +137,7 @@ def _legacy(file, budget):
         count = int.from_bytes(file.read(8), 'little')
         if count != len(numbers):
             raise ValueError(f'the storage {key} has {count} numbers, not {len(numbers)}')
-        numbers[:] = _numbers(file.read(count * _item(kind)), kind, count, '<')
+        numbers[:] = numbers_of(file.read(count * item_size(kind)), kind, count, '<')
     if storages:
         raise ValueError(f'{len(storages)} storages are missing')
     return tree
@@ -157,17 +153,6 @@ def _kind(storage):
     """The dtype of a storage class; None if it is not supported."""
     module, _, name = storage.name.rpartition('.')
     return _STORAGES.get(name.removesuffix('Storage')) if module.split('.')[0] == 'torch' else None
-
-
-def _item(kind):
-    return 2 if kind == 'bfloat16' else np.dtype(kind).itemsize
-
-
-def _numbers(raw, kind, count, order):
-    """(count,) numbers in native byte order."""
-    dtype = np.dtype('uint16' if kind == 'bfloat16' else kind)
-    numbers = np.frombuffer(raw, dtype.newbyteorder(order), count).astype(dtype, copy=False)
-    return (numbers.astype(np.uint32) << 16).view(np.float32) if kind == 'bfloat16' else numbers
 
 
 def _rebuilders(budget, order):
@@ -207,26 +192,3 @@ def _rebuilders(budget, order):
         'torch._tensor._rebuild_from_type_v2': of_subclass,
     }
     return made
-
-
-def _safetensors(file):
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), 'little')
-    if length > size - 8:
-        raise ValueError(f'its header has {length} bytes, the file {size}')
-    header = json.loads(file.read(length))
-    header.pop('__metadata__', None)
-    tensors, at = {}, 0
-    for key, facts in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
-        (begin, end), shape, kind = facts['data_offsets'], facts['shape'], _SAFETENSORS.get(facts['dtype'])
-        if kind is None:
-            raise DataError(f'{key} has the type {facts["dtype"]}, which is not supported: save it as F32')
-        if not all(isinstance(n, int) and n >= 0 for n in shape):
-            raise ValueError(f'{key} has the shape {shape}')
-        count = math.prod(shape)
-        if begin != at or end - begin != count * _item(kind):
-            raise ValueError(f'{key} is at {begin} to {end}, which does not match its shape and the file')
-        tensors[key], at = _numbers(file.read(end - begin), kind, count, '<').reshape(shape), end
-    if at != size - 8 - length:
-        raise ValueError(f'its tensors have {at} bytes, the file {size - 8 - length}')
-    return tensors

@@ -1,0 +1,146 @@
+"""What is said of weights, beside their tensors: in the same file, in one beside it, or in its name.
+
+mmsegmentation saves class names and the text of its config; timm and transformers write a config.json. Files
+that this package exports hold a description of their own under `OWN`; where the format has no place for it,
+it lies beside the file, under the same name with the ending .json.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ann_jax.errors import DataError
+from ann_jax.weights import mmseg_config
+from ann_jax.weights.folder import Weights, as_tuples, sha256
+
+OWN = 'ann_jax'
+# Settings of `config.model` that tensors do not show.
+UNSEEN = (
+    'output_stride', 'multi_grid', 'contract_dilation', 'dilate_second_conv', 'ceil_pool', 'sizes',
+    'align_corners',
+)  # fmt: skip
+# How hubs call a file that a config.json in the same folder describes.
+HUB_NAMES = ('model', 'pytorch_model')
+
+
+def describe(weights: Weights) -> dict[str, Any]:
+    """A description of exported weights, of which `read_meta` gives the same settings again; JSON."""
+    model = {key: weights.model[key] for key in UNSEEN}
+    names = {'classes': weights.classes, 'colors': weights.colors}
+    return json.loads(json.dumps({'model': model, 'input': weights.input, **names}))
+
+
+def write_beside(path: Path, description: Mapping[str, Any]) -> Path:
+    """Writes a description beside an exported file; returns where."""
+    out = path.with_suffix('.json')
+    text = json.dumps({OWN: description, 'sha256': sha256(path)}, indent=1)
+    out.write_text(text + '\n', encoding='utf-8')
+    return out
+
+
+def read_beside(path: Path) -> dict[str, Any]:
+    """Reads what lies beside a file: its description, or the config.json of a hub.
+
+    Raises:
+        DataError: it cannot be read, or the description is of another file.
+    """
+    said: dict[str, Any] = {}
+    own = _json(path.with_suffix('.json'))
+    if OWN in own:
+        if own.get('sha256', '') != sha256(path):
+            raise DataError(
+                f'{path.with_suffix(".json")} describes another file than {path.name}, which has changed: '
+                'export it again, or remove the description'
+            )
+        said[OWN] = own[OWN]
+    if path.stem in HUB_NAMES:
+        said |= _json(path.with_name('config.json')) | _json(path.with_name('preprocessor_config.json'))
+    return said
+
+
+def _json(path):
+    try:
+        content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise DataError(f'{path} cannot be read ({error}): restore or remove it') from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads what is said of weights.
+
+    Args:
+        meta: the `meta` of a checkpoint, or another dict of the file or beside it.
+
+    Returns:
+        Some of 'classes', 'colors', 'mean', 'std', 'bgr', the settings in `UNSEEN`, and 'crop' and 'test',
+        the sizes of training crops and of windows in testing.
+
+    Raises:
+        ValueError: it describes a network that cannot be built here.
+    """
+    facts: dict[str, Any] = {}
+    names = meta.get('dataset_meta')
+    if not isinstance(names, Mapping):
+        names = {'classes': meta.get('CLASSES'), 'palette': meta.get('PALETTE')}
+    classes, palette = names.get('classes'), names.get('palette')
+    if isinstance(classes, list | tuple) and classes and all(isinstance(name, str | int) for name in classes):
+        facts['classes'] = [str(name) for name in classes]
+    if isinstance(palette, list | tuple | np.ndarray) and len(palette):
+        facts['colors'] = [[int(level) for level in color] for color in palette]
+    for name in ('cfg', 'config'):
+        if isinstance(config := meta.get(name), str):
+            config = mmseg_config.parse(config)
+        if isinstance(config, Mapping):
+            facts |= mmseg_config.read(as_tuples(dict(config)))
+            break
+    facts |= _hub_facts(meta)
+    own = meta.get(OWN)
+    if isinstance(own, str):
+        own = json.loads(own)
+    if isinstance(own, Mapping):
+        own = as_tuples(dict(own))
+        facts |= {key: value for key, value in own['model'].items() if key in UNSEEN}
+        facts |= {**own['input'], 'classes': list(own['classes']), 'colors': own['colors']}
+    return facts
+
+
+def _hub_facts(meta):
+    """Normalisation that timm's or transformers' config.json names; both state it for pixels of 0 to 1."""
+    if meta.get('downsample_in_bottleneck') is True:
+        raise ValueError('downsample_in_bottleneck=True: strides in 1x1 convolutions cannot be built here')
+    timm = meta.get('pretrained_cfg')
+    timm = timm if isinstance(timm, Mapping) else meta
+    facts: dict[str, Any] = {}
+    for name in ('mean', 'std'):
+        numbers = timm.get(name) or meta.get(f'image_{name}')
+        if isinstance(numbers, Sequence) and not isinstance(numbers, str):
+            scale = 1 if meta.get('do_rescale') is False else 255
+            facts[name] = tuple(round(scale * float(number), 6) for number in numbers)
+    if facts:
+        facts['bgr'] = meta.get('do_flip_channel_order') is True
+    return facts
+
+
+def refuse_lookalikes(name: str, meta: Mapping[str, Any]) -> None:
+    """Refuses networks with the tensors of a ResNet that compute something else.
+
+    Args:
+        name: of the file.
+        meta: what is said of it.
+
+    Raises:
+        DataError: the name of the file, or what is said, tells of one.
+    """
+    timm = meta.get('pretrained_cfg')
+    said = [name, *(value for part in (meta, timm) if isinstance(part, Mapping) for value in part.values())]
+    for text in said:
+        if isinstance(text, str) and (found := re.search(r'(?i)\w*resnet(aa|blur)\d+\w*', text)):
+            raise DataError(
+                f'is by its name {found[0]}, which filters where it strides: it has the tensors of a ResNet, '
+                'but computes something else. Use a ResNet or ResNet-D'
+            )
