@@ -72,10 +72,12 @@ def dataset(config: ConfigDict) -> Dataset:
             images=c.images,
             labels=c.labels,
             lists=c.lists,
+            image_ending=c.image_ending,
             label_ending=c.label_ending,
             label_map=c.label_map,
             reduce_zero_label=c.reduce_zero_label,
             splits=(c.train_split, c.eval_split),
+            val_share=c.val_share,
         )
     if c.name not in DATASETS:
         raise DataError(unknown('dataset', c.name, (*DATASETS, 'scenes', 'folder')))

@@ -41,9 +41,11 @@ def defaults() -> ConfigDict:
                 'images': 'images/{split}',
                 'labels': 'labels/{split}',
                 'lists': '',
+                'image_ending': '',  # '' for any
                 'label_ending': '.png',
                 'label_map': '',
                 'reduce_zero_label': False,  # label value 0 is ignored, and 1 is the first class
+                'val_share': 0.0,  # of train_split, held out as eval_split; 0 if that has files of its own
                 # Only for the embedded dataset, which is drawn on the fly.
                 'scenes': {
                     'version': 3,  # 1 and 2: as early commits drew them, see `data/early_scenes.py`
@@ -277,10 +279,12 @@ def validate(config: ConfigDict) -> None:
         check(key, config[section][name], config[section][name] in ('stop', 'skip'), 'stop or skip')
     parts = config.init.parts
     check('init.parts', parts, parts in PARTS, f'one of {", ".join(PARTS)}')
+    share = config.dataset.val_share
+    check('dataset.val_share', share, 0 <= share < 1, 'a share from 0 to below 1, such as 0.1')
     form = config.dataset.format
     check('dataset.format', form, form in ('folder', 'tfds'), 'folder or tfds')
     if config.dataset.name != 'folder':
-        for key in ('classes', 'label_map', 'reduce_zero_label', 'lists'):
+        for key in ('classes', 'label_map', 'reduce_zero_label', 'lists', 'image_ending', 'val_share'):
             value = config.dataset[key]
             check(f'dataset.{key}', value, not value, 'empty without --config=configs/folder.py')
     dtype = config.model.dtype

@@ -8,7 +8,8 @@ train + val for 120K steps (`configs/cityscapes.py:testset`), multi-scale slidin
 (Table 3). Both start from a backbone trained on ImageNet.
 
 The root holds leftImg8bit/ and gtFine/ (labelIds or labelTrainIds). With gtCoarse/,
-`--config.dataset.train_split=train_extra` trains on the coarse labels, `train+extra` on fine and coarse ones.
+`--config.dataset.train_split=train_extra` trains on the coarse labels, `train+extra` on fine and coarse ones,
+`coarse_train` on the coarse labels of train.
 
 Arguments: `variant` (a row of Table 6), `testset`, `protocol=paper` (the test of Table 3: three scales, crops
 of 864 every 576 pixels, flip), `runlocal`.

@@ -7,11 +7,12 @@ with images/train/*.jpg, images/val/*.jpg, labels/train/*.png and labels/val/*.p
 image and its label share a name. Labels are greyscale or palette PNGs whose values are class indices;
 255 is not scored.
 
-    --config.dataset.classes=names.txt                  a name per line; followed by red, green and blue if
-                                                        labels are painted in these colours
+    --config.dataset.classes=names.txt                  a name per line, with red, green and blue if labels
+                                                        are painted in these colours; or as tools write it
     --config.dataset.images=photos --config.dataset.labels=masks --config.dataset.lists={split}.txt
                                                         other folders; train.txt and val.txt list names, or an
                                                         image and its label per line
+    --config.dataset.val_share=0.1                      a tenth of train is held out as val
     --config.dataset.images={split}_images.txt --config.dataset.labels={split}_labels.txt
                                                         two parallel lists of image and label files
     --config.dataset.label_ending=_mask.png             a.jpg has the label a_mask.png

@@ -5,8 +5,9 @@ r"""ANN-ResNet-101 on PASCAL VOC 2012 (21 classes).
 
 `configs/voc.py:aug` trains on the 10,582 images with the labels of SBD: SegmentationClassAug/ with the
 list ImageSets/Segmentation/trainaug.txt or ImageSets/SegmentationAug/trainaug.txt, as the usual
-converters write them. `--config.dataset.train_split=train+sbd` reads SBD as it is distributed, with
-benchmark_RELEASE/ in the root (`pip install scipy`), and leaves out the images of VOC's own train and val.
+converters write them. If labels are missing there, those in SegmentationClass/ count first.
+`--config.dataset.train_split=train+sbd` reads SBD as it is distributed, with benchmark_RELEASE/ in the root
+(`pip install scipy`), and leaves out the images of VOC's own train and val.
 
 The paper has no results on it. The schedule is our choice.
 

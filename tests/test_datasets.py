@@ -348,7 +348,7 @@ def test_listed_without_image(tmp_path):
 def test_two_images_of_one_name(tmp_path):
     _, image, _ = one_sample(tmp_path)
     Image.open(image).save(image.with_suffix('.png'))
-    expect([image, image.with_suffix('.png'), 'remove'], open_source, 'camvid', root=tmp_path, split='train')
+    expect([image, image.with_suffix('.png'), 'rename'], open_source, 'camvid', root=tmp_path, split='train')
 
 
 def test_check_collects_everything_and_counts(tmp_path):

@@ -109,7 +109,7 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
         == (history.complete(run)[0]['dataset']['scenes'])
     )
     added = {'dataset.scenes.version': 3, 'model.avg_down': False, 'model.dilate_second_conv': True}
-    added |= {'dataset.reduce_zero_label': False}
+    added |= {'dataset.reduce_zero_label': False, 'dataset.image_ending': '', 'dataset.val_share': 0.0}
     assert history.complete(saved_config('29e8a0d'))[1] == added
 
 

@@ -26,6 +26,7 @@ from ann_jax.errors import DataError
 
 tfds = pytest.importorskip('tensorflow_datasets', reason="pip install '.[datasets]'")
 from ann_jax.data.records import RecordSource, write  # noqa: E402
+from ann_jax.tools import write_tfds  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 RUN = """
@@ -106,6 +107,27 @@ def test_orientation_survives(tmp_path):
     records = RecordSource('folder', tmp_path / 'records', 'train')
     same(source, records)
     assert records.dataset.classes == ('class 0', 'class 1') and records[0]['image'].shape == (16, 32, 3)
+
+
+def test_two_datasets_of_ones_own_in_one_folder(tmp_path, capsys):
+    """They are told apart by the names of their folders, or by one that is given."""
+    for name, classes in (('My photos', 'sky,road'), ('more', 'sky,road,car')):
+        for split in ('train', 'val'):
+            for kind, shape in (('images', (8, 9, 3)), ('labels', (8, 9))):
+                (tmp_path / name / kind / split).mkdir(parents=True)
+                array = np.full(shape, len(classes) % 2, np.uint8)
+                Image.fromarray(array).save(tmp_path / name / kind / split / 'a.png')
+        flags = [f'--config.dataset.root={tmp_path / name}', f'--config.dataset.classes={classes}']
+        write_tfds.main(['--config=folder', *flags, f'--out={tmp_path / "records"}'])
+        root = re.search(r'--config.dataset.root=(.*)', capsys.readouterr().out)[1]
+        records = RecordSource('folder', root, 'val')
+        assert records.dataset.classes == tuple(classes.split(',')) and len(records) == 1
+    both = 'folder_more/1.0.0', 'folder_my_photos/1.0.0'
+    expect(['several datasets', *both], RecordSource, 'folder', tmp_path / 'records', 'val')
+    one = RecordSource('folder', tmp_path / 'records/folder_my_photos', 'train')
+    assert one.dataset.classes == ('sky', 'road')
+    write_tfds.main(['--config=folder', *flags, '--name=third', f'--out={tmp_path / "other"}'])
+    assert len(RecordSource('folder', tmp_path / 'other', 'train')) == 1  # the only one
 
 
 def test_the_embedded_scenes(tmp_path):

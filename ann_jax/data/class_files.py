@@ -1,54 +1,241 @@
-"""Reads the names and colours of classes: from a list, a number, or a text file."""
+"""Reads the names and colours of classes: from a list, a number, or a file as annotation tools write them."""
 
+import itertools
+import json
 import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ann_jax.data.classes import INVALID
+from ann_jax.data.disk import text_of
+from ann_jax.data.reading import optional
 from ann_jax.errors import ConfigError
+from ann_jax.typing import IGNORE
+
+Color = tuple[int, int, int]
+
+# Headings of tables and keys of JSON, in order of preference.
+_NAMES = 'name title class_name label_name readable category class label'.split()
+_COLORS = 'color colour color_rgb rgb color_hex hex color_hex_code'.split()
+_VALUES = 'pixel_value value id index class_id label_id class_index category_id class label'.split()
+_CONTAINERS = 'classes categories labels tools names id2label'.split()
 
 
-def parse_classes(text: str, root: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Returns the names and the colours, () if there are none.
+class _Class(NamedTuple):
+    name: str
+    color: Color | None = None
+    value: int | None = None  # in labels
+
+
+class Classes(NamedTuple):
+    """Classes of labels.
+
+    Attributes:
+        names: of the classes.
+        colors: of each, as in labels that are painted in colours; () if they are not known.
+        label_map: value in labels -> class index or IGNORE; None if values are class indices.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    label_map: dict[int, int] | None
+
+
+def parse_classes(text: str, root: str) -> Classes:
+    """Returns the classes that a setting describes.
 
     Args:
-        text: names separated by commas; or their number; or a text file (in the current folder or below
-            `root`) with a name per line, optionally followed by red, green and blue.
+        text: names separated by commas; or their number; or a file (in the current folder or below `root`):
+            text with a class per line, which may have red, green and blue or #RRGGBB, and the value of the
+            class in labels, with or without headings; or JSON or YAML.
         root: folder of the dataset.
 
     Raises:
-        ConfigError: there are no classes or too many, a name or colour appears twice, or only some classes
-            have colours.
+        ConfigError: there is no such file, or it is not understood; there are no classes or too many; a name,
+            colour or value appears twice; or only some classes have colours or values.
     """
     wrong = lambda why: ConfigError(
         f'dataset.classes={text!r}: {why}; give names separated by commas, their number, or a text file '
         'with a name per line'
     )
-    colors = ()
-    path = next((p for p in (text, os.path.join(root, text)) if os.path.isfile(os.path.expanduser(p))), None)
+    paths = [os.path.expanduser(path) for path in (text, os.path.join(root, text))]
+    path = next((path for path in paths if os.path.isfile(path)), None)
     if path:
-        with open(os.path.expanduser(path), encoding='utf-8-sig') as file:
-            lines = [line.strip() for line in file if line.strip()]
-        names, colors = zip(*map(_split_color, lines), strict=True) if lines else ((), ())
-        if any(colors) and not all(colors):
-            raise wrong(f'{names[colors.index(())]!r} has no colour')
-        colors = colors if any(colors) else ()
+        found = _from_file(path, wrong)
     elif text.strip().isdigit():
-        names = tuple(f'class {i}' for i in range(int(text)))
-    elif text.endswith('.txt'):
+        found = [_Class(f'class {i}') for i in range(int(text))]
+    elif re.search(r'[/\\]|\.[A-Za-z]\w{1,4}$', text.strip()):
         raise wrong('there is no such file')
     else:
-        names = tuple(name.strip() for name in text.split(',') if name.strip())
+        found = [_Class(name.strip()) for name in text.split(',') if name.strip()]
+    if found and found[0].name == '__ignore__':  # LabelMe's name of value 255
+        found = found[1:]
+    names, colors, values = zip(*found, strict=True) if found else ((), (), ())
     if not 0 < len(names) <= INVALID:
         raise wrong(f'there are {len(names)} classes, of at most {INVALID}')
-    for kind, values in (('class', names), ('colour', colors)):
-        twice = [value for value in values if values.count(value) > 1]
+    for kind, column in (('colour', colors), ('value', values)):
+        if None in column and any(each is not None for each in column):
+            raise wrong(f'{names[column.index(None)]!r} has no {kind}')
+    for kind, column in (('class', names), ('colour', colors), ('value', values)):
+        twice = [each for each in column if each is not None and column.count(each) > 1]
         if twice:
             raise wrong(f'the {kind} {twice[0]} appears twice')
-    return names, colors
+    label_map = None
+    if None not in values and values != tuple(range(len(values))):
+        label_map = {IGNORE: IGNORE} | {value: i for i, value in enumerate(values)}
+    return Classes(names, () if None in colors else colors, label_map)
 
 
-def _split_color(line):
-    """'road 128 64 128', separated by blanks or commas -> ('road', (128, 64, 128))."""
-    words = line.replace(',', ' ').split()
-    if len(words) > 3 and all(word.isdigit() and int(word) < 256 for word in words[-3:]):
-        return ' '.join(words[:-3]), tuple(map(int, words[-3:]))
-    return line, ()
+def _from_file(path, wrong):
+    text = text_of(path, 'class file')
+    ending = os.path.splitext(path)[1].lower()
+    try:
+        if ending in ('.yaml', '.yml'):
+            return _from_tree(optional('yaml', path).safe_load(text))
+        if ending == '.json' or text.lstrip().startswith(('{', '[{', '["')):
+            return _from_tree(json.loads(text))
+    except Exception as error:  # YAML has errors of its own
+        raise wrong(f'it is not understood: {" ".join(str(error).split())}') from error
+    lines = [line.strip() for line in text.splitlines()]
+    headings = next((line for line in lines if line), '')
+    table = _table(headings)
+    if table:
+        lines = lines[lines.index(headings) + 1 :]
+    lines = [line for line in lines if line and (not line.startswith('#') or _hex(line.split()[0]))]
+    if table:
+        return [_from_row(line, table[0], table[1], wrong) for line in lines]
+    found = [_from_words(line) for line in lines]
+    for line, each in zip(lines, found, strict=True):
+        if not each.name or re.search(r'[{}<>=]|^\[|\]$', each.name):
+            raise wrong(f'the line {line!r} is not understood')
+    return _values_or_names(lines, found)
+
+
+# --- Tables with headings: a separator, and the column of what
+
+
+def _table(line):
+    """(separator, headings) if a line holds headings, which may be in a comment."""
+    text = line.lstrip('# ')
+    separator = next((s for s in ('\t', ';', ',', '|', ':') if s in text), None)
+    words = [re.sub(r'\W+', '_', word.strip(' "\'').casefold()) for word in text.split(separator)]
+    known = {*_NAMES, *_COLORS, *_VALUES, 'r', 'g', 'b', 'red', 'green', 'blue', 'names', 'classes', 'labels'}
+    if len(words) == 1:
+        return (None, words) if words[0] in known and words[0] not in ('r', 'g', 'b') else None
+    return (separator, words) if set(words) & set(_NAMES) and len(set(words) & known) > 1 else None
+
+
+def _from_row(line, separator, headings, wrong):
+    cells = [cell.strip(' "\'') for cell in line.split(separator)] if separator else [line]
+    if len(headings) == 1:
+        return _Class(line.strip(' "\''))
+    row = dict(zip(headings, cells, strict=False))
+    red, green, blue = (next((row[key] for key in keys if key in row), '') for keys in _RGB)
+    if red and green and blue:
+        row['color'] = f'{red},{green},{blue}'
+    found = _from_mapping(row)
+    if found is None or len(cells) > len(headings) + 3:
+        raise wrong(f'the line {line!r} has no name')
+    return found
+
+
+_RGB = (('r', 'red'), ('g', 'green'), ('b', 'blue'))
+
+
+def _from_mapping(row: Mapping[str, Any]) -> _Class | None:
+    """A class by the names of its properties."""
+    key = next((key for key in _NAMES if isinstance(row.get(key), str) and row[key].strip()), None)
+    if key is None:
+        return None
+    color = next((_color(row[k]) for k in _COLORS if row.get(k)), None)
+    # With a title, as Supervisely writes it, goes the number of a record in its database.
+    keys = [k for k in _VALUES if k != key and key != 'title']
+    value = next((int(row[k]) for k in keys if re.fullmatch(r'\d{1,5}', str(row.get(k, '')).strip())), None)
+    return _Class(row[key].strip(), color, value)
+
+
+# --- JSON and YAML
+
+
+def _from_tree(tree: Any) -> list[_Class]:
+    if isinstance(tree, Mapping):
+        inside = next((tree[key] for key in _CONTAINERS if isinstance(tree.get(key), (list, dict))), None)
+        if inside is not None:
+            return _from_tree(inside)
+        return [_from_item(key, value) for key, value in tree.items()]
+    if not isinstance(tree, list):
+        raise ValueError('it holds no list of classes')
+    if all(isinstance(item, str) for item in tree):
+        return [_Class(item) for item in tree]
+    found = [_from_mapping(item) if isinstance(item, Mapping) else None for item in tree]
+    if None in found:
+        raise ValueError(f'{str(tree[found.index(None)])[:60]} has no name')
+    return [each for each in found if each]
+
+
+def _from_item(key, value):
+    """{'road': [128, 64, 128]}, {'road': 3}, {3: 'road'} or {'road': {'color': ...}}."""
+    if isinstance(value, Mapping):
+        return _from_mapping({'name': str(key), **value}) or _Class(str(key))
+    if str(key).isdigit() and isinstance(value, str):
+        return _Class(value, None, int(key))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _Class(str(key), None, value)
+    color = _color(value)
+    if color is None:
+        raise ValueError(f'{key}: {str(value)[:60]} is neither a name, a value nor a colour')
+    return _Class(str(key), color)
+
+
+# --- Lines without headings
+
+
+def _from_words(line):
+    """'road 128 64 128', '128 64 128 road', 'road #804080' or 'road:128,64,128::'; value and name as one."""
+    if match := re.fullmatch(r'([^:]+):((?:\d+,\d+,\d+)?):[^:]*:[^:]*', line):  # CVAT
+        return _Class(match[1].strip(), _color(match[2]) if match[2] else None)
+    words = re.sub(r'[,;|\t()\[\]:]+', ' ', line).split()
+    for place, rest in ((-1, words[:-1]), (0, words[1:])):
+        if rest and (color := _hex(words[place])):
+            return _Class(' '.join(rest).strip('"\''), color)
+    first = sum(1 for _ in itertools.takewhile(str.isdigit, words)) - 3  # 1 if a value precedes the colour
+    splits = [(words[-3:], words[:-3])]
+    if first >= 0:
+        splits.append((words[first : first + 3], words[:first] + words[first + 3 :]))
+    for numbers, rest in splits:
+        if any(re.search(r'\D', word) for word in rest) and all(word.isdigit() for word in numbers):
+            if len(numbers) == 3 and (color := _color(numbers)):
+                return _Class(' '.join(rest).strip('"\''), color)
+    return _Class(line.strip(' ,;"\''))
+
+
+def _values_or_names(lines, found):
+    """Splits the value from the name, before or after it, if every line has one and the names stay apart."""
+    for pattern in (r'(?P<value>\d+)[\s,;:|]+(?P<name>.*\D.*)', r'(?P<name>.*\D.*?)[\s,;:|]+(?P<value>\d+)'):
+        matches = [re.fullmatch(pattern, each.name) for each in found]
+        names = [match['name'].strip(' "\'') for match in matches if match]
+        if found and all(matches) and len(set(names)) == len(names):
+            values = [int(match['value']) for match in matches if match]
+            return [_Class(n, each.color, v) for n, v, each in zip(names, values, found, strict=True)]
+    return found
+
+
+def _hex(word: str) -> Color | None:
+    match = re.fullmatch(r'#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})', word)
+    return (int(match[1], 16), int(match[2], 16), int(match[3], 16)) if match else None
+
+
+def _color(value: object) -> Color | None:
+    """'#804080', '128,64,128', [128, 64, 128] or {'r': 128, ...} as a colour."""
+    if isinstance(value, str):
+        if found := _hex(value.strip()):
+            return found
+        value = re.findall(r'\d+', value)
+    elif isinstance(value, Mapping):
+        value = [value.get(key) for key in 'rgb']
+    if isinstance(value, Iterable):
+        numbers = [int(n) for n in value if str(n).isdigit()]
+        if len(numbers) >= 3 and max(numbers[:3]) < 256:
+            return numbers[0], numbers[1], numbers[2]
+    return None

@@ -16,6 +16,7 @@ from ann_jax.data.names import voc_colors
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
+LISTS = ('.txt', '.csv', '.tsv', '.lst', '.list')  # endings of lists of files
 INVALID = 254  # in a lookup table: a raw value that must not occur
 
 
@@ -54,6 +55,8 @@ class Layout:
     select: Mapping[str, tuple[tuple[str, str], ...]] | None = None
 
     without: tuple[str, ...] = ()  # lists of names to leave out
+    # Folder of labels that also counts, and before `labels`, if those are not all there.
+    fallback: str | None = None
     own: Own | None = None  # None: the dataset is in the table
 
     @cached_property
@@ -68,15 +71,23 @@ class Layout:
     def describe(self, parts: str) -> str:
         """The files expected below the root, in one line."""
         files = [f'{self.images}/**/*{"|".join(self.image_endings)}']
-        if self.images.endswith('.txt'):
+        if self.images.endswith(LISTS):
             files = [self.images]
         if not self.archive:
-            listed = self.labels.endswith('.txt')
+            listed = self.labels.endswith(LISTS)
             files.append(self.labels if listed else f'{self.labels}/**/*{self.label_ending}')
         elif self.archive.endswith('.mat'):
             files = []
         files += filter(None, (self.archive, self.lists))
         return ' and '.join(files).replace('{part}', parts)
+
+
+class HeldOut(NamedTuple):
+    """A split that is a share of another one: the samples whose names, hashed, say so."""
+
+    train: str  # the part that has the files
+    eval: str
+    share: float  # 0: both have files of their own
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ class Dataset:
     layouts: tuple[Layout, ...] = (Layout(),)  # the first that fits the files is used
     categories: tuple[str, ...] = ()  # group of each class, if the benchmark also scores groups
     counts: Mapping[str, int] = field(default_factory=dict)  # samples per part, as published
+    held_out: HeldOut | None = None  # None: not the user's own dataset
 
     def __post_init__(self):
         if not 0 < len(self.classes) == len(self.colors) <= INVALID:
@@ -212,6 +224,9 @@ DATASETS: dict[str, Dataset] = {
                 'test': ('test',),
                 'train_extra': ('train_extra',),
                 'train+extra': ('train', 'train_extra'),
+                'coarse_train': ('coarse_train',),
+                'coarse_val': ('coarse_val',),
+                'coarse': ('coarse_train', 'train_extra'),
             },
             layouts=(
                 _CITYSCAPES_FINE,
@@ -226,9 +241,26 @@ DATASETS: dict[str, Dataset] = {
                     label_ending='_gtCoarse_labelIds.png',
                     parts=('train_extra',),
                 ),
+                *(
+                    replace(
+                        _CITYSCAPES_FINE,
+                        images=f'leftImg8bit/{part}',
+                        labels=f'gtCoarse/{part}',
+                        label_ending='_gtCoarse_labelIds.png',
+                        parts=(f'coarse_{part}',),
+                    )
+                    for part in ('train', 'val')
+                ),
             ),
             categories=tuple(category for _, _, category, _ in names.CITYSCAPES_CLASSES),
-            counts={'train': 2975, 'val': 500, 'test': 1525, 'train_extra': 19998},
+            counts={
+                'train': 2975,
+                'val': 500,
+                'test': 1525,
+                'train_extra': 19998,
+                'coarse_train': 2975,
+                'coarse_val': 500,
+            },
         ),
         Dataset(
             name='ade20k',
@@ -277,7 +309,12 @@ DATASETS: dict[str, Dataset] = {
             classes=names.VOC_NAMES,
             colors=voc_colors(21),
             # SBD labels more images of VOC 2012: as its authors distribute it, and merged as trainaug.
-            splits={**_TRAIN_VAL, 'trainaug': ('trainaug',), 'train+sbd': ('train', 'sbd')},
+            splits={
+                **_TRAIN_VAL,
+                'trainaug': ('trainaug',),
+                'train+aug': ('train', 'aug'),
+                'train+sbd': ('train', 'sbd'),
+            },
             layouts=tuple(
                 Layout(
                     images='JPEGImages',
@@ -285,10 +322,12 @@ DATASETS: dict[str, Dataset] = {
                     lists=f'ImageSets/{lists}.txt',
                     image_endings=('.jpg',),
                     parts=parts,
+                    # Some converters write only SBD's labels into SegmentationClassAug.
+                    fallback='SegmentationClass' if labels.endswith('Aug') else None,
                 )
                 for labels, lists, parts in (
                     ('SegmentationClass', 'Segmentation/{part}', ('train', 'val')),
-                    ('SegmentationClassAug', 'Segmentation/{part}', ('trainaug',)),
+                    ('SegmentationClassAug', 'Segmentation/{part}', ('trainaug', 'aug')),
                     ('SegmentationClassAug', 'SegmentationAug/{part}', ('trainaug',)),
                 )
             )
@@ -303,7 +342,7 @@ DATASETS: dict[str, Dataset] = {
                     parts=('sbd',),
                 ),
             ),
-            counts={'train': 1464, 'val': 1449, 'trainaug': 10582, 'sbd': 9118},
+            counts={'train': 1464, 'val': 1449, 'trainaug': 10582, 'aug': 9118, 'sbd': 9118},
         ),
     )
 }

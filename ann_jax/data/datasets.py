@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.files import pair_files, without_ending
+from ann_jax.data.files import pair_files
 from ann_jax.data.images import decode_image, encode_png, examine_jpeg, match
 from ann_jax.data.labels import decode_label, map_label
+from ann_jax.data.naming import without_ending
 from ann_jax.data.reading import read_file
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source

@@ -1,24 +1,20 @@
 """Finds and pairs the images and labels of a dataset, in whichever of its layouts they are stored."""
 
+import bisect
+import functools
+import hashlib
+import logging
 import os
-from collections.abc import Iterable
-from pathlib import PurePath
-from typing import NamedTuple
 
 from ann_jax.data import archives
-from ann_jax.data.classes import Dataset, Layout
+from ann_jax.data.classes import LISTS, Dataset, Layout
+from ann_jax.data.folders import Found, by_key, from_folders, names_below
+from ann_jax.data.listed import from_list, from_two_lists
+from ann_jax.data.lists import read_list
+from ann_jax.data.naming import LABEL_ENDINGS, Naming, bare_key
 from ann_jax.errors import DataError, unknown
 
-
-class _Found(NamedTuple):
-    """The files of a part in one layout: paths below the root, or records of an archive."""
-
-    images: dict
-    labels: dict
-    keys: list[str] | None  # the samples, if a list names them
-    missing: str = ''  # missing folder or file
-    clash: str = ''  # message if two files share a name
-    problems: tuple[str, ...] = ()  # with pairs from a list
+logger = logging.getLogger(__name__)
 
 
 def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], list[str]]:
@@ -26,44 +22,134 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
 
     Returns:
         [(name, image, label, number of the layout)], sorted by name or in the order of the list, and a
-        message for each file without a partner. Images and labels are paths below the root or records of an
-        archive.
+        message for each file without a partner. Images and labels are paths below the root, absolute paths,
+        or records of an archive.
 
     Raises:
         DataError: a folder or list is missing, there are no images, or two files share a name.
     """
-    number, found = _choose(dataset, root, part)
-    layout, (images, labels, keys, missing, clash, problems) = dataset.layouts[number], found
-    if missing:
-        there = ', '.join(sorted(os.listdir(root))[:8]) or 'nothing'
-        kind = 'folder' if '.' not in os.path.basename(missing) else 'file'
+    held = dataset.held_out
+    if not (held and held.share and part in (held.train, held.eval)):
+        samples, problems = _pair(dataset, root, part)
+        return samples, [message for _, message in problems]
+    layout = dataset.layouts[0]
+    if part == held.eval and '{part}' in (layout.lists or layout.images):
+        there = _find(layout, root, part)
+        if there.images and not there.missing:
+            raise DataError(
+                f'dataset.val_share={held.share:g} holds out a share of {held.train}, but there are '
+                f'{len(there.keys or there.images)} images of {held.eval}: set val_share=0 to use them'
+            )
+    samples, problems = _pair(dataset, root, held.train)
+    mine = lambda key: (_draw(key) < held.share) == (part == held.eval)
+    kept = [sample for sample in samples if mine(sample[0])]
+    if samples and not kept:
+        draws = [_draw(sample[0]) for sample in samples]
+        rule = f'above {min(draws):.3f}' if part == held.eval else f'at most {max(draws):.3f}'
         raise DataError(
-            f'{dataset.name}: no {kind} {missing}; --config.dataset.root should hold {dataset.layout}; '
-            f'it holds {there}'
+            f'dataset.val_share={held.share:g} leaves none of the {len(samples)} images for {part}: {rule} '
+            'leaves some'
         )
-    if clash:
-        raise DataError(clash)
+    return kept, [message for key, message in problems if mine(key)]
+
+
+def _draw(key):
+    """A number below 1 that depends on the name alone, so that more files change nothing for the others."""
+    return int.from_bytes(hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()[:6], 'big') / 2**48
+
+
+def _pair(dataset, root, part):
+    """As `pair_files`, but each message comes with the key of its sample."""
+    number, found = _choose(dataset, root, part)
+    layout = dataset.layouts[number]
+    images, labels, keys = found.images, found.labels, found.keys
+    if found.missing:
+        raise DataError(_missing(dataset, root, part, found.missing))
+    if found.clash:
+        raise DataError(found.clash)
     image_dir, label_dir = (
         os.path.join(root, text.replace('{part}', part)) for text in (layout.images, layout.labels)
     )
+    endings, label_ending = found.naming or Naming(layout.image_endings, layout.label_ending)
+    if label_ending != layout.label_ending or endings[0] != layout.image_endings[0]:
+        _note(endings[0] if endings[0] not in layout.image_endings else '', label_ending)
     strays = sorted(labels.keys() - images.keys()) if keys is None else []
     keys = sorted(images) if keys is None else keys
+    problems = list(found.problems)
     if not keys and not problems:
         raise DataError(f'{dataset.name}: no samples in {image_dir}: expected {dataset.layout}')
-    samples, problems = [], list(problems)
+    near = _Near(layout.own is not None, *found.names)
+    samples = []
     for key in keys:
+        absent = os.path.join(image_dir, key + endings[0])
         if key in images and key in labels:
             samples.append((key, images[key], labels[key], number))
         elif key in images:
-            missing = os.path.join(label_dir, key + layout.label_ending)
-            problems.append(f'image {os.path.join(root, images[key])} has no label: add {missing}')
+            absent = os.path.join(label_dir, key + label_ending)
+            cure = near.labels(label_dir, key) or f'add {absent}'
+            problems.append((key, f'image {os.path.join(root, images[key])} has no label {absent}: {cure}'))
         else:
-            missing = os.path.join(image_dir, key + layout.image_endings[0])
-            problems.append(f'no image {missing}: add it, or remove {key} from the list or the labels')
+            cure = near.images(image_dir, key) or f'add it, or remove {key} from the list or the labels'
+            problems.append((key, f'no image {absent}: {cure}'))
     for key in strays:
-        missing = os.path.join(image_dir, key + layout.image_endings[0])
-        problems.append(f'label {os.path.join(root, labels[key])} has no image: add {missing}')
+        absent = os.path.join(image_dir, key + endings[0])
+        cure = near.images(image_dir, key) or f'add {absent}'
+        problems.append((key, f'label {os.path.join(root, labels[key])} has no image: {cure}'))
     return samples, problems
+
+
+class _Near:
+    """Looks for the file that was meant by a name that does not exist."""
+
+    def __init__(self, own, images, labels):
+        self._own = own
+        self._sorted = functools.cache(
+            lambda names: sorted((bare_key(name).casefold(), name) for name in names)
+        )
+        self._images, self._labels = tuple(images), tuple(labels)
+
+    def labels(self, folder, key):
+        """What to do about a missing label: '' if no file has a name like it."""
+        return self._cure(self._labels, folder, key, 'label_ending')
+
+    def images(self, folder, key):
+        """What to do about a missing image."""
+        return self._cure(self._images, folder, key, 'image_ending')
+
+    def _cure(self, names, folder, key, setting):
+        pairs, folded = self._sorted(names), key.casefold()
+        place = bisect.bisect_left(pairs, (folded,))
+        near = [name for name_key, name in pairs[place : place + 20] if name_key.startswith(folded)]
+        # Another number, as in a1 and a10, is another sample.
+        near = [name for name in near if not bare_key(name)[len(key) :][:1].isalnum()]
+        if not near:
+            return ''
+        name = next((name for name in near if bare_key(name).startswith(key)), near[0])
+        there, rest = f'there is {os.path.join(folder, name)}', bare_key(name)[len(key) :]
+        if not bare_key(name).startswith(key):
+            return f'{there}, whose name differs in upper and lower case: rename one of them'
+        if not rest.lower().endswith(LABEL_ENDINGS) and setting == 'label_ending':
+            return f'{there}, which is no picture: --mode=setup tells what to do with it'
+        if self._own:
+            return f'{there}: set --config.dataset.{setting}={rest} if all are named so, or rename it'
+        return f'{there}: rename it'
+
+
+def _missing(dataset, root, part, missing):
+    """The message about a missing folder or list."""
+    there = ', '.join(sorted(os.listdir(root))[:8]) or 'nothing'
+    kind = 'folder' if '.' not in os.path.basename(missing) else 'file'
+    text = (
+        f'{dataset.name}: no {kind} {missing}; --config.dataset.root should hold {dataset.layout}; '
+        f'it holds {there}'
+    )
+    held = dataset.held_out
+    if held and part == held.eval != held.train and not _find(dataset.layouts[0], root, held.train).missing:
+        text += (
+            f'. Without images for validation, --config.dataset.val_share=0.1 holds out a tenth of '
+            f'{held.train}, and --config.dataset.eval_split={held.train} scores on what is trained on'
+        )
+    return text
 
 
 def _choose(dataset, root, part):
@@ -85,118 +171,53 @@ def _choose(dataset, root, part):
     return best
 
 
-def _find(layout: Layout, root: str, part: str) -> _Found:
+def _find(layout: Layout, root: str, part: str) -> Found:
     images, labels = layout.images.replace('{part}', part), layout.labels.replace('{part}', part)
-    lines, missing = None, ''
-    if layout.lists:
-        path = os.path.join(root, layout.lists.replace('{part}', part))
-        if os.path.isfile(path):
-            lines = _read_lines(path)
-            pairs = [line.split() for line in lines]
-            if pairs and all(len(pair) == 2 and '.' in pair[0] and '.' in pair[1] for pair in pairs):
-                return _from_paths(root, pairs)
-        else:
-            missing = path
     if layout.archive:
         return _from_archive(layout, root, part)
-    if images.endswith('.txt'):
-        return _from_two_lists(root, images, labels)
-
-    image_files, no_images, clash = _list_files(root, images, layout.image_endings)
-    label_files, no_labels, label_clash = _list_files(root, labels, (layout.label_ending,))
-    if images == labels:  # labels stored among the images are not images
-        paths = set(label_files.values())
-        image_files = {key: path for key, path in image_files.items() if path not in paths}
+    if images.endswith(LISTS):
+        return from_two_lists(root, images, labels)
+    found = from_folders(layout, root, images, labels)
     if layout.select:
         ranges = layout.select.get(part, ())
         image_files, label_files = (
             {key: path for key, path in files.items() if any(first <= key <= last for first, last in ranges)}
-            for files in (image_files, label_files)
+            for files in (found.images, found.labels)
         )
+        found = found._replace(images=image_files, labels=label_files)
     for name in layout.without:
         path = os.path.join(root, name)
         if not os.path.isfile(path):
-            return _Found({}, {}, None, missing=path)
-        for key in _read_lines(path):
-            image_files.pop(key, None)
-            label_files.pop(key, None)
-    keys = None if lines is None else [without_ending(line, layout.image_endings) for line in lines]
-    return _Found(image_files, label_files, keys, no_images or no_labels or missing, clash or label_clash)
-
-
-def _list_files(root, folder, endings):
-    """Lists the files with one of the endings: {path below `folder` without ending: path below `root`}.
-
-    Also returns the folder if it is missing, and a message if two files share a name.
-    """
-    top = os.path.join(root, folder)
-    if not os.path.isdir(top):
-        return {}, top, ''
-    files: dict[str, str] = {}
-    clash = ''
-    for where, _, names in os.walk(top, followlinks=True):
-        for name in names:
-            stem = without_ending(name, endings)
-            if stem == name or name.startswith('.'):
-                continue
-            path = os.path.join(where, name)
-            key = PurePath(os.path.relpath(os.path.join(where, stem), top)).as_posix()
-            if key in files:
-                other = os.path.join(root, files[key])
-                clash = f'{path} and {other} share a name: remove one of them'
-            files[key] = os.path.relpath(path, root)
-    return files, '', clash
-
-
-def without_ending(name: str, endings: Iterable[str]) -> str:
-    """Removes the first of the endings that matches, in upper or lower case, from a name."""
-    found = next((e for e in endings if name.lower().endswith(e.lower())), '')
-    return name[: len(name) - len(found)]
-
-
-def _read_lines(path):
-    try:
-        with open(path, encoding='utf-8-sig') as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f'cannot read the list {path}: {e}; save it as UTF-8 text') from e
-    return [line for line in lines if line]
-
-
-def _from_paths(root, pairs):
-    """Pairs from a list: paths below the root, with or without a leading slash."""
-    images, labels, problems = {}, {}, []
-    for image, label in pairs:
-        image, label = image.lstrip('/'), label.lstrip('/')
-        absent = [path for path in (image, label) if not os.path.isfile(os.path.join(root, path))]
-        if absent:
-            path = os.path.join(root, absent[0])
-            problems.append(f'a list names {path}, which does not exist: add it, or remove its line')
-            continue
-        key = os.path.splitext(image)[0]
-        images[key], labels[key] = image, label
-    return _Found(images, labels, list(images), problems=tuple(problems))
-
-
-def _from_two_lists(root, image_list, label_list):
-    """Pairs line n of one list with line n of the other."""
-    lines = []
-    for path in (os.path.join(root, image_list), os.path.join(root, label_list)):
+            return Found({}, {}, None, missing=path)
+        for row in read_list(path, found.images.__contains__, columns=1):
+            found.images.pop(row.cells[0], None)
+            found.labels.pop(row.cells[0], None)
+    if layout.lists:
+        path = os.path.join(root, layout.lists.replace('{part}', part))
         if not os.path.isfile(path):
-            return _Found({}, {}, None, missing=path)
-        lines.append(_read_lines(path))
-    if len(lines[0]) != len(lines[1]):
-        counts = f'{image_list} lists {len(lines[0])} images, {label_list} {len(lines[1])} labels'
-        raise DataError(f'{counts} in {root}: line n of one must belong to line n of the other')
-    return _from_paths(root, zip(*lines, strict=True))
+            return found._replace(missing=found.missing or path)
+        found = from_list(found, layout, root, path, (images, labels))
+    if layout.fallback and not found.labels.keys() >= set(found.images if found.keys is None else found.keys):
+        folder = layout.fallback.replace('{part}', part)
+        more, _ = by_key(names_below(os.path.join(root, folder)), (layout.label_ending,), folder, root)
+        found = found._replace(labels=found.labels | more)
+    return found
+
+
+@functools.cache  # once, although training and evaluation both find the files
+def _note(image_ending, label_ending):
+    settings = [f'dataset.image_ending={image_ending}'] if image_ending else []
+    settings.append(f'dataset.label_ending={label_ending}')
+    logger.info('images and labels are paired as most are named: %s', ', '.join(settings))
 
 
 def _from_archive(layout, root, part):
     path = os.path.join(root, layout.archive)
     if not os.path.isfile(path):
-        return _Found({}, {}, None, missing=path)
+        return Found({}, {}, None, missing=path)
     if path.endswith('.mat'):
-        return _Found(*archives.nyud_slices(path, part), None)
-    images, missing, clash = _list_files(root, layout.images, layout.image_endings)
+        return Found(*archives.nyud_slices(path, part), None)
+    top = os.path.join(root, layout.images)
+    images, clash = by_key(names_below(top), layout.image_endings, layout.images, root)
     masks = archives.context_masks(path, part)
-    return _Found(images, masks, sorted(masks), missing, clash)
+    return Found(images, masks, sorted(masks), '' if os.path.isdir(top) else top, clash)

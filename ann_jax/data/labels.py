@@ -80,7 +80,12 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> Raw:
         pages = getattr(image, 'n_frames', 1)
         mode, lossy, deep = image.mode, _lossy(image, data), _deep(image, data)
         palette = _palette(image) if mode in ('P', 'PA') else None
-        raw = np.array(image)
+        # The indices of a GIF are in the order of its own palette, so that only its colours mean something.
+        raw = np.array(image if image.format != 'GIF' else image.convert('RGB'))
+    if raw.ndim == 3 and palette is not None:
+        mode, palette = 'RGB', None
+        if (raw == raw[..., :1]).all():
+            mode, raw = 'L', raw[..., 0]
     if pages > 1:
         raise DataError(f'label {where} holds {pages} pictures: save one, with a class per pixel')
     if mode == 'L' and data.startswith(PNG) and data[24] in (2, 4):

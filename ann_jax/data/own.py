@@ -1,8 +1,10 @@
 """The user's own dataset, described by a few settings instead of a row of the table."""
 
+import os
+
 from ann_jax.data import label_map as maps
 from ann_jax.data.class_files import parse_classes
-from ann_jax.data.classes import Dataset, Layout, Own
+from ann_jax.data.classes import Dataset, HeldOut, Layout, Own
 from ann_jax.data.names import voc_colors
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
@@ -18,43 +20,55 @@ def own_dataset(
     images: str = 'images/{split}',
     labels: str = 'labels/{split}',
     lists: str = '',
+    image_ending: str = '',
     label_ending: str = '.png',
     label_map: str = '',
     reduce_zero_label: bool = False,
-    splits: tuple[str, ...] = ('train', 'val'),
+    splits: tuple[str, str] = ('train', 'val'),
+    val_share: float = 0,
 ) -> Dataset:
     """Describes folders of images and labels.
 
     Args:
         name: of the dataset.
-        classes: class names, separated by commas; or their number; or a text file (in the current folder or
-            below the root) with a name per line, optionally followed by red, green and blue, which labels may
-            then hold instead of values.
+        classes: class names, separated by commas; or their number; or a file (in the current folder or below
+            the root) with a name per line, also with colours, which labels may then hold instead of values,
+            or with the values of labels: see `parse_classes`.
         root: folder of the files.
         images: folder below the root, where `{split}` stands for the split; or a text file of paths.
-        labels: as `images`; line n of a text file is the label of line n of the images.
+        labels: as `images`, and may be the same folder; line n of a text file is the label of line n of the
+            images.
         lists: text file below the root with the names in a split, or with an image and its label per line;
             '' for the whole folder.
-        label_ending: ending of label files, such as '_mask.png'.
+        image_ending: ending of image files, such as '_sat.jpg'; '' for any.
+        label_ending: ending of label files, such as '_mask.png'. With '.png', the default, another ending is
+            found if no label has the name of an image.
         label_map: pairs 'raw:class', separated by commas, where a class is an index, a name or `ignore`, and
             a raw value may be a range or `others`; '' if values are class indices and 255 is ignored.
         reduce_zero_label: 0 is ignored, 1 is the first class and so on; 255 stays ignored.
-        splits: splits that are read.
+        splits: of training and of evaluation.
+        val_share: share of the first split that is held out and makes the second; 0 if both have files.
 
     Raises:
         ConfigError: a setting cannot be parsed, there is one class only, or all splits would read the same
             files.
     """
-    names, colors = parse_classes(classes, root)
+    names, colors, values = parse_classes(classes, root)
     if len(names) == 1:
         raise ConfigError(
             f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
             f'name the background too, as in dataset.classes=background,{names[0]}'
         )
-    if not any('{split}' in text for text in (images, labels, lists)) and len(set(splits)) > 1:
+    if val_share and len(set(splits)) == 1:
+        raise ConfigError(
+            f'dataset.val_share={val_share:g} holds out a split of another name than {splits[0]}: '
+            'set eval_split=val, or val_share=0'
+        )
+    if not (val_share or len(set(splits)) == 1 or any('{split}' in t for t in (images, labels, lists))):
         raise ConfigError(
             f'dataset.images={images!r} and dataset.lists={lists!r} are the same files for the splits '
-            f'{" and ".join(splits)}: put {{split}} where their paths differ'
+            f'{" and ".join(splits)}: put {{split}} where their paths differ, or hold out a share of them '
+            'with --config.dataset.val_share=0.1'
         )
     color_map = {(0, 0, 0): IGNORE} | {color: i for i, color in enumerate(colors)} if colors else None
     if label_map.strip() and reduce_zero_label:
@@ -68,12 +82,14 @@ def own_dataset(
     elif reduce_zero_label:
         known = maps.shifted(len(names))
         label_map = maps.write(known.values)
-    part = lambda text: text.replace('{split}', '{part}')
+    elif values:
+        known = maps.LabelMap(values, None, False)
+    part = lambda text: os.path.expanduser(text).replace('{split}', '{part}')
     layout = Layout(
         images=part(images),
         labels=part(labels),
         lists=part(lists) or None,
-        image_endings=_IMAGE_ENDINGS,
+        image_endings=(image_ending,) if image_ending else _IMAGE_ENDINGS,
         label_ending=label_ending,
         label_map=known and known.values,
         others=known and known.others,
@@ -86,4 +102,5 @@ def own_dataset(
         colors=colors or voc_colors(len(names), first=1),
         splits={split: (split,) for split in splits},
         layouts=(layout,),
+        held_out=HeldOut(*splits, val_share),
     )

@@ -8,6 +8,7 @@ declare.
 
 import bisect
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ VERSION = '1.0.0'
 _OURS = 'name', 'image', 'label'
 _STOCK = 'image_id', 'image_left', 'segmentation_label'
 _STOCK_PARTS = {'val': 'validation'}
+OWN = 'folder'  # `dataset.name` of every dataset of the user's own
 
 
 class RecordSource:
@@ -118,14 +120,28 @@ class RecordSource:
         )
 
 
+def own_name(text: str) -> str:
+    """The name of records of the user's own dataset, made of any text: folder_my_photos of 'My photos'."""
+    word = re.sub(r'[^a-z0-9]+', '_', text.lower()).strip('_')
+    return f'{OWN}_{word}' if word else OWN
+
+
 def _find(name, root):
     """Returns the one folder with a dataset_info.json: `root` or below `root`/`name`."""
     top = Path(root or 'unset')  # an empty root does not mean the current folder
     found = [top] if (top / 'dataset_info.json').is_file() else []
     found = found or sorted(path.parent for path in (top / name).rglob('dataset_info.json'))
+    if name == OWN and not found:  # of several own datasets, each has a name: see `own_name`
+        found = [
+            path.parent
+            for path in (*top.glob('*/dataset_info.json'), *top.glob(f'{OWN}_*/*/dataset_info.json'))
+        ]
     if len(found) != 1:
+        kind = 'versions' if len({path.parent for path in found}) == 1 else 'datasets'
         several = (
-            f'several versions: {", ".join(map(str, found))}: name one of them' if found else 'no records'
+            f'several {kind}: {", ".join(map(str, sorted(found)))}: name one of them'
+            if found
+            else 'no records'
         )
         raise DataError(
             f'{name}: --config.dataset.root={root!r} holds {several}; it is the folder that '
@@ -168,7 +184,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
     tfds = optional('tensorflow_datasets', 'ArrayRecord')
     if (Path(folder) / name / VERSION).exists():
         raise DataError(
-            f'{Path(folder) / name / VERSION} exists already: remove it, or choose another folder'
+            f'{Path(folder) / name / VERSION} exists already: choose another folder, or move it away'
         )
     dataset = next(iter(sources.values())).dataset
     image = tfds.features.Image(shape=(None, None, 3))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.datasets import read_image
+from ann_jax.data.disk import walk
 from ann_jax.data.images import to_rgb
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import pictures
@@ -197,8 +198,8 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    files = (path for path in Path(folder).rglob('*') if path.suffix.lower() in ENDINGS and path.is_file())
-    found = sorted(path for path in files if not path.name.startswith('.'))
+    files = (Path(where, name) for where, names in walk(folder) for name in names)
+    found = sorted(path for path in files if path.suffix.lower() in ENDINGS and path.is_file())
     if not found:
         raise DataError(f'{folder} holds no image ({", ".join(ENDINGS)})')
     return found

@@ -62,6 +62,8 @@ BEFORE: dict[str, Any] = {
     'model.dilate_second_conv': True,
     # after eb4be86
     'dataset.reduce_zero_label': False,
+    'dataset.image_ending': '',
+    'dataset.val_share': 0.0,
 }
 
 # Old name -> current name.

@@ -12,6 +12,7 @@ access, also in worker processes, and sees the same batches as from the folders.
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from absl import flags
 
@@ -31,6 +32,14 @@ def sources(config, splits):
     return {part: FolderSource(alone, config.dataset.root, part) for part in parts}
 
 
+def _name(dataset, given):
+    if dataset.name != records.OWN:
+        if given:
+            raise ConfigError(f'--name={given}: records of {dataset.name} have its name; leave the flag out')
+        return dataset.name
+    return records.own_name(given or Path(dataset.root).expanduser().resolve().name)
+
+
 def main(argv=None):
     """Writes the records; user errors end it with one line and exit status 1."""
     argv, given = command.arguments(argv), flags.FlagValues()
@@ -39,6 +48,8 @@ def main(argv=None):
     flags.DEFINE_string('out', None, text, given)
     text = 'Splits to write; those of training and evaluation if not given.'
     flags.DEFINE_list('splits', [], text, given)
+    text = 'Name of the records of your own dataset; that of its folder if not given.'
+    flags.DEFINE_string('name', None, text, given)
     command.parse(argv, __doc__, given)
     config, out = given.config, given.out
     if not out:
@@ -46,11 +57,12 @@ def main(argv=None):
     splits = given.splits or (config.dataset.train_split, config.dataset.eval_split)
     try:
         found = sources(config, splits)
-        folder = records.write(config.dataset.name, found, out)
+        folder = records.write(_name(config.dataset, given.name), found, out)
     except (ConfigError, DataError) as error:
         sys.exit(f'error: {error}')
     counts = ', '.join(f'{len(source)} of {part}' for part, source in found.items())
-    flags_to_read = f'--config.dataset.format=tfds --config.dataset.root={out}'
+    root = folder if config.dataset.name == records.OWN else out
+    flags_to_read = f'--config.dataset.format=tfds --config.dataset.root={root}'
     print(f'wrote {counts} to {folder}: read them with {flags_to_read}')
 
 
