@@ -86,7 +86,7 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[datasets]',
+            'ann_jax[datasets,tiff]',
             'beartype>=0.19',
             'build>=1.2',
             'flatbuffers>=24',
@@ -98,6 +98,9 @@ setup(
             'tensorboard>=2.18',
         ],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
+        # Images that Pillow does not read.
+        'tiff': ['rasterio>=1.3'],
+        'heic': ['pillow-heif>=0.16'],
         # To write .pth, and for what is compared with PyTorch; reading it takes nothing.
         'convert': ['torch>=2.6'],
         # Ruff formats the signatures.

@@ -2,15 +2,19 @@
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.datasets import FolderSource, Take
+from ann_jax.data.levels import AUTO, Reading, channels_of, find_range
 from ann_jax.data.own import own_dataset
 from ann_jax.data.records import RecordSource
 from ann_jax.data.scenes import SceneSource
@@ -24,7 +28,11 @@ from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.training import losses
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.typing import Backbone, Source
-from ann_jax.weights.inputs import normalizer
+from ann_jax.weights.inputs import for_channels, normalizer
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 64  # training images that `dataset.image_range=auto` looks at
 
 
 def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True) -> Source:
@@ -39,7 +47,7 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
     name = c.stand_in if stands_in else c.name
     samples: Source
     if c.format == 'tfds' and not stands_in:
-        samples = RecordSource(name, c.root, split)
+        samples = RecordSource(name, c.root, split, reading(config))
     elif name == 'scenes':
         train = split == c.train_split
         # The scenes lack some splits of the dataset they stand in for, such as 'trainval'.
@@ -52,7 +60,7 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
             version=c.scenes.version,
         )
     else:
-        samples = FolderSource(dataset(config), c.root, split, strict=strict)
+        samples = FolderSource(dataset(config), c.root, split, strict=strict, reading=reading(config))
     return Take(samples, limit) if 0 < limit < len(samples) else samples
 
 
@@ -84,24 +92,64 @@ def dataset(config: ConfigDict) -> Dataset:
     return DATASETS[c.name]
 
 
+def try_images(samples: Source, count: int = 8) -> None:
+    """Reads a few files, spread over a split, so that settings that do not suit them are told early.
+
+    Raises:
+        DataError: one cannot be used.
+    """
+    if isinstance(samples, FolderSource | RecordSource | Take):
+        for index in spread(len(samples), count):
+            samples[index]
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `length`, evenly spaced."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
+
+
+def reading(config: ConfigDict) -> Reading:
+    """How images are read; `auto` in the config is replaced by the range of the training images.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        DataError: see `source`, and `find_range`.
+    """
+    c = config.dataset
+    settings = {'bands': c.bands, 'page': c.page, 'max_pixels': c.max_pixels}
+    if c.image_range == AUTO:
+        c.image_range = ''
+        images: Any = source(config, c.train_split)
+        chosen = spread(len(images), SAMPLE)
+        c.image_range = find_range(map(images.values, chosen))
+        logger.info('dataset.image_range=%s, from %d training images', c.image_range, len(chosen))
+    return Reading.parse(c.image_range, **settings)
+
+
+def channels(config: ConfigDict) -> int:
+    """Channels of the network's input."""
+    # A config may hold the settings of a network alone.
+    return channels_of(config.get('dataset', {}).get('bands', ''))
+
+
 def augment(config: ConfigDict) -> Augment:
     """The random transform of training."""
     c = config.augment
-    mean = config.input.mean
+    mean = for_channels(config.input, channels(config))['mean']
     return Augment(
         crop=tuple(c.crop),
         scale_range=tuple(c.scale_range),
         aspect_range=tuple(c.aspect_range),
         flip=c.flip,
         brightness=c.brightness,
-        mean=tuple(reversed(mean)) if config.input.bgr else tuple(mean),
+        mean=tuple(reversed(mean)) if config.input.bgr else mean,
         resize_short=c.resize_short or None,
     )
 
 
 def model(config: ConfigDict, num_classes: int, backbone: Backbone | None = None) -> ANN:
     """The network, with the given backbone or else the config's ResNet."""
-    return network(config.model.to_dict(), num_classes, backbone)
+    return network(config.model.to_dict(), num_classes, backbone, channels(config))
 
 
 def mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
@@ -115,7 +163,7 @@ def mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
 
 def normalize(config: ConfigDict) -> Callable:
     """The normalisation of the backbone's input."""
-    return normalizer(mean=tuple(config.input.mean), std=tuple(config.input.std), bgr=config.input.bgr)
+    return normalizer(**for_channels(config.input, channels(config)))
 
 
 def schedule(config: ConfigDict) -> optax.Schedule:

@@ -11,11 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ann_jax.data.levels import AUTO, Reading, channels_of
+from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.inference.protocols import check_protocol
 from ann_jax.models.ann import VARIANTS
 from ann_jax.weights.folder import PARTS
-from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB
+from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, check_input
 
 __all__ = ['AUTHORS_BGR', 'IMAGENET_RGB', 'defaults', 'finish', 'parse_argument']
 
@@ -36,6 +38,11 @@ def defaults() -> ConfigDict:
                 'train_split': 'train',
                 'eval_split': 'val',
                 'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error
+                # How images are read, see docs/own_data.md.
+                'image_range': '',  # values that become levels 0 and 255, such as 0,4095; or auto
+                'bands': '',  # those that the network takes, from 1, such as 4,3,2; '' for RGB
+                'page': 0,  # of files with several images, from 1; 0 to refuse them
+                'max_pixels': MAX_PIXELS,  # larger files are refused
                 # Only for name='folder', the user's own dataset: see `data/own.py`.
                 'classes': '',
                 'images': 'images/{split}',
@@ -283,6 +290,9 @@ def validate(config: ConfigDict) -> None:
     check('dataset.val_share', share, 0 <= share < 1, 'a share from 0 to below 1, such as 0.1')
     form = config.dataset.format
     check('dataset.format', form, form in ('folder', 'tfds'), 'folder or tfds')
+    c = config.dataset
+    Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
+    check_input(config.input, channels_of(c.bands))
     if config.dataset.name != 'folder':
         for key in ('classes', 'label_map', 'reduce_zero_label', 'lists', 'image_ending', 'val_share'):
             value = config.dataset[key]

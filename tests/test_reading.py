@@ -78,6 +78,8 @@ def npy(array):
 )
 def test_what_is_no_picture_is_named_and_not_called_damaged(data, words):
     for decode, kind in ((decode_image, 'image'), (decode_raw, 'label')):
+        if kind == 'image' and data[:4] in (b'II*\0', b'\0\0\0\x18') and b'mp4' not in data[:12]:
+            continue  # read as images, by packages that may be missing
         with pytest.raises(DataError) as caught:
             decode(data, 'x.png')
         message = str(caught.value)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.files import pair_files
-from ann_jax.data.images import decode_image, encode_png, examine_jpeg, match
+from ann_jax.data.images import PLAIN, decode_image, decode_values, encode_png, examine_jpeg, match
 from ann_jax.data.labels import decode_label, map_label
+from ann_jax.data.levels import Reading
 from ann_jax.data.naming import without_ending
 from ann_jax.data.reading import read_file
 from ann_jax.errors import DataError, unknown
@@ -27,8 +28,16 @@ class FolderSource:
         problems: images and labels without a partner, a message each; always empty if `strict`.
     """
 
-    def __init__(self, dataset: Dataset, root: str | os.PathLike, split: str, *, strict: bool = True):
-        """Finds and pairs the files.
+    def __init__(
+        self,
+        dataset: Dataset,
+        root: str | os.PathLike,
+        split: str,
+        *,
+        strict: bool = True,
+        reading: Reading = PLAIN,
+    ):
+        """Finds and pairs the files; `reading` says how images are read.
 
         Raises:
             DataError: the split is unknown, the root or a folder is missing, or there are no images; if
@@ -37,7 +46,7 @@ class FolderSource:
         """
         if split not in dataset.splits:
             raise DataError(unknown(f'{dataset.name} split', split, dataset.splits))
-        self.dataset, self.split = dataset, split
+        self.dataset, self.split, self._reading = dataset, split, reading
         self._root = os.path.expanduser(root or '')
         if not os.path.isdir(self._root):
             raise DataError(
@@ -81,22 +90,35 @@ class FolderSource:
         """
         return self._read(index)
 
+    def values(self, index: int) -> np.ndarray:
+        """Reads the image of one sample before its values are scaled: (H, W, N) of the file's own type.
+
+        Raises:
+            DataError: as `__getitem__`.
+        """
+        data, where = self._encoded_image(self._samples[index][1])
+        return decode_values(data, where, self._reading)
+
+    def _encoded_image(self, image):
+        """The bytes of an image, and where they are from."""
+        if isinstance(image, str):
+            path = os.path.join(self._root, image)
+            return read_file(path, 'image'), path
+        return encode_png(image.raw()), image
+
     def _read(self, index, closely=False):
         name, image, label, number = self._samples[index]
         layout = self.dataset.layouts[number]
-        if isinstance(image, str):
-            image = os.path.join(self._root, image)
-            data = read_file(image, 'image')
-            if closely:
-                examine_jpeg(data, image)
-        else:
-            data = encode_png(image.raw())
+        data, image = self._encoded_image(image)
+        if closely:
+            examine_jpeg(data, image)
         if isinstance(label, str):
             label = os.path.join(self._root, label)
             classes = decode_label(read_file(label, 'label'), layout, label, self.dataset.name).classes
         else:
             classes = map_label(label.raw(), layout, label, self.dataset.name)
-        return Sample(name=name, image=match(data, classes, image, label), label=classes), data
+        pixels = match(data, classes, image, label, self._reading)
+        return Sample(name=name, image=pixels, label=classes), data
 
 
 class Take:
@@ -113,13 +135,13 @@ class Take:
         return self._source[index]
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file as (H, W, 3) uint8 RGB, upright according to its EXIF orientation.
+def read_image(path: str | os.PathLike, reading: Reading = PLAIN) -> np.ndarray:
+    """Reads an image file as (H, W, N) uint8, upright according to its EXIF orientation: see `decode_image`.
 
     Raises:
-        DataError: it cannot be read, or is truncated.
+        DataError: it cannot be read.
     """
-    return decode_image(read_file(path, 'image'), path)
+    return decode_image(read_file(path, 'image'), path, reading=reading)
 
 
 def read_label(folder: str | os.PathLike, image: str | os.PathLike, dataset: Dataset) -> np.ndarray:

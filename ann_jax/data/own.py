@@ -5,11 +5,10 @@ import os
 from ann_jax.data import label_map as maps
 from ann_jax.data.class_files import parse_classes
 from ann_jax.data.classes import Dataset, HeldOut, Layout, Own
+from ann_jax.data.images import IMAGE_ENDINGS
 from ann_jax.data.names import voc_colors
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
-
-_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 def own_dataset(
@@ -89,7 +88,7 @@ def own_dataset(
         images=part(images),
         labels=part(labels),
         lists=part(lists) or None,
-        image_endings=(image_ending,) if image_ending else _IMAGE_ENDINGS,
+        image_endings=(image_ending,) if image_ending else IMAGE_ENDINGS,
         label_ending=label_ending,
         label_map=known and known.values,
         others=known and known.others,

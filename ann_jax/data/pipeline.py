@@ -202,7 +202,7 @@ def _stack(group, rows, canvas):
     own, count = group[rows], rows.stop - rows.start
     sizes = [sample['label'].shape for sample in own] + [canvas] * (count - len(own))
     batch = Batch(
-        image=pad([sample['image'] for sample in own], canvas, count, (3,)),
+        image=pad([sample['image'] for sample in own], canvas, count, group[0]['image'].shape[2:]),
         label=pad([sample['label'] for sample in own], canvas, count, fill=IGNORE),
         size=np.array(sizes, np.int32),
     )

@@ -31,10 +31,6 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
-# Pillow warns above its own limit, and refuses twice as many pixels: 179 million by default. It is one number
-# for all threads, so it is set once.
-if Image.MAX_IMAGE_PIXELS is not None:
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
 def read_file(path: str | os.PathLike, kind: str) -> bytes:
@@ -51,26 +47,30 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
 
 
 @contextlib.contextmanager
-def open_picture(data: bytes, where: object, kind: str) -> Iterator[Image.Image]:
+def open_picture(
+    data: bytes, where: object, kind: str, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
     """Opens an encoded picture with Pillow, for a `with` block that decodes it.
 
     Args:
         data: content of the file.
         where: names the file in errors.
         kind: 'image' or 'label', for errors.
+        max_pixels: the most that is decoded.
 
     Raises:
         DataError: it has another format, is damaged or truncated (also if the block finds this), or has more
-            than MAX_PIXELS.
+            than `max_pixels`.
     """
+    _raise_limit_of_pillow(max_pixels)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            check_size(*image.size, where, kind)
+            check_size(*image.size, where, kind, max_pixels)
             yield image
     except DataError:
         raise
     except Image.DecompressionBombError as e:
-        raise _too_large(where, kind, 'it') from e
+        raise _too_large(where, kind, 'it', max_pixels) from e
     except DECODER_ERRORS as e:
         found = unread(data, identified=not isinstance(e, UnidentifiedImageError))
         if found:
@@ -106,19 +106,26 @@ def check_png(data: bytes, where: object, kind: str) -> None:
         start = end
 
 
-def check_size(width: int, height: int, where: object, kind: str) -> None:
+def _raise_limit_of_pillow(max_pixels):
+    """Pillow warns above its own limit, and refuses twice as many pixels: one number for all threads."""
+    if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def check_size(width: int, height: int, where: object, kind: str, max_pixels: int = MAX_PIXELS) -> None:
     """Refuses pictures that would exhaust the memory, before they are decoded.
 
     Raises:
-        DataError: it has more than MAX_PIXELS.
+        DataError: it has more than `max_pixels`.
     """
-    if width * height > MAX_PIXELS:
-        raise _too_large(where, kind, f'{width}x{height}')
+    if width * height > max_pixels:
+        raise _too_large(where, kind, f'{width}x{height}', max_pixels)
 
 
-def _too_large(where, kind, size):
+def _too_large(where, kind, size, max_pixels):
     return DataError(
-        f'the {kind} {where} is too large: {size} is more than {MAX_PIXELS:,} pixels; cut it into tiles'
+        f'the {kind} {where} is too large: {size} is more than {max_pixels:,} pixels; cut it into tiles, or '
+        'set --config.dataset.max_pixels'
     )
 
 

@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.images import encode_png, examine_jpeg, match
+from ann_jax.data.images import PLAIN, decode_values, encode_png, examine_jpeg, match
 from ann_jax.data.labels import decode_label
+from ann_jax.data.levels import Reading
 from ann_jax.data.reading import optional
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
@@ -40,8 +43,8 @@ class RecordSource:
 
     problems = ()
 
-    def __init__(self, name: str, root: str | os.PathLike, split: str):
-        """Opens the files below `root`/`name`, or those in `root` itself.
+    def __init__(self, name: str, root: str | os.PathLike, split: str, reading: Reading = PLAIN):
+        """Opens the files below `root`/`name`, or those in `root` itself; `reading` says how images are read.
 
         Raises:
             DataError: there are none, or several versions; the split is unknown; TFDS is missing.
@@ -71,7 +74,7 @@ class RecordSource:
             raise DataError(
                 f'cannot read {name} in {self._folder}: {reason} (or write the records again)'
             ) from e
-        self.split, self._keys = split, keys
+        self.split, self._keys, self._reading = split, keys, reading
         self._starts = [0]
         for _, records in self._parts:
             self._starts.append(self._starts[-1] + len(records))
@@ -95,7 +98,17 @@ class RecordSource:
         """
         return self._read(index, closely=True)
 
-    def _read(self, index, closely=False):
+    def values(self, index: int) -> np.ndarray:
+        """Reads the image of one sample before its values are scaled: (H, W, N) of the file's own type.
+
+        Raises:
+            DataError: as `__getitem__`.
+        """
+        record, _, where = self._record(index)
+        return decode_values(record[self._keys[1]], where, self._reading)
+
+    def _record(self, index):
+        """A record, its part, and where it is."""
         if not 0 <= index < len(self):
             raise IndexError(f'record {index} of {len(self)}')
         number = bisect.bisect_right(self._starts, index) - 1
@@ -106,6 +119,10 @@ class RecordSource:
             record = records[index]
         except Exception as e:  # damaged files can make the reader raise anything
             raise DataError(f'cannot read {where}: {e}; copy or write the records again') from e
+        return record, part, where
+
+    def _read(self, index, closely=False):
+        record, part, where = self._record(index)
         name, image, label = (record[key] for key in self._keys)
         name = name.decode() if isinstance(name, bytes) else name
         layout = self.dataset.layouts[0]
@@ -115,7 +132,7 @@ class RecordSource:
             examine_jpeg(image, where)
         return Sample(
             name=f'{part}/{name}' if len(self._parts) > 1 else name,
-            image=match(image, classes, where, 'in it'),
+            image=match(image, classes, where, 'in it', self._reading),
             label=classes,
         )
 

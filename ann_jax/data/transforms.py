@@ -40,7 +40,8 @@ class Augment:
         aspect_range: the scale of the width is also multiplied by a factor uniform in it.
         flip: mirror left and right with probability 1/2.
         brightness: a grey level uniform over the integers -brightness..brightness is added.
-        mean: RGB of the padding at the right and bottom, if the resized image is smaller than the crop.
+        mean: levels of the channels of the padding at the right and bottom, if the resized image is smaller
+            than the crop.
         resize_short: length of the short side before the random scale; None to leave it as it is.
     """
 
@@ -49,7 +50,7 @@ class Augment:
     aspect_range: tuple[float, float] = (1.0, 1.0)
     flip: bool = True
     brightness: int = 10
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     resize_short: int | None = None
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Draw:
@@ -71,17 +72,19 @@ class Augment:
         )
 
     def apply(self, sample: Sample, draw: Draw) -> Sample:
-        """Returns the sample with image (*crop, 3) uint8 and label (*crop) uint8."""
+        """Returns the sample with image (*crop, N) uint8 and label (*crop) uint8."""
         window = slice(draw.top, draw.top + draw.height), slice(draw.left, draw.left + draw.width)
         image = cv2.resize(sample['image'][window], (draw.new_width, draw.new_height))  # bilinear
+        image = image[..., None] if image.ndim == 2 else image  # OpenCV drops the axis of one channel
         rows = draw.top + _nearest(draw.height, draw.new_height)
         columns = draw.left + _nearest(draw.width, draw.new_width)
         label = sample['label'].take(rows, 0).take(columns, 1)  # faster than one index with both
         if draw.brightness:
-            # Saturates. OpenCV's stubs lack scalars.
-            image = cv2.add(image, (draw.brightness,) * 4)  # type: ignore[call-overload]
+            # Saturates. As one channel, because OpenCV's scalars have four.
+            flat = image.reshape(len(image), -1)
+            image = cv2.add(flat, float(draw.brightness)).reshape(image.shape)  # type: ignore[call-overload]
         if draw.flip:
-            image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+            image, label = cv2.flip(image, 1).reshape(image.shape), cv2.flip(label, 1)
         return Sample(
             name=sample['name'],
             image=_pad(image, self.crop, tuple(round(level) for level in self.mean)),
@@ -106,4 +109,7 @@ def _pad(array, size, value):
     bottom, right = size[0] - array.shape[0], size[1] - array.shape[1]
     if not bottom and not right:
         return np.ascontiguousarray(array)
-    return cv2.copyMakeBorder(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
+    padded = np.empty((*size, *array.shape[2:]), np.uint8)
+    padded[...] = value
+    padded[: array.shape[0], : array.shape[1]] = array
+    return padded

@@ -1,5 +1,6 @@
 """Using a trained network from Python: images in, class maps out."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from PIL import Image
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.datasets import read_image
 from ann_jax.data.disk import walk
-from ann_jax.data.images import to_rgb
+from ann_jax.data.images import IMAGE_ENDINGS, from_array, from_pillow, unseen
+from ann_jax.data.levels import to_levels
+from ann_jax.data.reading import DECODER_ERRORS
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import pictures
 from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol
@@ -24,12 +27,14 @@ from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.typing import Backbone
 from ann_jax.weights.folder import Weights
-from ann_jax.weights.inputs import normalizer
+from ann_jax.weights.inputs import for_channels, normalizer
 from ann_jax.weights.opening import open_network
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+logger = logging.getLogger(__name__)
+
 READ_AHEAD = 4
 PROTOCOL_SETTINGS = ('scales', 'flip', 'crop', 'stride', 'average')
+READING_SETTINGS = ('image_range', 'bands', 'page', 'max_pixels')
 
 Picture = str | Path | np.ndarray | Image.Image
 
@@ -50,15 +55,17 @@ def load(
         dtype: what the network computes in, 'float32' or 'bfloat16'.
         space: number of devices that share the rows of an image, for images too large for one; -1 for all.
         backbone: the backbone that the weights were trained with, if it is not part of this package.
-        **settings: settings of the test protocol, like `config.eval`: scales, flip, crop, stride, average.
+        **settings: settings of the test protocol, like `config.eval`: scales, flip, crop, stride, average;
+            and of the reading of images, like `config.dataset`: page, max_pixels and, if the weights do not
+            determine them, image_range and bands.
 
     Raises:
         ConfigError: there are no weights, or a setting is unknown.
         DataError: the weights are damaged.
     """
-    unknown = settings.keys() - PROTOCOL_SETTINGS
-    if unknown:
-        raise ConfigError(f'unknown settings {sorted(unknown)}: known are {", ".join(PROTOCOL_SETTINGS)}')
+    known = PROTOCOL_SETTINGS + READING_SETTINGS
+    if unknown := settings.keys() - {*known}:
+        raise ConfigError(f'unknown settings {sorted(unknown)}: known are {", ".join(known)}')
     return Segmenter(
         open_network(Path(path).expanduser()), dtype=dtype, space=space, backbone=backbone, **settings
     )
@@ -70,7 +77,7 @@ class Result:
 
     Attributes:
         path: of the file; None if the image was not a file.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8, RGB or the first three of the bands that the network takes.
         ids: (H, W) uint8 class indices.
         classes: names of the classes.
         colors: RGB colours of the classes.
@@ -82,10 +89,11 @@ class Result:
     classes: tuple[str, ...]
     colors: tuple[pictures.Color, ...]
     _segmenter: 'Segmenter'
+    _levels: np.ndarray  # (H, W, N) uint8, what the network takes
 
     def probabilities(self) -> np.ndarray:
         """(H, W, classes) float32, computed by this call."""
-        return next(self._segmenter.probabilities([self.image]))
+        return self._segmenter._probabilities(self._levels)
 
     def colored(self, path: str | Path | None = None) -> np.ndarray:
         """(H, W, 3) uint8 class colours; written to a file if a path is given."""
@@ -121,13 +129,16 @@ class Segmenter:
         """
         if dtype not in ('float32', 'bfloat16'):
             raise ConfigError(f'dtype={dtype!r}: takes float32 or bfloat16')
+        reading = {name: settings.pop(name) for name in READING_SETTINGS if name in settings}
         settings = check_protocol(**settings)
+        self._reading = weights.reading(**reading)
         self.classes, self.colors = weights.classes, weights.colors
         devices = jax.local_devices()
         mesh = make_mesh(devices if space == -1 else devices[:space], data=1, space=space)
         model = weights.network(backbone, dtype=dtype).clone(folded=True)
         self._variables = jax.device_put(fold(model, weights.variables), replicated(mesh))
-        self._protocol = make_protocol(model, normalizer(**weights.input), mesh, **settings)
+        normalize = normalizer(**for_channels(weights.input, weights.in_channels))
+        self._protocol = make_protocol(model, normalize, mesh, **settings)
         self._canvases = Canvases(not model.takes_canvas)
         self._argmax = jit(lambda logits: logits.argmax(-1).astype(np.uint8), mesh)
         self._softmax = jit(lambda logits: jax.nn.softmax(logits), mesh)
@@ -136,8 +147,9 @@ class Segmenter:
         """Segments one image, or several: a list, or a folder.
 
         Args:
-            images: a path, an array (H, W, 3) or (H, W) uint8 (RGB or grey), a Pillow image, a list of these,
-                or a folder, whose images are taken in order of name.
+            images: a path, an array (H, W, C) or (H, W), a Pillow image, a list of these, or a folder, whose
+                images are taken in order of name. Arrays are RGB, RGBA, grey or, if the network picks bands,
+                all bands; uint8, or another type that the image range of the network scales.
 
         Returns:
             A `Result`, or a list of them.
@@ -167,7 +179,7 @@ class Segmenter:
             images = find_images(Path(images).expanduser())
         elif isinstance(images, bytes) or not isinstance(images, Iterable):
             raise DataError(f'an image is a path, an array or a Pillow image, not {type(images).__name__}')
-        for picture, image in _read_ahead(images, errors):
+        for picture, image in self._read_ahead(images, errors):
             ids, size = self._argmax(self._logits(image)), image.shape[:2]
             # Fetched one image late: the device works on this one while the host writes the previous one.
             if pending is not None:
@@ -178,18 +190,53 @@ class Segmenter:
 
     def probabilities(self, images: Iterable[Picture]) -> Iterator[np.ndarray]:
         """(H, W, classes) float32 of each image."""
-        for _, image in _read_ahead(images, None):
-            height, width = image.shape[:2]
-            yield np.asarray(self._softmax(self._logits(image)))[0, :height, :width]
+        for _, image in self._read_ahead(images, None):
+            yield self._probabilities(image)
+
+    def _probabilities(self, image):
+        height, width = image.shape[:2]
+        return np.asarray(self._softmax(self._logits(image)))[0, :height, :width]
 
     def _logits(self, image):
-        array = pad([image], self._canvases.fit(*image.shape[:2]), 1, (3,))
+        array = pad([image], self._canvases.fit(*image.shape[:2]), 1, image.shape[2:])
         return self._protocol(self._variables, Canvas(array, np.array([image.shape[:2]], np.int32))).array
 
     def _result(self, picture, image, ids, size):
         path = Path(picture) if isinstance(picture, (str, Path)) else None
         ids = np.asarray(ids)[0, : size[0], : size[1]]
-        return Result(path, image, ids, self.classes, self.colors, self)
+        return Result(path, pictures.shown(image), ids, self.classes, self.colors, self, image)
+
+    def _read_ahead(self, images, errors):
+        """Yields (picture, levels); a few are read ahead, in threads."""
+        images = iter(images)
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            submit = lambda picture: (picture, pool.submit(self._read, picture))
+            queue = [submit(picture) for picture in islice(images, READ_AHEAD)]
+            while queue:
+                picture, future = queue.pop(0)
+                queue += [submit(more) for more in islice(images, 1)]
+                try:
+                    image = future.result()
+                except DataError as error:
+                    if errors is None:
+                        raise
+                    errors.append(str(error))
+                    continue
+                yield picture, image
+
+    def _read(self, picture):
+        """The levels of a picture, (H, W, N) uint8."""
+        if isinstance(picture, (str, Path)):
+            return read_image(Path(picture).expanduser(), self._reading)
+        if isinstance(picture, Image.Image):
+            try:
+                values = from_pillow(picture, self._reading)
+            except DECODER_ERRORS as e:
+                if isinstance(e, DataError):
+                    raise
+                raise DataError(f'cannot read the image {picture}: {e}') from e
+            return to_levels(values, self._reading.limits, 'the Pillow image')
+        return from_array(picture, self._reading)
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -198,10 +245,15 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    files = (Path(where, name) for where, names in walk(folder) for name in names)
-    found = sorted(path for path in files if path.suffix.lower() in ENDINGS and path.is_file())
+    files = [Path(where, name) for where, names in walk(folder) for name in names]
+    others = unseen(files)
+    found = sorted(path for path in files if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
     if not found:
-        raise DataError(f'{folder} holds no image ({", ".join(ENDINGS)})')
+        raise DataError(
+            f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)}){"; " if others else ""}{others}'
+        )
+    if others:
+        logger.warning('%s: %s', folder, others)
     return found
 
 
@@ -210,45 +262,6 @@ def _is_picture(images: object) -> TypeGuard[Picture]:
     if isinstance(images, (str, Path)):
         return not Path(images).expanduser().is_dir()
     return isinstance(images, (np.ndarray, Image.Image))
-
-
-def _read_ahead(images, errors):
-    """Yields (picture, RGB array); a few are read ahead, in threads."""
-    images = iter(images)
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        queue = [(picture, pool.submit(_to_array, picture)) for picture in islice(images, READ_AHEAD)]
-        while queue:
-            picture, future = queue.pop(0)
-            queue += [(more, pool.submit(_to_array, more)) for more in islice(images, 1)]
-            try:
-                image = future.result()
-            except DataError as error:
-                if errors is None:
-                    raise
-                errors.append(str(error))
-                continue
-            yield picture, image
-
-
-def _to_array(picture):
-    if isinstance(picture, (str, Path)):
-        return read_image(Path(picture).expanduser())
-    if isinstance(picture, Image.Image):
-        try:
-            return to_rgb(picture)
-        except (OSError, SyntaxError, ValueError) as e:
-            raise DataError(f'cannot read the image {picture}: {e}') from e
-    array = np.asarray(picture)
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, 2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        cure = 'the last axis is red, green and blue'
-        if array.dtype.kind == 'f':
-            cure = 'convert levels of 0 to 1 by (255 * image).round().astype("uint8")'
-        raise DataError(
-            f'an image is (H, W, 3) or (H, W) uint8, RGB or grey, not {array.shape} {array.dtype}: {cure}'
-        )
-    return array
 
 
 def _write(picture, path):

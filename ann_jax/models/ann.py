@@ -74,6 +74,7 @@ class ANN(nn.Module):
     align_corners: bool = True
     dtype: DTypeLike = jnp.float32
     folded: bool = False
+    in_channels: int = 3
 
     def __post_init__(self):
         if hasattr(self.backbone, 'folded') and self.backbone.folded != self.folded:

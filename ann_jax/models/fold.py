@@ -123,7 +123,7 @@ def check_folding(model: ANN) -> None:
         return (size * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
     variables = jax.tree_util.tree_map_with_path(draw, shape_variables(model))
-    image = rng.standard_normal((1, 33, 33, 3)).astype(np.float32)
+    image = rng.standard_normal((1, 33, 33, model.in_channels)).astype(np.float32)
     logits = []
     try:
         device = jax.local_devices(backend='cpu')[0]

@@ -108,4 +108,4 @@ def _draw_by_flax(model, seed, paths):
 
 
 def _init(model, key):
-    return model.init(key, jnp.zeros((1, 33, 33, 3)))
+    return model.init(key, jnp.zeros((1, 33, 33, getattr(model, 'in_channels', 3))))

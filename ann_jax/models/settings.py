@@ -41,13 +41,16 @@ def unknown_settings(settings: Mapping[str, Any], needed: tuple[str, ...]) -> li
     return lines + [f'no model.{key}' for key in needed if key not in settings]
 
 
-def network(settings: Mapping[str, Any], num_classes: int, backbone: Backbone | None = None) -> ANN:
+def network(
+    settings: Mapping[str, Any], num_classes: int, backbone: Backbone | None = None, in_channels: int = 3
+) -> ANN:
     """Builds the network that settings describe.
 
     Args:
         settings: like `config.model`.
         num_classes: outputs of the classifier.
         backbone: replaces the `ResNet` of the settings.
+        in_channels: of the images.
 
     Raises:
         ConfigError: there are unknown settings, which would be ignored.
@@ -69,4 +72,5 @@ def network(settings: Mapping[str, Any], num_classes: int, backbone: Backbone | 
         **of(*OF_HEAD),
         dropout=settings.get('dropout', 0.0),
         dtype=dtype,
+        in_channels=in_channels,
     )

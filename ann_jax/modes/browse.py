@@ -50,7 +50,7 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes, colors) -> np.ndarray
     """Arranges samples in a grid above a legend of their classes.
 
     Args:
-        images: (B, H, W, 3) uint8 RGB.
+        images: (B, H, W, N) uint8.
         labels: (B, H, W) uint8.
         classes: names.
         colors: RGB of each.
@@ -64,7 +64,10 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes, colors) -> np.ndarray
     cells = []
     for image, label in zip(images, labels, strict=True):
         drawn = pictures.overlay(image, label, colors)
-        pair = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in (image, drawn)]
+        pair = [
+            cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            for picture in (pictures.shown(image), drawn)
+        ]
         cells.append(_frame(np.concatenate(pair, 1)))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % COLUMNS)
     rows = [np.concatenate(cells[i : i + COLUMNS], 1) for i in range(0, len(cells), COLUMNS)]

@@ -32,6 +32,7 @@ from ann_jax.modes.trained import open_trained
 from ann_jax.typing import Backbone
 from ann_jax.weights import folder
 from ann_jax.weights.folder import Weights
+from ann_jax.weights.inputs import for_channels
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMATS = ('stablehlo', 'onnx')
@@ -69,7 +70,7 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
         if 'stablehlo' in formats:
             notes.append(_write_stablehlo(draft / 'model.stablehlo', model, logits, size))
         if 'onnx' in formats:
-            notes.append(_write_onnx(draft / 'model.onnx', logits, size))
+            notes.append(_write_onnx(draft / 'model.onnx', model, logits, size))
         if (source / 'config.json').is_file():
             shutil.copy(source / 'config.json', draft)
         (draft / 'README.md').write_text(_card(opened, config, source, notes), encoding='utf-8')
@@ -80,7 +81,7 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
 
 
 def _logits(model, normalize, variables):
-    """(B, H, W, 3) RGB, uint8 or float32 of 0 to 255 -> (B, H, W, classes) float32; weights are constants."""
+    """(B, H, W, N), uint8 or float32 of 0 to 255 -> (B, H, W, classes) float32; weights are constants."""
 
     def logits(image):
         batch, height, width, _ = image.shape
@@ -94,7 +95,7 @@ def _logits(model, normalize, variables):
         # The sizes are symbolic, known only when the program runs; symbolic arithmetic can compare the halves
         # of multiples of 16.
         size = jnp.stack([jnp.full((batch,), n, jnp.int32) for n in (height, width)], 1)
-        canvas = jnp.zeros((batch, (height + 15) // 16 * 16, (width + 15) // 16 * 16, 3))
+        canvas = jnp.zeros((batch, (height + 15) // 16 * 16, (width + 15) // 16 * 16, image.shape[3]))
         image = jax.lax.dynamic_update_slice(canvas, image, (0, 0, 0, 0))
         low = model.apply(variables, FeatureMap.of(image, size)).main
         return resize_images(low.array, low.size, (height, width), pair(size), model.align_corners)
@@ -104,10 +105,10 @@ def _logits(model, normalize, variables):
 
 def _write_stablehlo(file, model, logits, size):
     if model.takes_canvas:
-        shape, free = jax_export.symbolic_shape('b, h, w, 3'), 'any batch, height and width'
+        shape, free = jax_export.symbolic_shape('b, h, w'), 'any batch, height and width'
     else:
-        shape, free = (*jax_export.symbolic_shape('b'), *size, 3), f'any batch, {size[0]} x {size[1]}'
-    argument = jax.ShapeDtypeStruct(shape, jnp.uint8)
+        shape, free = (*jax_export.symbolic_shape('b'), *size), f'any batch, {size[0]} x {size[1]}'
+    argument = jax.ShapeDtypeStruct((*shape, model.in_channels), jnp.uint8)
     program = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(argument)
     try:
         file.write_bytes(program.serialize())
@@ -115,11 +116,12 @@ def _write_stablehlo(file, model, logits, size):
         raise ConfigError('writing StableHLO needs flatbuffers: pip install flatbuffers') from error
     loaded = jax_export.deserialize(bytearray(file.read_bytes()))
     sizes = [size, (size[0] // 2 + 1, size[1] // 3 * 2)] if model.takes_canvas else [size]
-    worst = max(_difference(loaded.call, logits, each) for each in sizes)
-    return _checked(file, f'{free}; {", ".join(PLATFORMS)}; uint8 RGB to float32 logits', worst)
+    worst = max(_difference(loaded.call, logits, each, model.in_channels) for each in sizes)
+    what = f'{free}; {", ".join(PLATFORMS)}; uint8 {_channels(model)} to float32 logits'
+    return _checked(file, what, worst)
 
 
-def _write_onnx(file, logits, size):
+def _write_onnx(file, model, logits, size):
     try:
         import jax2onnx
         import onnxruntime
@@ -127,19 +129,22 @@ def _write_onnx(file, logits, size):
         raise ConfigError(
             'writing ONNX needs jax2onnx and onnxruntime: pip install jax2onnx onnxruntime'
         ) from error
-    shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    shape = jax.ShapeDtypeStruct((1, *size, model.in_channels), jnp.float32)
     plain = with_forms_of('any', logits)  # the exporter does not support the choice by platform
     jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     run = lambda image: session.run(None, {name: np.asarray(image, np.float32)})[0]
-    return _checked(
-        file, f'1 x {size[0]} x {size[1]}, float32 RGB of 0 to 255', _difference(run, logits, size)
-    )
+    what = f'1 x {size[0]} x {size[1]}, float32 {_channels(model)} of 0 to 255'
+    return _checked(file, what, _difference(run, logits, size, model.in_channels))
 
 
-def _difference(program, logits, size):
-    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+def _channels(model):
+    return 'RGB' if model.in_channels == 3 else f'{model.in_channels} channels'
+
+
+def _difference(program, logits, size, channels):
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, channels), np.uint8)
     ours, theirs = np.asarray(logits(image)), np.asarray(program(image))
     return float(np.abs(ours - theirs).max() / np.abs(ours).max())
 
@@ -153,7 +158,9 @@ def _checked(file, what, worst):
 
 def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -> str:
     order = 'blue, green, red' if opened.input['bgr'] else 'red, green, blue'
-    mean, deviation = opened.input['mean'], opened.input['std']
+    order = f'{opened.in_channels} bands' if opened.in_channels != 3 else order
+    normalization = for_channels(opened.input, opened.in_channels)
+    mean, deviation = normalization['mean'], normalization['std']
     settings, data = source / 'config.json', config.dataset.name
     if settings.is_file():
         data = json.loads(settings.read_text(encoding='utf-8'))['dataset']['name']
@@ -186,9 +193,10 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
             '',
         ]
     lines += [
-        'Normalisation, which the programs apply themselves (they take RGB):',
+        'Normalisation, which the programs apply themselves (they take levels of 0 to 255, red first):',
         '',
         f'- channels {order}; mean {mean}, standard deviation {deviation}, for levels 0 to 255',
+        *(f'- {name.replace("_", " ")} of the images: {value}' for name, value in opened.images.items()),
         '',
         'Programs:',
         '',

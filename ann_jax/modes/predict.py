@@ -18,7 +18,7 @@ from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.inference import pictures
-from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, Segmenter, find_images
+from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter, find_images
 from ann_jax.modes.trained import open_trained
 from ann_jax.typing import Backbone
 
@@ -69,6 +69,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         space=config.mesh.space,
         backbone=backbone,
         **{name: config.eval[name] for name in PROTOCOL_SETTINGS},
+        **{name: config.dataset[name] for name in READING_SETTINGS},
     )
     # Images such as a.jpg and a.png, which would be written to the same file.
     stems = Counter(path.relative_to(root).with_suffix('') for path in files)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax.config import adopt, defaults, differences
+from ann_jax.data.levels import AUTO
 from ann_jax.errors import ConfigError
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import initial_variables
@@ -32,6 +33,7 @@ FREE = (
     'dataset.format',
     'dataset.eval_split',
     'dataset.scenes.eval_count',
+    'dataset.max_pixels',
     'model.remat',
 )
 # Settings that may change during a run; changes are logged.
@@ -39,7 +41,7 @@ LOGGED = ('optim', 'train', 'mesh', 'model.remat')
 
 
 def keep_settings(config: ConfigDict, workdir: Path) -> None:
-    """Sets the settings that a resumed run is older than to what its commit computed.
+    """Sets the settings that a resumed run is older than to what its commit computed, and what `auto` found.
 
     Settings in FIXED always get that value, others only if the config has the default. To be called before
     anything is built from the config; `first_state` logs it.
@@ -59,7 +61,9 @@ def keep_settings(config: ConfigDict, workdir: Path) -> None:
             facts = read_facts(path)
         except Damaged:
             continue  # `first_state` reports it
-        _, added = history.complete(history.saved_config(facts, path))
+        saved, added = history.complete(history.saved_config(facts, path))
+        if config.dataset.image_range == AUTO:
+            config.dataset.image_range = saved['dataset']['image_range']
         now, default = history.flat(config.to_dict()), history.flat(defaults().to_dict())
         kept = {
             name: value
@@ -140,6 +144,9 @@ def _open_init(config: ConfigDict) -> Weights:
     if config.init.parts == 'backbone':
         taken = {key: taken[key] for key in BACKBONE_FACTS}
     logger.info('starting from %s (%s)', config.init['from'], config.init.parts)
+    for name, trained in weights.images.items():
+        if config.dataset[name] != trained:
+            logger.warning('its %s was %s, and is %r now', name, trained, config.dataset[name])
     for line in adopt(config, model=taken, input=weights.input):
         logger.info('as the weights need it: %s', line)
     return weights

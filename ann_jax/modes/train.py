@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ann_jax import __version__, build
 from ann_jax.config import validate
+from ann_jax.data.levels import AUTO
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
@@ -37,6 +38,7 @@ from ann_jax.training.accumulate import make_accumulated_step
 from ann_jax.training.state import count_parameters
 from ann_jax.training.step import make_step, make_step_parts
 from ann_jax.typing import Backbone, Source, Writer
+from ann_jax.weights.inputs import for_channels
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,11 @@ def train(
     source = train_source or build.source(config, config.dataset.train_split)
     # Opened now, so that its errors show before anything is written.
     eval_source = eval_source or build.source(config, config.dataset.eval_split, limit=config.eval.limit)
+    if config.dataset.image_range == AUTO:
+        raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
+    if config.loader.bad_samples == 'stop':
+        for images in (source, eval_source):
+            build.try_images(images)
     dataset, steps = source.dataset, config.train.steps
     # Only OHEM looks at the probabilities of the whole batch.
     mine_over_batch = loss is None and config.loss.ohem and not config.loss.per_image
@@ -266,6 +273,10 @@ def _log_start(mesh: Mesh) -> None:
 def _log_setting(config, source, evaluation, state) -> None:
     logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
     logger.info('%s parameters', f'{count_parameters(state.params):,}')
+    channels = build.channels(config)
+    if channels != len(config.input.mean):
+        mean = for_channels(config.input, channels)['mean'][0]
+        logger.info('each of the %d channels is normalised by the average of RGB, mean %.2f', channels, mean)
     if not config.model.aux_channels and config.loss.aux_weight:
         weight = config.loss.aux_weight
         logger.info('the network has no auxiliary head: loss.aux_weight=%s counts as 0', weight)

@@ -29,7 +29,7 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
     path = workdir if is_run else Path(config.init['from'] or workdir).expanduser()
     opened = open_network(path)
     opened.network(backbone)  # refuses a backbone that is missing
-    for line in adopt(config, model=opened.model, input=opened.input):
+    for line in adopt(config, model=opened.model, input=opened.input, dataset=opened.images):
         logger.info('as trained, not as given: %s', line)
     for line in adopt(config, dataset={'scenes': _scenes(config, opened)}):
         logger.info('as trained, not as given: %s', line)

@@ -20,7 +20,9 @@ import numpy as np
 from flax import traverse_util
 
 from ann_jax import __version__
+from ann_jax.data.levels import Reading, channels_of
 from ann_jax.data.names import voc_colors
+from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, DataError, listed
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import OF_BACKBONE, OF_HEAD, network, unknown_settings
@@ -29,13 +31,15 @@ from ann_jax.typing import Backbone
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # 2: 'backbone' in model.json
+VERSION = 3  # 2: 'backbone' in model.json; 3: 'images'
 # Settings of `config.model` that the weights of a backbone determine.
 BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool', 'avg_down')
 # Settings of `config.model` that weights do not determine.
 FREE_SETTINGS = ('dropout', 'dtype', 'remat')
 PARTS = ('all', 'backbone', 'but_classifier')
-FACTS = {'model', 'input', 'classes', 'colors', 'source', 'backbone'}
+FACTS = {'model', 'input', 'classes', 'colors', 'source', 'backbone', 'images'}
+# Settings of `config.dataset` that say what the network was trained to see.
+IMAGES = ('image_range', 'bands')
 WRITER = 'ann_jax'  # in `source`: the version of this package that wrote the folder
 INPUT = ('mean', 'std', 'bgr')
 
@@ -52,6 +56,7 @@ class Weights:
         colors: RGB of each class.
         source: where the weights come from, for information.
         backbone: class name of the backbone; '' for the `ResNet` of `model`.
+        images: how images were read, those of the settings `IMAGES` that are not empty.
         path: the weights folder, or RUN/checkpoints/STEP.
         version: of ann_jax that wrote them; '' if unknown.
     """
@@ -63,6 +68,7 @@ class Weights:
     colors: tuple[tuple[int, int, int], ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     backbone: str = ''
+    images: dict[str, str] = field(default_factory=dict)
     path: Path = Path()
     version: str = ''
 
@@ -108,7 +114,35 @@ class Weights:
                 f'these weights were trained with a custom backbone, {self.backbone}: pass it, as in '
                 f'ann_jax.load(path, backbone={self.backbone}(...))'
             )
-        return network({**self.model, **settings}, len(self.classes), backbone)
+        return network({**self.model, **settings}, len(self.classes), backbone, self.in_channels)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return channels_of(self.images.get('bands', ''))
+
+    def reading(
+        self, image_range: str = '', bands: str = '', page: int = 0, max_pixels: int = MAX_PIXELS
+    ) -> Reading:
+        """How images are read for these weights.
+
+        Args:
+            image_range, bands: as `config.dataset`; only for weights that were trained without.
+            page, max_pixels: see `Reading`.
+
+        Raises:
+            ConfigError: a setting cannot be used, or is not that of the training.
+        """
+        given = {'image_range': image_range, 'bands': bands}
+        for name, trained in self.images.items():
+            if given[name] not in ('', trained):
+                raise ConfigError(f'{name}={given[name]!r}: these weights were trained with {trained!r}')
+        reading = Reading.parse(**{**given, **self.images}, page=page, max_pixels=max_pixels)
+        if (len(reading.bands) or 3) != self.in_channels:
+            raise ConfigError(
+                f'bands={bands!r} picks {len(reading.bands)}, but these weights take {self.in_channels}'
+            )
+        return reading
 
 
 def save(folder: Path, weights: Weights) -> None:
@@ -122,10 +156,11 @@ def save(folder: Path, weights: Weights) -> None:
     facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name in FACTS}
     # In `source`, because older versions refuse unknown keys.
     facts['source'] = facts['source'] | {WRITER: __version__}
-    version = VERSION
-    if not weights.backbone:
-        del facts['backbone']
-        version = 1  # older versions of this package can open it
+    # Older versions of this package can open what they know.
+    version = 3 if weights.images else 2 if weights.backbone else 1
+    for key in ('backbone', 'images'):
+        if not facts[key]:
+            del facts[key]
     flat = traverse_util.flatten_dict(weights.variables, sep='/')
     draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
     draft.mkdir(parents=True)
@@ -178,6 +213,7 @@ def load(folder: Path) -> Weights:
         colors=colors,
         source=as_tuples(source),
         backbone=facts.get('backbone', ''),
+        images={key: value for key, value in facts.get('images', {}).items() if key in IMAGES},
         path=folder,
         version=writer,
     )
@@ -217,6 +253,8 @@ def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:
     """
     initial, loaded = (traverse_util.flatten_dict(dict(tree)) for tree in (initial, loaded))
 
+    _widen_stem(initial, loaded)
+
     def wanted(path):
         classifier = path[1] in ('classifier', 'aux_classifier')
         return {'all': True, 'backbone': path[1] == 'backbone', 'but_classifier': not classifier}[parts]
@@ -239,6 +277,25 @@ def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:
             '\nuse --config.init.parts=backbone for a new head, or but_classifier for other classes'
         )
     return traverse_util.unflatten_dict(merged)
+
+
+def _widen_stem(initial, loaded):
+    """Fits the first convolution of weights for RGB to another number of channels.
+
+    As in timm: channel i of N gets the weights of RGB's channel i modulo 3, times 3 / N; a single channel
+    gets their sum.
+    """
+    path = 'params', 'backbone', 'stem', 'conv1', 'kernel'
+    if path not in initial or path not in loaded:
+        return
+    kernel, channels = np.asarray(loaded[path]), initial[path].shape[2]
+    if kernel.shape[2] != 3 or channels == 3:
+        return
+    if channels == 1:
+        loaded[path] = kernel.sum(2, keepdims=True)
+    else:
+        loaded[path] = kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)
+    logger.info('the first convolution was of 3 channels: its weights are repeated for the %d here', channels)
 
 
 def sha256(path: Path) -> str:

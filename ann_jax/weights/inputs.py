@@ -1,11 +1,13 @@
 """Normalisation of the input, which depends on the weights."""
 
-from collections.abc import Callable, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ann_jax.errors import ConfigError
 
 Normalize = Callable[[jax.Array], jax.Array]
 
@@ -13,8 +15,8 @@ Normalize = Callable[[jax.Array], jax.Array]
 class Normalization(TypedDict):
     """The arguments of `normalizer`, as `config.input` holds them."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     bgr: bool
 
 
@@ -39,7 +41,7 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
         bgr: whether the backbone takes blue first.
 
     Returns:
-        A function from (B, H, W, 3) uint8 RGB to float32.
+        A function from (B, H, W, 3) uint8 RGB, or as many channels as there are means, to float32.
     """
     offset, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
@@ -48,6 +50,36 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
         return ((image[..., ::-1] if bgr else image) - offset) / scale
 
     return normalize
+
+
+def check_input(settings: Mapping[str, Any], channels: int) -> None:
+    """Checks that a normalisation suits a number of channels.
+
+    Raises:
+        ConfigError: it does not hold 3 numbers or one per channel, or swaps other channels than RGB.
+    """
+    for key in ('mean', 'std'):
+        if len(settings[key]) not in (3, channels):
+            raise ConfigError(
+                f'input.{key}={tuple(settings[key])!r}: must be {channels} numbers, one per channel, or 3, '
+                'of which the average is used'
+            )
+    if settings['bgr'] and channels != 3:
+        raise ConfigError(
+            f'input.bgr=True: red and blue cannot be swapped in {channels} channels; set '
+            '--config.input.bgr=False, and order the bands with dataset.bands'
+        )
+
+
+def for_channels(settings: Mapping[str, Any], channels: int) -> Normalization:
+    """The normalisation for a number of channels: that of RGB, or else its average for each channel.
+
+    Raises:
+        ConfigError: see `check_input`.
+    """
+    check_input(settings, channels)
+    fit = lambda each: tuple(each) if len(each) == channels else (round(float(np.mean(each)), 4),) * channels
+    return {'mean': fit(settings['mean']), 'std': fit(settings['std']), 'bgr': settings['bgr']}
 
 
 imagenet_rgb = normalizer(**IMAGENET_RGB)

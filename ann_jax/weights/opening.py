@@ -63,6 +63,7 @@ def open_weights(path: Path) -> Weights:
         facts['classes'] = names
     classes, colors = folder.class_facts(facts, variables, path)
     model, added = folder.complete_model(saved['model'])
+    data = complete(saved)[0]['dataset']
     note(path, added)
     note_unknown(found, unknown_parts(found, facts))
     return Weights(
@@ -73,6 +74,7 @@ def open_weights(path: Path) -> Weights:
         colors=colors,
         source={'run': path.name, 'step': step, **_crop(saved)},
         backbone=facts.get('backbone', ''),
+        images={key: data[key] for key in folder.IMAGES if data[key]},
         path=found,
         version=facts.get('version', ''),
     )

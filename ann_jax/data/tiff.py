@@ -1,0 +1,90 @@
+"""What the directories of a TIFF say about its images, before anything is decoded."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import TiffImagePlugin
+
+_SIGNATURES = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'  # the last two are BigTIFF's
+_KINDS = {1: 'u', 2: 'i', 3: 'f'}
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
+_SINGLE_BAND = {('u', 16), ('i', 16), ('i', 32), ('f', 32)}  # deep ones, which Pillow reads without loss
+
+
+class Directory(NamedTuple):
+    """One image of a TIFF."""
+
+    number: int  # among all directories of the file, from 0
+    width: int
+    height: int
+    samples: int
+    bits: int
+    kind: str  # of a sample: u, i, f, or ? for another
+    photometric: int
+    planar: bool  # whether each band is stored by itself
+    alpha: bool  # whether the last sample is marked as alpha
+    orientation: int  # as EXIF's
+    nodata: float | None  # value of pixels without data, as GDAL writes it
+
+    def without_nodata(self, values: np.ndarray) -> np.ndarray:
+        """Returns floats with NaN where there are no data; integers, which have no NaN, unchanged."""
+        if self.nodata is None or values.dtype.kind != 'f':
+            return values
+        return np.where(values == self.nodata, np.array(np.nan, values.dtype), values)
+
+    @property
+    def for_pillow(self) -> bool:
+        """Whether Pillow reads all of its bits and bands."""
+        if self.samples == 1 and self.photometric != WHITE_IS_ZERO and self.bits > 8:
+            return (self.kind, self.bits) in _SINGLE_BAND and not self.planar
+        if self.kind != 'u' or self.bits > 8:
+            return False
+        if self.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO):
+            return self.samples == 1
+        if self.photometric == RGB:
+            return self.samples == 3 or self.samples == 4 and self.alpha
+        return True  # palette, CMYK, YCbCr, CIELab
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether data are those of a TIFF."""
+    return data[:4] in _SIGNATURES
+
+
+def directories(data: bytes) -> list[Directory] | None:
+    """The images of a TIFF, without reduced copies and masks; None if its directories are damaged."""
+    found = []
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b'+' in data[:4] else 8])
+        stream, seen = io.BytesIO(data), set()
+        while tags.next and tags.next not in seen:
+            seen.add(tags.next)
+            stream.seek(tags.next)
+            tags.load(stream)
+            if not tags.get(254, 0) & 5:  # 1: reduced, 4: a mask
+                found.append(_describe(tags, len(seen) - 1))
+    except Exception:  # a damaged directory can make Pillow raise anything
+        return None
+    return found
+
+
+def _describe(tags, number):
+    samples, extra = tags.get(277, 1), tags.get(338, ())
+    try:
+        nodata = float(str(tags.get(42113)).rstrip('\0 '))
+    except ValueError:
+        nodata = None
+    return Directory(
+        number=number,
+        width=tags[256],
+        height=tags[257],
+        samples=samples,
+        bits=max(tags.get(258, (1,))),
+        kind=_KINDS.get(tags.get(339, (1,))[0], '?'),
+        photometric=tags.get(262, BLACK_IS_ZERO),
+        planar=tags.get(284, 1) == 2,
+        alpha=bool(extra) and extra[-1] in (1, 2),
+        orientation=tags.get(274, 1),
+        nodata=nodata,
+    )
