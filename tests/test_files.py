@@ -193,14 +193,14 @@ def test_what_lies_there_instead_is_named(tmp_path):
     (train / 'a.png').rename(train / 'a_mask.png')
     (train / 'b.png').rename(train / 'B.png')
     (train / 'A.png').rename(train / 'A.json')
-    (tmp_path / 'images/train/c.heic').write_bytes(b'x')
+    (tmp_path / 'images/train/c.dng').write_bytes(b'x')
     save(train / 'c.png', True)
     problems = '\n'.join(source(tmp_path, strict=False).problems)
     for words in (
         ['a.jpg has no label', 'there is', 'a_mask.png: set --config.dataset.label_ending=_mask.png'],
         ['b.jpg has no label', 'B.png, whose name differs in upper and lower case'],
         ['A.jpg has no label', 'A.json, which is no picture'],
-        ['c.png has no image', 'c.heic: set --config.dataset.image_ending=.heic'],
+        ['c.png has no image', 'c.dng: set --config.dataset.image_ending=.dng'],
     ):
         assert any(all(word in line for word in words) for line in problems.splitlines()), (words, problems)
     assert 'remove' not in problems and 'delete' not in problems

@@ -300,7 +300,7 @@ def test_endings_are_those_of_training_and_prediction(tmp_path, caplog):
         image.save(tmp_path / f'images/train/{form}{ending}', form)
         Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / f'labels/train/{form}.png')
     (tmp_path / 'images/train/jpeg.jpe').unlink()
-    source = FolderSource(own_dataset(name='folder', classes='a', root=str(tmp_path)), tmp_path, 'train')
+    source = FolderSource(own_dataset(name='folder', classes='a,b', root=str(tmp_path)), tmp_path, 'train')
     assert len(source) == 5
     for index in range(5):
         assert source[index]['image'].shape == (*SIZE, 3)
