@@ -82,6 +82,15 @@ TIMM_STEM = [
 # ResNet-D: an average, which has no tensors, is the first part of a shortcut.
 AVERAGING = [(r'downsample_1', 'downsample.2'), (r'downsample_0', 'downsample.1')]
 TIMM_D, MMSEG_D = [*AVERAGING, *TIMM_STEM], [*AVERAGING, *MMSEG_STEM]
+TRANSFORMERS = [
+    (r'layer(\d)_(\d+)', lambda found: f'encoder.stages.{int(found[1]) - 1}.layers.{found[2]}'),
+    (r'^stem\.conv1', 'embedder.embedder.convolution'),
+    (r'^stem\.bn1', 'embedder.embedder.normalization'),
+    (r'conv(\d)$', lambda found: f'layer.{int(found[1]) - 1}.convolution'),
+    (r'bn(\d)$', lambda found: f'layer.{int(found[1]) - 1}.normalization'),
+    (r'downsample_0', 'shortcut.convolution'),
+    (r'downsample_1', 'shortcut.normalization'),
+]
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
 
 
@@ -106,6 +115,7 @@ def assert_same(ours, expected):
 
 
 DEEP = (2, 2, 4)
+SHORTCUT = 'encoder.stages.0.layers.0.shortcut.normalization.running_var'
 BACKBONES = {  # module, its keys, one of them, depth, stem, whether it is the authors'
     'torchvision': (ResNet(50, 4, (4,)), TORCHVISION, 'layer1.0.downsample.0.weight', 50, (4,), False),
     'torchvision_18': (ResNet(18, 4, (4,)), TORCHVISION, 'layer2.0.downsample.1.bias', 18, (4,), False),
@@ -115,6 +125,7 @@ BACKBONES = {  # module, its keys, one of them, depth, stem, whether it is the a
     'prefixed_deep_stem': (ResNet(101, 4, DEEP), PREFIXED_STEM, 'prefix.bn2.running_mean', 101, DEEP, True),
     'prefixed_plain_stem': (ResNet(50, 4, (4,)), PREFIXED_STEM, 'prefix.bn1.weight', 50, (4,), True),
     'mmseg_deep_stem': (ResNet(50, 4, DEEP), MMSEG_STEM, 'stem.7.bias', 50, DEEP, False),
+    'transformers': (ResNet(50, 4, (4,)), TRANSFORMERS, SHORTCUT, 50, (4,), False),
     'timm_deep_stem': (ResNet(50, 4, DEEP), TIMM_STEM, 'conv1.4.running_mean', 50, DEEP, False),
     'timm_d': (ResNet(50, 4, DEEP, avg_down=True), TIMM_D, 'layer1.0.downsample.2.bias', 50, DEEP, False),
     'timm_d_18': (ResNet(18, 4, DEEP, avg_down=True), TIMM_D, 'layer2.0.downsample.2.bias', 18, DEEP, False),

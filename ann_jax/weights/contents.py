@@ -49,11 +49,11 @@ def read_file(path: Path, prefer: str | None = None) -> File:
         raise DataError(f'{path}: no such file')
     content = read(path)
     if isinstance(content, Unread):
-        raise DataError(f'{path}: {module_cure(content.name)}')
+        raise DataError(f'{path}: {module_cure(content.name, str(path))}')
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError(f'{path}: holds a {type(content).__name__}, not a state dict of names and tensors')
     try:
-        found = find(content, prefer)
+        found = find(content, prefer, str(path))
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
     state = {}

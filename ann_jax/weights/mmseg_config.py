@@ -236,5 +236,5 @@ def write(
             **common,
             'loss_decode': loss | {'loss_weight': 0.4},
         }
-    text = f'model = {pprint.pformat(network, sort_dicts=False)}\n'
+    text = f"default_scope = 'mmseg'\nmodel = {pprint.pformat(network, sort_dicts=False)}\n"
     return f'crop_size = {tuple(crop)}\n{text}' if crop else text

@@ -20,6 +20,7 @@ PREFERENCES = (None, 'ema')
 _WRAPPING = r'(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
 # Names of moving averages of the weights, and of the networks that contrastive training averages.
 _AVERAGED = re.compile(r'(^|[._])(ema|k|key|momentum|teacher|target|averaged?|swa)([._]|$)')
+_SWAPPED = 'ema_state_dict'
 # Where a file has several networks of one kind, the first of these is taken.
 _USUAL = ('state_dict', 'model_state_dict', 'model')
 # Where else a network may be.
@@ -52,12 +53,13 @@ class _Candidate(NamedTuple):
         return ', '.join(where + [f'below {self.prefix!r}'] if self.prefix else where or ['the file itself'])
 
 
-def find(content: Mapping[str, Any], prefer: str | None = None) -> Found:
+def find(content: Mapping[str, Any], prefer: str | None = None, file: str = 'IN.pth') -> Found:
     """Finds the network in a checkpoint; of several, the one that was trained, or its moving average.
 
     Args:
         content: a dict with string keys.
         prefer: 'ema' for the moving average.
+        file: its name, for messages.
 
     Raises:
         DataError: there are several networks, a module instead of its tensors, two tensors of one name, or
@@ -65,9 +67,13 @@ def find(content: Mapping[str, Any], prefer: str | None = None) -> Found:
     """
     candidates = [each for wrapper, tree in _trees(content) for each in _candidates(wrapper, tree)]
     if not candidates:
-        return _unknown(content)
+        return _unknown(content, file)
     averaged = [each for each in candidates if each.averaged]
     plain = [each for each in candidates if not each.averaged]
+    notes = []
+    if any(each.wrapper == _SWAPPED and not each.averaged for each in candidates):
+        notes.append(f'state_dict is the moving average, as mmengine saves it, and {_SWAPPED} is without')
+        prefer = None
     if prefer == 'ema' and not averaged:
         raise DataError('prefer=ema: it holds no moving average of the weights')
     chosen = averaged if prefer == 'ema' or not plain else plain
@@ -78,7 +84,6 @@ def find(content: Mapping[str, Any], prefer: str | None = None) -> Found:
         raise DataError(
             f'holds several networks ({"; ".join(map(str, [taken, *rivals]))}): save the state dict of one'
         )
-    notes = []
     if others := [each for each in candidates if each is not taken]:
         average = ', a moving average' if taken.averaged else ''
         notes.append(f'taken: {taken}{average}; also there: {"; ".join(map(str, others))}')
@@ -99,25 +104,31 @@ def find(content: Mapping[str, Any], prefer: str | None = None) -> Found:
     return Found(below, outside, notes)
 
 
-def _unknown(content):
+def _unknown(content, file):
     """The tensors of a network that is not known, for a message about them."""
     for name in _WRAPPERS:
         if isinstance(content.get(name), Unread):
-            raise DataError(module_cure(content[name].name, f'[{name!r}]'))
+            raise DataError(module_cure(content[name].name, file, f'[{name!r}]'))
     names = [name for name in _WRAPPERS if isinstance(content.get(name), dict)]
     return Found(dict(content[names[0]] if names else content), [], [])
 
 
-def module_cure(name: str, index: str = '') -> str:
-    """The message for a pickled module, with the line of Python that takes its tensors out.
+def module_cure(name: str, file: str, index: str = '') -> str:
+    """The message for a pickled module or a TorchScript program, with the Python that takes its tensors out.
 
     Args:
         name: of its class.
+        file: that holds it.
         index: Python that follows the content of the file, to reach the module.
     """
+    script = name.startswith('__torch__')
+    read = f'torch.jit.load({file!r})' if script else f'torch.load({file!r}, weights_only=False){index}'
+    out = file.rpartition('.')[0] + '_state.pth'
+    what = 'a TorchScript program' if script else f'an object of {name}'
+    where = 'with torch' if script else 'where its code is installed, if you trust it'
     return (
-        f'holds an object of {name}, not a state dict of names and tensors: where it was created, run '
-        f"torch.save(torch.load('IN.pth', weights_only=False){index}.state_dict(), 'OUT.pth')"
+        f'holds {what}, not a state dict of names and tensors: {where}, run '
+        f'python -c "import torch; torch.save({read}.state_dict(), {out!r})"'
     )
 
 
@@ -145,7 +156,7 @@ def _candidates(wrapper, tree):
         key: state.pop(name) for key in list(state) if (name := f'ema_{key.replace(".", "_")}') in state
     }
     # mmengine saves the average as state_dict, and the weights that are trained in its place.
-    swapped = wrapper == 'ema_state_dict' and 'steps' in tree
+    swapped = wrapper == _SWAPPED and 'steps' in tree
     for prefix in _prefixes(state):
         averaged = bool(_AVERAGED.search(f'{wrapper}.{prefix}'.strip('.'))) and not swapped
         yield _Candidate(wrapper, prefix, state, wrapping, averaged)

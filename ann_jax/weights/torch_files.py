@@ -74,8 +74,14 @@ def _paddle(file):
 
 def _torch(file):
     budget = Budget(os.fstat(file.fileno()).st_size)
-    is_zip = file.read(4) == b'PK\x03\x04'
+    begin = file.read(512)
     file.seek(0)
+    is_zip = begin[:4] == b'PK\x03\x04'
+    if begin[257:262] == b'ustar':
+        raise DataError(
+            'is a tar archive. If an early torch wrote it, and you trust it, run python -c "import torch; '
+            f"torch.save(torch.load({file.name!r}, weights_only=False), 'state.pth')\"; otherwise unpack it"
+        )
     return _archive(file, budget) if is_zip else _legacy(file, budget)
 
 
@@ -158,7 +164,7 @@ def _kind(storage):
 def _rebuilders(budget, order):
     """The functions that torch's pickles call."""
 
-    def tensor(storage, offset, size, stride, *_):
+    def tensor(storage, offset, size, stride, _grad=None, _hooks=None, views=None, *_):
         if isinstance(storage, Unread):
             return Unread(f'torch._utils._rebuild_tensor of {storage.name}')
         if len(size) != len(stride) or not all(
@@ -171,7 +177,10 @@ def _rebuilders(budget, order):
         if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= len(storage):
             raise ValueError(f'a tensor of shape {size} reaches beyond its {len(storage)} numbers')
         strides = [step * storage.itemsize if n > 1 else 0 for n, step in zip(size, stride, strict=True)]
-        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+        array = np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+        # Views of torch whose numbers differ from those that are stored.
+        array = array.conj() if isinstance(views, dict) and views.get('conj') is True else array
+        return -array if isinstance(views, dict) and views.get('neg') is True else array
 
     def typed_tensor(storage, offset, size, stride, _grad, _hooks, dtype, *_):
         kind = dtype.name.removeprefix('torch.')
