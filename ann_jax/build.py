@@ -197,6 +197,7 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
         per_image=c.per_image,
         aux_weight=c.aux_weight,
         class_weights=tuple(c.class_weights) or None,
+        average=c.average,
     )
 
 

@@ -16,6 +16,7 @@ from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.inference.protocols import check_protocol
 from ann_jax.models.ann import VARIANTS
+from ann_jax.training.losses import AVERAGES
 from ann_jax.weights.folder import PARTS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, check_input
 
@@ -109,6 +110,7 @@ def defaults() -> ConfigDict:
                 'per_image': True,
                 'aux_weight': 0.4,
                 'class_weights': (),  # one per class; () for none
+                'average': 'valid',  # over pixels that count; or all, ignored ones too, as mmsegmentation
             },
             'optim': {
                 'learning_rate': 0.01,
@@ -284,6 +286,8 @@ def validate(config: ConfigDict) -> None:
     for key in ('train.not_finite', 'loader.bad_samples'):
         section, name = key.split('.')
         check(key, config[section][name], config[section][name] in ('stop', 'skip'), 'stop or skip')
+    average = config.loss.average
+    check('loss.average', average, average in AVERAGES, f'one of {", ".join(AVERAGES)}')
     parts = config.init.parts
     check('init.parts', parts, parts in PARTS, f'one of {", ".join(PARTS)}')
     share = config.dataset.val_share

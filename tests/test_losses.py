@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from reference import assert_close, golden, nchw, nhwc, normal, quick, torch_gradients
 
-from ann_jax.training.losses import cross_entropy, kth_smallest, ohem_cross_entropy, segmentation_loss
+from ann_jax.errors import ConfigError
+from ann_jax.parallel.arrays import split_batch
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import jit
+from ann_jax.training.losses import (
+    batch_totals,
+    cross_entropy,
+    kth_smallest,
+    ohem_cross_entropy,
+    segmentation_loss,
+    true_probability,
+)
 from ann_jax.typing import IGNORE
 
 
@@ -219,3 +230,60 @@ def test_cross_entropy_of_extreme_logits_is_finite():
     loss, gradient = jax.value_and_grad(lambda x: cross_entropy(x, labels).sum())(logits)
     assert_close(loss, 1e4)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(('ohem', 'per_image'), [(True, False), (False, True)])
+def test_an_average_over_all_pixels_is_that_of_mmsegmentation(ohem, per_image):
+    """Its losses per pixel, 0 where a pixel is ignored or not kept, summed and divided by their number."""
+    torch = pytest.importorskip('torch', reason='the reference is torch, which is not installed')
+    logits, labels, weights = random_case(3, 4, 9, 7)
+    auxiliary = normal(*logits.shape, seed=1)
+    labels[1] = IGNORE
+    target = torch.tensor(labels.astype(np.int64))
+    entropy = functools.partial(torch.nn.functional.cross_entropy, ignore_index=IGNORE, reduction='none')
+    losses = lambda x, **options: entropy(torch.tensor(nchw(x)), target, **options).double().numpy()
+    weighted = {'weight': torch.tensor(weights)}
+    main, valid = losses(logits, **weighted), labels != IGNORE
+    if ohem:
+        p = np.where(valid, np.exp(-losses(logits)), 2)
+        for row, rows in ((i, [i]) for i in range(4)) if per_image else ((slice(None), range(4)),):
+            good = np.sort(p[row][valid[row]])
+            if good.size:
+                main[rows] *= p[row] < max(0.3, good[min(20, good.size - 1)])
+    options = {'ohem': ohem, 'per_image': per_image, 'threshold': 0.3, 'min_kept': 20, 'average': 'all'}
+    options['class_weights'] = tuple(weights.tolist())
+    loss = segmentation_loss(logits, auxiliary, labels, **options)
+    assert_close(loss.main, main.sum() / labels.size)
+    assert_close(loss.auxiliary, losses(auxiliary, **weighted).sum() / labels.size)
+    # Rows below the images, as devices need them, are no pixels.
+    below = lambda x, fill: np.concatenate([x, np.full_like(x[:, :3], fill)], 1)
+    padded = segmentation_loss(
+        below(logits, 0), below(auxiliary, 0), below(labels, IGNORE), pixels=labels[0].size, **options
+    )
+    assert_close(padded.total, loss.total)
+
+
+def test_an_average_over_all_pixels_of_parts_and_on_eight_devices():
+    logits, labels, _ = random_case(5, 8, 9, 7)
+    labels[2] = IGNORE
+    options = {'threshold': 0.3, 'min_kept': 20, 'per_image': False, 'average': 'all'}
+    loss = functools.partial(segmentation_loss, **options)
+    whole = loss(logits, logits[::-1], labels)
+    halves = [(logits[part], logits[::-1][part], labels[part]) for part in (slice(4), slice(4, None))]
+    p = [true_probability(main, label) for main, _, label in halves]
+    totals = batch_totals([label for *_, label in halves], p, threshold=0.3, min_kept=20)
+    parts = [loss(*half, totals=totals) for half in halves]
+    assert_close(sum(part.total for part in parts), whole.total)
+    mesh = make_mesh()
+    assert mesh.shape['data'] == 8
+    split = jax.device_put((logits, logits[::-1], labels), split_batch(mesh))
+    assert_close(jit(loss, mesh)(*split).total, whole.total)
+
+
+def test_the_two_averages_differ_by_the_share_of_ignored_pixels():
+    logits, labels = normal(1, 20, 20, 5), np.zeros((1, 20, 20), np.uint8)
+    labels[:, :5] = IGNORE  # a quarter
+    total = lambda average: segmentation_loss(logits, None, labels, ohem=False, average=average).total
+    assert_close(total('all') / total('valid'), 0.75)
+    with pytest.raises(ConfigError, match="unknown loss.average 'al'; did you mean 'all'"):
+        total('al')

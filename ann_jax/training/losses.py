@@ -5,7 +5,7 @@ silent, formulas follow the authors' released code.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Float32, Int, Int32, Integer, Num, Shaped
 
+from ann_jax.errors import ConfigError, unknown
 from ann_jax.kernels import Array
 from ann_jax.typing import IGNORE
+
+AVERAGES = 'valid', 'all'
 
 
 class Loss(NamedTuple):
@@ -102,7 +105,7 @@ def cross_entropy(
     logits: Float[Array, 'R *pixels K'],
     labels: Integer[Array, 'R *pixels'],
     class_weights: Float[Array, ' K'] | None = None,
-    total_weight: Num[Array, ''] | None = None,
+    total_weight: Num[ArrayLike, ''] | None = None,
 ) -> Float[jax.Array, ' R']:
     """Weighted mean over the valid pixels of each row, divided by the sum of weights like torch.
 
@@ -110,14 +113,14 @@ def cross_entropy(
         logits: class scores.
         labels: below K, or IGNORE.
         class_weights: None for ones.
-        total_weight: divisor to use instead if the row is part of a larger one.
+        total_weight: divisor to use instead, such as that of a larger row, or the number of all pixels.
 
     Returns:
         Losses; 0 for a row without valid pixels.
     """
     log_p, safe, valid = _log_probability(logits, labels)
     weights = _pixel_weights(valid, safe, class_weights)
-    total = _row_sum(weights) if total_weight is None else total_weight
+    total = _row_sum(weights) if total_weight is None else jnp.asarray(total_weight)
     return _divide(-_row_sum(weights * log_p), total)
 
 
@@ -150,6 +153,7 @@ def ohem_cross_entropy(
     min_kept: Int[ArrayLike, ''] = 100_000,
     class_weights: Float[Array, ' K'] | None = None,
     totals: BatchTotals | None = None,
+    total_count: Num[ArrayLike, ''] | None = None,
 ) -> tuple[Float[jax.Array, ' R'], Int[Array, ' R']]:
     """Cross-entropy over the pixels of each row where the true class has a low probability.
 
@@ -163,6 +167,7 @@ def ohem_cross_entropy(
         min_kept: minimum number of pixels to keep, if there are that many.
         class_weights: None for ones.
         totals: limit and number of kept pixels of the larger row that this one is part of.
+        total_count: divisor to use instead of the number of kept pixels.
 
     Returns:
         Losses, 0 for a row without valid pixels, and numbers of kept pixels.
@@ -174,7 +179,9 @@ def ohem_cross_entropy(
     kept = valid & (p < _per_row(limit, p))
     weights = _pixel_weights(kept, safe, class_weights)
     count = _row_sum(kept)
-    return _divide(-_row_sum(weights * log_p), count if totals is None else totals.kept), count
+    if total_count is None:
+        total_count = count if totals is None else totals.kept
+    return _divide(-_row_sum(weights * log_p), jnp.asarray(total_count)), count
 
 
 def segmentation_loss(
@@ -188,7 +195,9 @@ def segmentation_loss(
     per_image: bool = True,
     aux_weight: float = 0.4,
     class_weights: Sequence[float] | Float[Array, ' K'] | None = None,
+    average: str = 'valid',
     totals: BatchTotals | None = None,
+    pixels: int | None = None,
 ) -> Loss:
     """Main loss plus `aux_weight` times the auxiliary cross-entropy (Eq. 18).
 
@@ -203,16 +212,28 @@ def segmentation_loss(
             authors' one image per device; otherwise one loss over the batch.
         aux_weight: lambda of Eq. 18.
         class_weights: one per class, for both losses, or None.
+        average: what the sums over pixels are divided by: 'valid', as the authors and torch do, by the number
+            of pixels that OHEM keeps and by the sum of the weights of valid pixels; 'all', as mmsegmentation
+            does, by the number of all pixels, ignored ones included.
         totals: totals of the batch if these images are a part of it; the losses of the parts then add up to
             that of the batch.
+        pixels: of an image, for average='all', if the labels also have rows below it; None for H * W.
+
+    Raises:
+        ConfigError: `average` is neither.
     """
+    if average not in AVERAGES:
+        raise ConfigError(unknown('loss.average', average, AVERAGES))
+    pixels = pixels or labels.shape[1] * labels.shape[2]
     if not per_image:
         main_logits, labels = main_logits[None], labels[None]
         aux_logits = None if aux_logits is None else aux_logits[None]
     by_class = None if class_weights is None else np.asarray(class_weights, np.float32)
 
     row = None if per_image else totals  # an image is a row of its own; a batch continues in the other parts
-    weight = row and row.weight
+    weight: Any = row and row.weight
+    if average == 'all':
+        weight = pixels if per_image else pixels * (totals.images if totals else labels.shape[1])
     valid = (labels != IGNORE).sum()
     if ohem:
         main, count = ohem_cross_entropy(
@@ -222,6 +243,7 @@ def segmentation_loss(
             min_kept=min_kept,
             class_weights=by_class,
             totals=row,
+            total_count=weight if average == 'all' else None,
         )
     else:
         main, count = cross_entropy(main_logits, labels, by_class, weight), valid

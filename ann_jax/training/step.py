@@ -1,5 +1,7 @@
 """A training step: jitted for a mesh, as a pure function, or as separate parts."""
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -128,6 +130,7 @@ def make_step_parts(
         tx: the optimizer.
         loss: maps main logits, auxiliary logits (None if the network has none) and labels, all of the image's
             size, to a `Loss` or a scalar; for parts of a batch, also takes `totals`, a `losses.BatchTotals`.
+            If it takes `pixels`, it gets the number of pixels of an image; labels may have rows below it.
         normalize: see `weights.inputs.normalizer`.
         seed: for dropout and random sampling; the step number is folded in, and for dropout the part's too.
         skip_not_finite: if the loss or the gradient is not finite, change only the step number, and set the
@@ -165,7 +168,10 @@ def make_step_parts(
     def forward_backward(state, batch, part=None, totals=None):
         def objective(params):
             main, auxiliary, labels, batch_stats = forward(params, state, batch, part)
-            losses = Loss.of(loss(main, auxiliary, labels, **({} if totals is None else {'totals': totals})))
+            more = {} if totals is None else {'totals': totals}
+            if 'pixels' in inspect.signature(loss).parameters:
+                more['pixels'] = math.prod(batch['label'].shape[1:])
+            losses = Loss.of(loss(main, auxiliary, labels, **more))
             valid = labels != IGNORE
             correct = (main.argmax(-1) == labels) & valid
             accuracy = correct.sum() / jnp.maximum(valid.sum() if totals is None else totals.valid, 1)
