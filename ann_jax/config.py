@@ -119,6 +119,9 @@ def defaults() -> ConfigDict:
                 'weight_decay': 1e-4,
                 'decay': 'all',
             },
+            'check': {
+                'strict': False,  # warnings of --mode=check also end it with exit status 1
+            },
             'predict': {
                 'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
                 'output': '',  # folder to write into; '' for predictions/ in the workdir

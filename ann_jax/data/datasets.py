@@ -11,10 +11,11 @@ import numpy as np
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.files import pair_files
 from ann_jax.data.images import PLAIN, decode_image, decode_values, encode_png, examine_jpeg, match
-from ann_jax.data.labels import decode_label, map_label
+from ann_jax.data.labels import Label, decode_label, map_label
 from ann_jax.data.levels import Reading
 from ann_jax.data.naming import without_ending
 from ann_jax.data.reading import read_file
+from ann_jax.data.survey import Look, look
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
 
@@ -74,21 +75,14 @@ class FolderSource:
         """
         return self.encoded(index)[0]
 
-    def examine(self, index: int) -> Sample:
-        """Reads one sample more slowly, and also refuses damaged files that still decode.
-
-        Raises:
-            DataError: as `__getitem__`, or see `examine_jpeg`.
-        """
-        return self._read(index, closely=True)[0]
-
     def encoded(self, index: int) -> tuple[Sample, bytes]:
         """Reads one sample, and its encoded image: the file as it is, or a PNG if there is no file.
 
         Raises:
             DataError: as `__getitem__`.
         """
-        return self._read(index)
+        seen = self.look(index, closely=False)
+        return seen.sample(), seen.data
 
     def values(self, index: int) -> np.ndarray:
         """Reads the image of one sample before its values are scaled: (H, W, N) of the file's own type.
@@ -106,19 +100,28 @@ class FolderSource:
             return read_file(path, 'image'), path
         return encode_png(image.raw()), image
 
-    def _read(self, index, closely=False):
-        name, image, label, number = self._samples[index]
+    def look(self, index: int, *, image: bool = True, closely: bool = True) -> Look:
+        """Reads one sample and tells how it is stored; see `survey.look`.
+
+        Raises:
+            DataError: as `__getitem__`, or see `examine_jpeg`.
+        """
+        name, image_file, label_file, number = self._samples[index]
         layout = self.dataset.layouts[number]
-        data, image = self._encoded_image(image)
+        data, where = self._encoded_image(image_file)
         if closely:
-            examine_jpeg(data, image)
-        if isinstance(label, str):
-            label = os.path.join(self._root, label)
-            classes = decode_label(read_file(label, 'label'), layout, label, self.dataset.name).classes
+            examine_jpeg(data, where)
+        if isinstance(label_file, str):
+            label_file = os.path.join(self._root, label_file)
+            label = decode_label(read_file(label_file, 'label'), layout, label_file, self.dataset.name)
         else:
-            classes = map_label(label.raw(), layout, label, self.dataset.name)
-        pixels = match(data, classes, image, label, self._reading)
-        return Sample(name=name, image=pixels, label=classes), data
+            label = Label(map_label(label_file.raw(), layout, label_file, self.dataset.name))
+        decoded = match(data, label.classes, where, label_file, self._reading) if image else None
+        return Look(name, label, decoded, data)
+
+    def image_files(self) -> list[str]:
+        """The image file of each sample, or its place in an archive."""
+        return [os.path.normpath(str(image)) for _, image, _, _ in self._samples]
 
 
 class Take:
@@ -126,6 +129,7 @@ class Take:
 
     def __init__(self, source: Source, count: int):
         self.dataset, self.problems = source.dataset, source.problems
+        self.split = getattr(source, 'split', '')
         self._source, self._count = source, count
 
     def __len__(self):
@@ -133,6 +137,14 @@ class Take:
 
     def __getitem__(self, index):
         return self._source[index]
+
+    def look(self, index, **options):
+        """Reads one sample; see `survey.look`."""
+        return look(self._source, index, **options)
+
+    def image_files(self):
+        """The image files, if the samples have any."""
+        return getattr(self._source, 'image_files', list)()[: self._count]
 
 
 def read_image(path: str | os.PathLike, reading: Reading = PLAIN) -> np.ndarray:

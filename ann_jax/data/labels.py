@@ -28,7 +28,7 @@ class Label(NamedTuple):
 
     classes: np.ndarray  # (H, W) uint8: class index, or IGNORE
     by_color: bool = False
-    palette: np.ndarray | None = None  # (256, 3) int64: colours of the values, -1 of those without pixels
+    palette: np.ndarray | None = None  # (256,) int32: 0xRRGGBB of the values; -1 of those without pixels
     lossy: str = ''  # the format, if it changes values
 
 
@@ -54,7 +54,8 @@ def decode_label(data: bytes, layout: Layout, where: object, name: str) -> Label
     classes, by_color = _map(raw, layout, where, name)
     palette = None
     if raw.palette is not None and not by_color:
-        palette = np.where(_used(raw.values)[:, None], raw.palette, -1)
+        used = np.bincount(raw.values.ravel(), minlength=256) > 0
+        palette = np.where(used, raw.palette @ _ONE, -1).astype(np.int32)
     return Label(classes, by_color, palette, raw.lossy)
 
 
@@ -130,10 +131,6 @@ def _deep(image, data):
 def _palette(image):
     colors = np.array(image.getpalette('RGB'), np.int64).reshape(-1, 3)
     return np.concatenate([colors, np.full((256 - len(colors), 3), -1)])
-
-
-def _used(values):
-    return np.bincount(values.ravel(), minlength=256) > 0
 
 
 def _decode_matlab(data, where, variable):

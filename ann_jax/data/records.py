@@ -21,6 +21,7 @@ from ann_jax.data.images import PLAIN, decode_values, encode_png, examine_jpeg, 
 from ann_jax.data.labels import decode_label
 from ann_jax.data.levels import Reading
 from ann_jax.data.reading import optional
+from ann_jax.data.survey import Look
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
 
@@ -88,15 +89,28 @@ class RecordSource:
         Raises:
             DataError: a record is damaged.
         """
-        return self._read(index)
+        return self.look(index, closely=False).sample()
 
-    def examine(self, index: int) -> Sample:
-        """Reads one sample more slowly, and also refuses damaged files that still decode.
+    def look(self, index: int, *, image: bool = True, closely: bool = True) -> Look:
+        """Reads one sample and tells how it is stored; see `survey.look`.
 
         Raises:
             DataError: as `__getitem__`, or see `examine_jpeg`.
         """
-        return self._read(index, closely=True)
+        record, part, where = self._record(index)
+        name, data, label = (record[key] for key in self._keys)
+        name = name.decode() if isinstance(name, bytes) else name
+        layout = self.dataset.layouts[0]
+        where = f'{where} ({name})'
+        found = decode_label(label or b'', layout, where, self.dataset.name)
+        if closely:
+            examine_jpeg(data, where)
+        return Look(
+            f'{part}/{name}' if len(self._parts) > 1 else name,
+            found,
+            match(data, found.classes, where, 'in it', self._reading) if image else None,
+            data,
+        )
 
     def values(self, index: int) -> np.ndarray:
         """Reads the image of one sample before its values are scaled: (H, W, N) of the file's own type.
@@ -120,21 +134,6 @@ class RecordSource:
         except Exception as e:  # damaged files can make the reader raise anything
             raise DataError(f'cannot read {where}: {e}; copy or write the records again') from e
         return record, part, where
-
-    def _read(self, index, closely=False):
-        record, part, where = self._record(index)
-        name, image, label = (record[key] for key in self._keys)
-        name = name.decode() if isinstance(name, bytes) else name
-        layout = self.dataset.layouts[0]
-        where = f'{where} ({name})'
-        classes = decode_label(label or b'', layout, where, self.dataset.name).classes
-        if closely:
-            examine_jpeg(image, where)
-        return Sample(
-            name=f'{part}/{name}' if len(self._parts) > 1 else name,
-            image=match(image, classes, where, 'in it', self._reading),
-            label=classes,
-        )
 
 
 def own_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""--mode=check: reads every sample of a dataset and lists those that cannot be used."""
+"""--mode=check: reads every sample; tells what cannot be used, and what would be learned wrong."""
 
 import functools
 import os
@@ -7,20 +7,22 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import build
+from ann_jax.data import findings as judge
 from ann_jax.data.survey import survey
 
 
 def check(config: ConfigDict) -> int:
-    """Prints every bad file of the training and evaluation splits, image sizes and class frequencies.
+    """Prints every bad file of the training and evaluation splits, image sizes, class frequencies, warnings.
 
     Returns:
-        Exit status: 0 if every sample can be used, else 1.
+        Exit status: 0 if every sample can be used, else 1; with `check.strict`, 1 also if there are warnings.
 
     Raises:
         DataError: a folder of the dataset is missing, so that there is nothing to check.
     """
-    bad = 0
-    for split in dict.fromkeys((config.dataset.train_split, config.dataset.eval_split)):
+    bad, told, surveys = 0, [], []
+    c = config.dataset
+    for split in dict.fromkeys((c.train_split, c.eval_split)):
         source = build.source(config, split, strict=False)
         threads = max(config.loader.threads, os.cpu_count() or 1)
         # A stream of its own, because stderr itself is captured meanwhile: see `examine_jpeg`.
@@ -31,8 +33,21 @@ def check(config: ConfigDict) -> int:
             print(error)
         print('\n'.join(_describe(split, source.dataset, len(source), found)))
         bad += len(found.errors)
-    print(f'{bad} problems: fix them before training' if bad else 'usable: no problems')
-    return 1 if bad else 0
+        told += judge.findings(split, source.dataset, found, train=split == c.train_split)
+        told += judge.repeats(split, judge.same_contents(found))
+        surveys.append(found)
+    if len(surveys) == 2:
+        told += judge.shared((c.train_split, c.eval_split), judge.contents_in_both(*surveys))
+    for finding in told:
+        print(f'{"error" if finding.fatal else "warning"}: {finding.text}')
+    bad += sum(finding.fatal for finding in told)
+    kinds = [finding.kind for finding in told if not finding.fatal]
+    warnings = f'{len(kinds)} warnings: {", ".join(dict.fromkeys(kinds))}'
+    if bad:
+        print(f'{bad} problems: fix them before training' + (f'; {warnings}' if kinds else ''))
+    else:
+        print(f'usable, with {warnings}' if kinds else 'usable: no problems')
+    return 1 if bad or kinds and config.check.strict else 0
 
 
 def _describe(split, dataset, count, found):

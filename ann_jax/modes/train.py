@@ -23,6 +23,7 @@ from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
+from ann_jax.modes.first_look import first_look
 from ann_jax.modes.resume import first_state, keep_settings
 from ann_jax.parallel.arrays import put_batch, put_flag, replicated
 from ann_jax.parallel.mesh import check_batch_size
@@ -70,7 +71,7 @@ def train(
         writer: gets curves, pictures and texts in place of TensorBoard's event files; it is not closed.
 
     Raises:
-        DataError: the dataset cannot be used, or no checkpoint is intact.
+        DataError: the dataset cannot be used, its labels cannot be learned, or no checkpoint is intact.
         ConfigError: a setting does not suit the devices, the dataset or the run in the working directory, or
             another run is using that directory.
         SaveError: a file of the run cannot be written.
@@ -106,6 +107,7 @@ def train(
             _print(f'{workdir} is at step {newest} of {steps}: --mode=evaluate evaluates its best checkpoint')
             return
         _log_start(mesh)
+        first_look(config, source, eval_source)
         make_model = lambda: build.model(config, dataset.num_classes, backbone)
         own_backbone = '' if backbone is None else type(backbone).__name__
         state, first = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)

@@ -60,8 +60,8 @@ BEFORE: dict[str, Any] = {
     # after 9140866: shortcuts projected at their stride, and both 3x3 convolutions were dilated
     'model.avg_down': False,
     'model.dilate_second_conv': True,
-    # after eb4be86: images were RGB, of 16 bits the upper 8, and of several pages the first; losses were averaged
-    # over the pixels that count
+    # after eb4be86: images were RGB, of 16 bits the upper 8, and of several pages the first;
+    # losses were averaged over the pixels that count
     'dataset.reduce_zero_label': False,
     'dataset.image_ending': '',
     'dataset.val_share': 0.0,
@@ -70,6 +70,7 @@ BEFORE: dict[str, Any] = {
     'dataset.page': 1,
     'dataset.max_pixels': 1_000_000_000,
     'loss.average': 'valid',
+    'check.strict': False,
 }
 
 # Old name -> current name.
