@@ -186,6 +186,8 @@ def test_palettes_that_differ(tmp_path, caplog, capsys):
         pictures.append(picture)
     config = settings(folder(tmp_path, pictures))
     both_tell(config, caplog, capsys, 'value 0', 'train0', 'train1', 'class file')
+    other = settings(folder(tmp_path / 'other', pictures[:1], pictures[1:]))
+    both_tell(other, caplog, capsys, 'value 0', 'train/train0', 'val/val0')
     (tmp_path / 'names.txt').write_text('sky 70 130 180\nroad 128 64 128\ncar 0 0 142\n')
     config.dataset.classes = 'names.txt'
     assert told(config, caplog, capsys)[0] == ''
@@ -275,6 +277,23 @@ def test_sources_of_the_user_are_sampled(caplog):
     assert len(ours.read) == 16
     with pytest.raises(DataError, match='eval: every pixel of the 100 labels is ignored'):
         first_look(config, Own(0, 1), Own(IGNORE))
+
+
+def test_labels_of_the_user_that_are_no_classes():
+    with pytest.raises(DataError, match='has the label 7'):
+        first_look(defaults(), Own(0, 7), Own(0, 1))
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_an_error_of_one_process_ends_all(first, monkeypatch):
+    """Process 0 alone looks; the others hear what it decides."""
+    agreed = []
+    monkeypatch.setattr('ann_jax.modes.first_look.is_main', lambda: first)
+    monkeypatch.setattr('ann_jax.modes.first_look.all_agree', lambda good: agreed.append(good))
+    source = Own(IGNORE)
+    with pytest.raises(DataError, match='every pixel' if first else 'process 0'):
+        first_look(defaults(), source, Own(0, 1))
+    assert agreed == [not first] and bool(source.read) == first
 
 
 def test_a_part_of_the_evaluation_split(tmp_path, caplog):

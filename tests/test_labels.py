@@ -154,7 +154,14 @@ def test_palettes_in_any_order_mean_their_colours(painted):
 
 def test_colours_of_the_palette_that_no_class_has(painted):
     data = encoded(with_palette(RAW, [SKY, ROAD, (0, 0, 140)]))
-    refuse(data, 'rgb(0, 0, 140)', 'nearest rgb(0, 0, 142)', "'road 0 0 140'", 'without colours', **painted)
+    refuse(
+        data,
+        'rgb(0, 0, 140)',
+        'nearest car rgb(0, 0, 142)',
+        "'other 0 0 140'",
+        'label_map=0-2:0-2,255:ignore',
+        **painted,
+    )
 
 
 def test_grey_is_a_colour_only_where_it_fits_the_class_colours(tmp_path, painted):
@@ -171,8 +178,11 @@ def test_grey_is_a_colour_only_where_it_fits_the_class_colours(tmp_path, painted
 def test_colours_that_no_class_has(painted):
     mixed = PAINTED.copy()
     mixed[0, :2] = (127, 64, 128)
-    message = refuse(encoded(mixed), 'rgb(127, 64, 128) (2 pixels), nearest rgb(128, 64, 128)', **painted)
+    message = refuse(
+        encoded(mixed), 'rgb(127, 64, 128) (2 pixels), nearest road rgb(128, 64, 128)', **painted
+    )
     assert 'JPEG' not in message
+    refuse(encoded(PAINTED[..., ::-1]), 'red and blue are swapped', **painted)
     smooth = np.array(Image.fromarray(PAINTED).resize((60, 40), Image.Resampling.BILINEAR))
     refuse(encoded(smooth), 'JPEG', 'interpolation', 'more', **painted)
     refuse(encoded(PAINTED), 'class file', 'dataset.classes=names.txt', "'road ")

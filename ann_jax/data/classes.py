@@ -25,7 +25,7 @@ class Own(NamedTuple):
 
     label_map: str = ''  # the setting; '' if values are class indices
     coarse: bool = False  # it maps ranges, so that small changes of a value do not matter
-    listed: frozenset[tuple[int, int, int]] = frozenset()  # colours that have a line in the class file
+    listed: Mapping[tuple[int, int, int], str] = {}  # names of classes by their colours
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ class Dataset:
 
     def __post_init__(self):
         if not 0 < len(self.classes) == len(self.colors) <= INVALID:
-            raise ValueError(f'{self.name}: {len(self.classes)} classes, {len(self.colors)} colours')
+            raise ValueError(
+                f'{self.name}: {len(self.classes)} classes, of at most {INVALID}; {len(self.colors)} colours'
+            )
         if self.label_map is None:
             identity = {**{i: i for i in range(self.num_classes)}, IGNORE: IGNORE}
             object.__setattr__(self, 'label_map', identity)

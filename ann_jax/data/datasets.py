@@ -14,7 +14,7 @@ from ann_jax.data.images import PLAIN, decode_image, decode_values, encode_png, 
 from ann_jax.data.labels import Label, decode_label, map_label
 from ann_jax.data.levels import Reading
 from ann_jax.data.naming import without_ending
-from ann_jax.data.reading import read_file
+from ann_jax.data.reading import check_png, read_file
 from ann_jax.data.survey import Look, look
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
@@ -104,13 +104,14 @@ class FolderSource:
         """Reads one sample and tells how it is stored; see `survey.look`.
 
         Raises:
-            DataError: as `__getitem__`, or see `examine_jpeg`.
+            DataError: as `__getitem__`, or see `examine_jpeg` and `check_png`.
         """
         name, image_file, label_file, number = self._samples[index]
         layout = self.dataset.layouts[number]
         data, where = self._encoded_image(image_file)
         if closely:
             examine_jpeg(data, where)
+            check_png(data, where, 'image')
         if isinstance(label_file, str):
             label_file = os.path.join(self._root, label_file)
             label = decode_label(read_file(label_file, 'label'), layout, label_file, self.dataset.name)
@@ -121,7 +122,8 @@ class FolderSource:
 
     def image_files(self) -> list[str]:
         """The image file of each sample, or its place in an archive."""
-        return [os.path.normpath(str(image)) for _, image, _, _ in self._samples]
+        path = lambda image: os.path.normpath(os.path.join(self._root, image))
+        return [path(image) if isinstance(image, str) else str(image) for _, image, _, _ in self._samples]
 
 
 class Take:

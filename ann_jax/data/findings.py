@@ -71,13 +71,8 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
             'mostly ignored',
             f'{100 * ignored / (ignored + labelled):.0f} % of the pixels of {labels} are ignored{cure}',
         )
-    if found.palettes:
-        one, other, value = found.palettes
-        add(
-            'palettes differ',
-            f'value {value} has one colour in the label of {one} and another in that of {other}, but counts '
-            f'as one class: if the colours are right, give them in a class file, so that they count',
-        )
+    if found.clash:
+        add(*_palettes_differ(*found.clash))
     if found.lossy:
         add(
             'JPEG labels',
@@ -127,10 +122,27 @@ def shared(splits: Sequence[str], names: Sequence[tuple[str, str]]) -> list[Find
         return []
     train, other = splits
     text = (
-        f'{len(names)} images are in {train} and in {other}, such as {_pair(*names[0])}: scores '
-        f'would be too good; remove them from one of the two'
+        f'{len(names)} images are in {train} and in {other}, such as {_pair(*names[0])}: scores would be too '
+        f'good; remove them from one of the two'
     )
     return [Finding(f'images in {train} and in {other}', text)]
+
+
+def other_palettes(splits: Sequence[str], one: Survey, other: Survey) -> list[Finding]:
+    """Judges two splits whose palettes differ."""
+    for value, (color, name) in one.palette.items():
+        theirs, user = other.palette.get(value, (color, ''))
+        if theirs != color and not one.clash and not other.clash:
+            kind, text = _palettes_differ(value, f'{splits[0]}/{name}', f'{splits[1]}/{user}')
+            return [Finding(kind, f'{" and ".join(splits)}: {text}')]
+    return []
+
+
+def _palettes_differ(value, one, other):
+    return 'palettes differ', (
+        f'value {value} has one colour in the label of {one} and another in that of {other}, but counts as '
+        f'one class: if the colours are right, give them in a class file, so that they count'
+    )
 
 
 def same_contents(found: Survey) -> list[list[str]]:

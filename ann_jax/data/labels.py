@@ -4,6 +4,7 @@ Labels that cannot be used raise a `DataError` that names the file.
 """
 
 import io
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import cv2
@@ -28,7 +29,7 @@ class Label(NamedTuple):
 
     classes: np.ndarray  # (H, W) uint8: class index, or IGNORE
     by_color: bool = False
-    palette: np.ndarray | None = None  # (256,) int32: 0xRRGGBB of the values; -1 of those without pixels
+    palette: Mapping[int, int] = {}  # value -> 0xRRGGBB, of those in the label, if values count
     lossy: str = ''  # the format, if it changes values
 
 
@@ -52,10 +53,10 @@ def decode_label(data: bytes, layout: Layout, where: object, name: str) -> Label
             f'from this file but from what it was made of{cure if layout.own else ""}'
         )
     classes, by_color = _map(raw, layout, where, name)
-    palette = None
+    palette = {}
     if raw.palette is not None and not by_color:
-        used = np.bincount(raw.values.ravel(), minlength=256) > 0
-        palette = np.where(used, raw.palette @ _ONE, -1).astype(np.int32)
+        used = np.flatnonzero(np.bincount(raw.values.ravel(), minlength=256))
+        palette = dict(zip(used.tolist(), (raw.palette[used] @ _ONE).tolist(), strict=True))
     return Label(classes, by_color, palette, raw.lossy)
 
 
@@ -74,8 +75,7 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> Raw:
     """
     if variable:
         return Raw(_decode_matlab(data, where, variable))
-    if data.startswith(PNG):
-        check_png(data, where, 'label')  # Pillow decodes damaged ones, some to values of classes
+    check_png(data, where, 'label')  # Pillow decodes damaged ones, some to values of classes
     # Not OpenCV: it turns the indices of a palette PNG into colours.
     with open_picture(data, where, 'label') as image:
         pages = getattr(image, 'n_frames', 1)
@@ -183,7 +183,7 @@ def _map(raw, layout, where, name):
     values, palette = raw.values, raw.palette
     if values.ndim == 3:
         if layout.color_map:
-            classes = _by_codes(values @ _ONE, layout.color_map)
+            classes = _by_color(values, layout.color_map)
             if not (classes == INVALID).any():
                 return classes, True
         # In the user's own labels, grey that is no colour of a class is a value, saved as RGB.
@@ -195,12 +195,12 @@ def _map(raw, layout, where, name):
         values = values[..., 1]
     elif layout.color_map and layout.own and not layout.own.label_map:
         if palette is not None:
-            classes = _by_codes(palette @ _ONE, layout.color_map)[values]
+            classes = _by_color(palette, layout.color_map)[values]
             if (classes == INVALID).any():
                 raise unknown.colors(palette[values[classes == INVALID]], layout, where, name, palette=True)
             return classes, True
         if values.dtype == np.uint8 and all(len(set(color)) == 1 for color in layout.own.listed):
-            classes = _by_codes(_GREYS @ _ONE, layout.color_map)[values]
+            classes = _by_color(_GREYS, layout.color_map)[values]
             if not (classes == INVALID).any():
                 return classes, True
     lut = layout.lut
@@ -216,13 +216,19 @@ def _map(raw, layout, where, name):
 
 _CHROMA = 16  # differences between the channels of grey in formats that change values
 _ONE = np.array([1 << 16, 1 << 8, 1])  # makes one number of a colour
+_PIXELS = 1 << 20  # at a time: a colour as one number takes many bytes
 _GREYS = np.repeat(np.arange(256)[:, None], 3, 1)
 
 
-def _by_codes(codes, color_map):
-    """Class indices of colours, each as one number; INVALID of others."""
+def _by_color(colors, color_map):
+    """Class indices (...) of colours (..., 3); INVALID of others."""
     known = np.array(list(color_map)) @ _ONE
     order = np.argsort(known)
-    place = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
-    targets = np.array(list(color_map.values()), np.uint8)[order]
-    return np.where(known[order][place] == codes, targets[place], np.uint8(INVALID))
+    known, targets = known[order], np.array(list(color_map.values()), np.uint8)[order]
+    classes = np.empty(colors.shape[:-1], np.uint8)
+    rows = max(_PIXELS // max(classes[0].size, 1), 1) if len(classes) else 1
+    for start in range(0, len(classes), rows):
+        codes = colors[start : start + rows] @ _ONE
+        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        classes[start : start + rows] = np.where(known[place] == codes, targets[place], np.uint8(INVALID))
+    return classes

@@ -93,7 +93,7 @@ def own_dataset(
         label_map=known and known.values,
         others=known and known.others,
         color_map=color_map,
-        own=Own(label_map.strip(), bool(known and known.coarse), frozenset(colors)),
+        own=Own(label_map.strip(), bool(known and known.coarse), dict(zip(colors, names, strict=False))),
     )
     return Dataset(
         name=name,

@@ -20,7 +20,7 @@ from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.images import PLAIN, decode_values, encode_png, examine_jpeg, match
 from ann_jax.data.labels import decode_label
 from ann_jax.data.levels import Reading
-from ann_jax.data.reading import optional
+from ann_jax.data.reading import check_png, optional
 from ann_jax.data.survey import Look
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
@@ -95,7 +95,7 @@ class RecordSource:
         """Reads one sample and tells how it is stored; see `survey.look`.
 
         Raises:
-            DataError: as `__getitem__`, or see `examine_jpeg`.
+            DataError: as `__getitem__`, or see `examine_jpeg` and `check_png`.
         """
         record, part, where = self._record(index)
         name, data, label = (record[key] for key in self._keys)
@@ -105,6 +105,7 @@ class RecordSource:
         found = decode_label(label or b'', layout, where, self.dataset.name)
         if closely:
             examine_jpeg(data, where)
+            check_png(data, where, 'image')
         return Look(
             f'{part}/{name}' if len(self._parts) > 1 else name,
             found,

@@ -4,10 +4,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from ann_jax.data.classes import check_labels
 from ann_jax.data.labels import Label
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Sample, Source
@@ -29,22 +31,26 @@ class Look(NamedTuple):
         return Sample(name=self.name, image=self.image, label=self.label.classes)
 
 
-class Survey(NamedTuple):
+@dataclass
+class Survey:
     """Errors and statistics of a source; samples with errors are not counted."""
 
     errors: list[str]
     total: int  # samples in the source, of which some may not have been read
     pixels: np.ndarray  # (K + 1,) int64: pixels per class, and last the ignored ones
     images: np.ndarray  # (K + 1,) int64: images that contain the class
-    sizes: Counter[tuple[int, int]]  # (height, width) -> images
-    blank: list[str]  # names of samples of which no pixel has a class
-    decoded: int  # images
-    flat: list[tuple[str, int, int]]  # names of images that use few levels, and the lowest and highest
-    contents: dict[bytes, list[str]]  # hash of an image -> names of samples
-    painted: int  # labels whose colours count
-    black: int  # pixels ignored in these
-    lossy: list[str]  # names of samples whose label has a format that changes values
-    palettes: tuple[str, str, int] | None  # two samples whose palettes differ, and for which value
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (height, width) -> images
+    blank: list[str] = field(default_factory=list)  # names of samples of which no pixel has a class
+    decoded: int = 0  # images
+    flat: list[tuple[str, int, int]] = field(default_factory=list)  # samples of few levels: lowest, highest
+    contents: dict[bytes, list[str]] = field(default_factory=dict)  # hash of an image -> names of samples
+    painted: int = 0  # labels whose colours count
+    black: int = 0  # pixels ignored in these
+    lossy: list[str] = field(default_factory=list)  # samples whose label has a format that changes values
+    palette: dict[int, tuple[int, str]] = field(
+        default_factory=dict
+    )  # value -> 0xRRGGBB, and a sample with it
+    clash: tuple[int, str, str] | None = None  # a value, and two samples in whose palettes its colour differs
 
     @property
     def read(self) -> int:
@@ -68,6 +74,7 @@ def look(source: Source, index: int, *, image: bool = True, closely: bool = True
     if own:
         return own(index, image=image, closely=closely)
     sample = source[index]
+    check_labels(sample['label'], source.dataset.num_classes)
     return Look(sample['name'], Label(sample['label']), sample['image'])
 
 
@@ -89,84 +96,55 @@ def survey(
         decode: the samples whose image is decoded too; None: all, and these are examined closely.
     """
     classes = source.dataset.num_classes
-    pixels, images = np.zeros((2, classes + 1), np.int64)
-    found = Survey(
-        list(getattr(source, 'problems', ())),
-        len(source),
-        pixels,
-        images,
-        Counter(),
-        [],
-        0,
-        [],
-        {},
-        0,
-        0,
-        [],
-        None,
-    )
-    decoded = painted = black = 0
-    palette = np.full(256, -1)
-    users = np.zeros(256, object)  # the sample in which a value got its colour
+    problems = list(getattr(source, 'problems', ()))
+    found = Survey(problems, len(source), *np.zeros((2, classes + 1), np.int64))
     pool = ThreadPoolExecutor(num_threads)
     try:
         indices = range(len(source)) if indices is None else indices
         for future in progress([pool.submit(_count, source, i, classes, decode) for i in indices]):
             try:
-                seen = future.result()
+                _add(found, *future.result())
             except DataError as e:
                 found.errors.append(str(e))
-                continue
-            found.sizes[seen.size] += 1
-            pixels += seen.counts
-            images += seen.counts > 0
-            if not seen.counts[:-1].any():
-                found.blank.append(seen.name)
-            if seen.levels:
-                decoded += 1
-                if seen.levels[1] - seen.levels[0] < FEW_LEVELS:
-                    found.flat.append((seen.name, *seen.levels))
-            found.contents.setdefault(seen.content, []).append(seen.name)
-            if seen.lossy:
-                found.lossy.append(seen.name)
-            if seen.by_color:
-                painted, black = painted + 1, black + seen.counts[-1]
-            if seen.palette is not None:
-                both = (palette >= 0) & (seen.palette >= 0)
-                clash = both & (palette != seen.palette)
-                if clash.any() and not found.palettes:
-                    value = int(clash.argmax())
-                    found = found._replace(palettes=(users[value], seen.name, value))
-                new = (palette < 0) & (seen.palette >= 0)
-                palette[new], users[new] = seen.palette[new], seen.name
     finally:
         pool.shutdown(cancel_futures=True)
-    return found._replace(decoded=decoded, painted=painted, black=int(black))
-
-
-class _Seen(NamedTuple):
-    """What is kept of a sample."""
-
-    name: str
-    size: tuple[int, int]
-    counts: np.ndarray  # (K + 1,) int64
-    levels: tuple[int, int] | None  # the lowest and the highest, if the image was decoded
-    content: bytes
-    by_color: bool
-    palette: np.ndarray | None
-    lossy: str
+    return found
 
 
 def _count(source, index, classes, decode):
+    """Reads a sample: what is counted of it, and the sample without its arrays."""
     seen = look(source, index, image=decode is None or index in decode, closely=decode is None)
-    label, image = seen.label, seen.image
-    counts = np.bincount(label.classes.ravel(), minlength=256)
+    label, image = seen.label.classes, seen.image
+    counts = np.bincount(label.ravel(), minlength=256)
+    levels = None if image is None else (int(image.min(initial=255)), int(image.max(initial=0)))
     content = seen.data or (b'' if image is None else image.tobytes())
-    return _Seen(
-        seen.name,
-        label.classes.shape,
+    return (
+        seen._replace(label=seen.label._replace(classes=np.empty(0)), image=None, data=b''),
+        label.shape,
         np.append(counts[:classes], counts[IGNORE]),
-        None if image is None else (int(image.min(initial=255)), int(image.max(initial=0))),
+        levels,
         hashlib.sha1(content, usedforsecurity=False).digest(),
-        *label[1:],
     )
+
+
+def _add(found, seen, size, counts, levels, content):
+    name, label = seen.name, seen.label
+    found.sizes[size] += 1
+    found.pixels += counts
+    found.images += counts > 0
+    if not counts[:-1].any():
+        found.blank.append(name)
+    if levels:
+        found.decoded += 1
+        if levels[1] - levels[0] < FEW_LEVELS:
+            found.flat.append((name, *levels))
+    found.contents.setdefault(content, []).append(name)
+    if label.lossy:
+        found.lossy.append(name)
+    if label.by_color:
+        found.painted += 1
+        found.black += int(counts[-1])
+    for value, color in label.palette.items():
+        first, user = found.palette.setdefault(value, (color, name))
+        if first != color and not found.clash:
+            found.clash = value, user, name

@@ -27,7 +27,7 @@ def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataErr
             f'dataset that has them. Known: {known}'
         )
     given, listed = layout.own.label_map, found.tolist()
-    first = given or maps.write(layout.label_map or {})
+    first = given or _map_of(layout)
     last = max((c for c in layout.lut.tolist() if c < INVALID), default=0)
     more = ''
     if not given and listed == [last + 1]:
@@ -49,23 +49,29 @@ def colors(raw: np.ndarray, layout: Layout, where: object, name: str, *, palette
     """The error for colours (N, 3) that mean nothing, in the pixels or the palette of a label."""
     found, pixels = np.unique(raw, axis=0, return_counts=True)
     order = np.argsort(-pixels, kind='stable')
+    found, pixels = found[order].astype(int), pixels[order]
     known = np.array(list(layout.color_map or {}))
-    nearest = [known[np.abs(known - color).sum(1).argmin()] for color in found[order[:_SHOWN]].astype(int)]
-    near = [f', nearest {_rgb(color)}' for color in nearest]
-    shown = _counted([_rgb(color) for color in found[order]], pixels[order], near)
+    names = layout.own.listed if layout.own else {}
+    near = []
+    for color in found[:_SHOWN]:
+        nearest = known[np.abs(known - color).sum(1).argmin()]
+        near.append(', nearest ' + f'{names.get(tuple(nearest.tolist()), "")} {_rgb(nearest)}'.strip())
+    shown = _counted([_rgb(color) for color in found], pixels, near)
     if not layout.own:
         return DataError(
             f'label {where} holds values that are not {name} labels: {shown}; relabel them, or choose the '
             f'dataset that has them. Known: the {len(known)} colours of the classes'
         )
-    values = (
-        '; if not the colours but the values of the palette count, name the classes without colours'
-        if palette
-        else ''
-    )
+    cure = 'repaint them, or give each a class and a line of its own in the class file, such as '
+    cure += f"'other {' '.join(map(str, found[0].clip(0)))}'"
+    if len(found) <= len(known) and (found[:, None, ::-1] == known).all(-1).any(1).all():
+        cure = (
+            'red and blue are swapped, as when OpenCV writes RGB: swap them in the labels or the class file'
+        )
+    if palette:
+        cure += f'; if not colours but values count, set --config.dataset.label_map={_map_of(layout)}'
     return DataError(
-        f'label {where} holds colours without a class: {shown}; give each a line in the class file, such as '
-        f"'road {' '.join(map(str, found[order[0]]))}'{values}{_EDGES if len(found) > _MANY else ''}"
+        f'label {where} holds colours without a class: {shown}; {cure}{_EDGES if len(found) > _MANY else ""}'
     )
 
 
@@ -83,6 +89,10 @@ def colors_without_classes(raw: np.ndarray, layout: Layout, where: object, name:
         f"a class file, a line like 'road {' '.join(map(str, example))}' for each class, and name it with "
         f'--config.dataset.classes=names.txt'
     )
+
+
+def _map_of(layout):
+    return maps.write(layout.label_map or {})
 
 
 def _rgb(color):

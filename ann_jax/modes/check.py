@@ -37,7 +37,9 @@ def check(config: ConfigDict) -> int:
         told += judge.repeats(split, judge.same_contents(found))
         surveys.append(found)
     if len(surveys) == 2:
-        told += judge.shared((c.train_split, c.eval_split), judge.contents_in_both(*surveys))
+        splits = c.train_split, c.eval_split
+        told += judge.shared(splits, judge.contents_in_both(*surveys))
+        told += judge.other_palettes(splits, *surveys)
     for finding in told:
         print(f'{"error" if finding.fatal else "warning"}: {finding.text}')
     bad += sum(finding.fatal for finding in told)

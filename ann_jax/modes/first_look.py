@@ -58,6 +58,7 @@ def _look(config, source, eval_source):
         paths = sorted(set(_files(source)) & set(_files(eval_source)))
         both = [(path, path) for path in paths] or judge.contents_in_both(*surveys)
         told += judge.shared(list(splits), both)
+        told += judge.other_palettes(list(splits), *surveys)
     for finding in told:
         if not finding.fatal:
             logger.warning('%s', finding.text)
