@@ -44,7 +44,8 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
     values_are_classes = own and not own.label_map and not found.painted
     if len(dataset.classes) == 1:
         add('one class', f'{dataset.classes[0]} is the only class: name the background too')
-    if values_are_classes and found.pixels[0] == labelled and ignored:
+    masks = values_are_classes and found.pixels[0] == labelled and ignored
+    if masks:
         add(
             'masks of 0 and 255',
             f'{labels} hold only 0 and 255, and 255 is ignored, so no pixel is {_list(dataset.classes[1:])}: '
@@ -65,7 +66,7 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
             f'they are black, which has no line in the class file: if it is a class, add one, such as '
             f"'background 0 0 0'",
         )
-    if ignored > labelled:
+    if ignored > labelled and not masks:
         cure = ': give their values a class with --config.dataset.label_map' if own else ''
         add(
             'mostly ignored',

@@ -10,10 +10,7 @@ from ann_jax.errors import DataError
 
 _SHOWN = 8
 _MANY = 16  # values or colours; more than that come from smooth edges, not from classes
-_EDGES = (
-    '. So many come from JPEG, from smooth edges or from resizing with interpolation: save labels without '
-    'these, as PNG'
-)
+_EDGES = 'so many come from JPEG, smooth edges or interpolation: save labels without these, as PNG'
 
 
 def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataError:
@@ -29,20 +26,17 @@ def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataErr
     given, listed = layout.own.label_map, found.tolist()
     first = given or _map_of(layout)
     last = max((c for c in layout.lut.tolist() if c < INVALID), default=0)
-    more = ''
-    if not given and listed == [last + 1]:
-        more = ' (or, if 1 is the first class, --config.dataset.reduce_zero_label=True)'
-    elif len(listed) > _MANY:
-        more = f'{_EDGES}, or give ranges such as label_map=0-127:0,128-255:1'
     if len(listed) > _SHOWN or min(listed) < 0 or max(listed) >= maps.MOST_VALUES:
         text = f'{first},others:ignore'
     else:
         text = ','.join([first, *(f'{value}:ignore' for value in listed)])
-    return DataError(
-        f'label {where} holds values without a class: {shown}; to ignore them, set '
-        f'--config.dataset.label_map={shlex.quote(text)}, or write a class in place of ignore{more}. '
-        f'Known: {known}'
-    )
+    setting = '--config.dataset.label_map='
+    cure = f'to ignore them, set {setting}{shlex.quote(text)}, or write a class in place of ignore'
+    if not given and listed == [last + 1]:
+        cure += ' (or, if 1 is the first class, --config.dataset.reduce_zero_label=True)'
+    elif len(listed) > _MANY:
+        cure = f'{_EDGES}, or read a black and white mask with {setting}0-127:0,128-255:1; {cure}'
+    return DataError(f'label {where} holds values without a class: {shown}; {cure}. Known: {known}')
 
 
 def colors(raw: np.ndarray, layout: Layout, where: object, name: str, *, palette: bool = False) -> DataError:
@@ -65,14 +59,12 @@ def colors(raw: np.ndarray, layout: Layout, where: object, name: str, *, palette
     cure = 'repaint them, or give each a class and a line of its own in the class file, such as '
     cure += f"'other {' '.join(map(str, found[0].clip(0)))}'"
     if len(found) <= len(known) and (found[:, None, ::-1] == known).all(-1).any(1).all():
-        cure = (
-            'red and blue are swapped, as when OpenCV writes RGB: swap them in the labels or the class file'
-        )
+        cure = 'red and blue are swapped, as when OpenCV writes RGB: swap them in labels or the class file'
+    elif len(found) > _MANY:
+        cure = _EDGES
     if palette:
         cure += f'; if not colours but values count, set --config.dataset.label_map={_map_of(layout)}'
-    return DataError(
-        f'label {where} holds colours without a class: {shown}; {cure}{_EDGES if len(found) > _MANY else ""}'
-    )
+    return DataError(f'label {where} holds colours without a class: {shown}; {cure}')
 
 
 def colors_without_classes(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataError:
