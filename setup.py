@@ -77,6 +77,8 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
+        # Draws polygons and runs of pixels of COCO and CVAT.
+        'annotations': ['pycocotools>=2.0.8'],
         # The last two are imported by tensorflow-datasets, which does not declare them everywhere.
         'datasets': [
             'h5py>=3.10',
@@ -86,7 +88,7 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[datasets,tiff]',
+            'ann_jax[annotations,datasets,tiff]',
             'beartype>=0.19',
             'build>=1.2',
             'flatbuffers>=24',

@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -29,9 +30,10 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Working directory; runs/<name o
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'predict', 'export', 'check', 'browse', 'benchmark'],
+    ['train', 'evaluate', 'predict', 'export', 'setup', 'check', 'browse', 'benchmark'],
     'train: train, or resume. evaluate: score the best checkpoint. predict: segment images. '
-    'export: write programs that run without this package. check: list the bad files of the dataset. '
+    'export: write programs that run without this package. setup: look at a folder of images and labels, and '
+    'write a config for it. check: list the bad files of the dataset. '
     'browse: draw augmented samples with their labels. benchmark: measure blocks and networks.',
 )
 _COORDINATOR = flags.DEFINE_string(
@@ -51,7 +53,12 @@ def run():
 
 def parse_flags(argv):
     """Parses the command line; errors end the program with one line."""
-    sys.argv = argv = command.arguments(argv[1:])  # ml_collections reads the settings from sys.argv
+    argv = command.arguments(argv[1:])
+    if 'setup' in (word.removeprefix('--mode=') for word in argv) and not any(
+        re.match('--?config(=|$)', word) for word in argv
+    ):
+        argv.insert(1, '--config=folder')  # which it writes a config in place of
+    sys.argv = argv  # ml_collections reads the settings from it
     return command.parse(argv, __doc__, names=_SHOWN)
 
 
@@ -69,7 +76,7 @@ def main(_argv):
 
     from ann_jax import benchmark
     from ann_jax.config import validate
-    from ann_jax.modes import browse, check, evaluate, export, predict, train
+    from ann_jax.modes import browse, check, evaluate, export, predict, setup, train
     from ann_jax.parallel import processes
 
     config = _CONFIG.value
@@ -95,6 +102,8 @@ def main(_argv):
                     sys.exit(predict.predict(config, workdir))
                 case 'export':
                     export.export(config, workdir)
+                case 'setup':
+                    setup.setup(config, Path(_WORKDIR.value or ''))
                 case 'check':
                     sys.exit(check.check(config))
                 case 'browse':

@@ -41,10 +41,10 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
                 f'{len(there.keys or there.images)} images of {held.eval}: set val_share=0 to use them'
             )
     samples, problems = _pair(dataset, root, held.train)
-    mine = lambda key: (_draw(key) < held.share) == (part == held.eval)
+    mine = lambda key: (draw(key) < held.share) == (part == held.eval)
     kept = [sample for sample in samples if mine(sample[0])]
     if samples and not kept:
-        draws = [_draw(sample[0]) for sample in samples]
+        draws = [draw(sample[0]) for sample in samples]
         rule = f'above {min(draws):.3f}' if part == held.eval else f'at most {max(draws):.3f}'
         raise DataError(
             f'dataset.val_share={held.share:g} leaves none of the {len(samples)} images for {part}: {rule} '
@@ -53,8 +53,8 @@ def pair_files(dataset: Dataset, root: str, part: str) -> tuple[list[tuple], lis
     return kept, [message for key, message in problems if mine(key)]
 
 
-def _draw(key):
-    """A number below 1 that depends on the name alone, so that more files change nothing for the others."""
+def draw(key: str) -> float:
+    """A number from 0 to below 1 that depends on the name of a sample alone; a held out share is below it."""
     return int.from_bytes(hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()[:6], 'big') / 2**48
 
 

@@ -1,0 +1,175 @@
+r"""Draws annotations of objects as labels: a folder of images and PNGs to train on.
+
+    python -m ann_jax.tools.annotations /data/coco /data/coco_masks
+    python -m ann_jax.main --mode=setup --config.dataset.root=/data/coco_masks
+
+Reads COCO (polygons and RLE), COCO panoptic, LabelMe, CVAT for images and YOLO outlines, and recognises which
+of them a file or folder is. Pixels are drawn as each tool draws them itself; COCO and CVAT need
+`pip install pycocotools`. Value 0 is the background; the classes follow in the order of their ids, and
+classes.txt names them. If the files or folders of annotations are named after splits, so are those of
+images and labels.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ann_jax.data.annotation_kinds import KINDS, find_annotations
+from ann_jax.data.annotations import BACKGROUND, IGNORED, Labelled, read_annotations
+from ann_jax.data.discovery import split_of
+from ann_jax.data.disk import walk
+from ann_jax.data.images import IMAGE_ENDINGS
+from ann_jax.data.reading import open_picture, read_file
+from ann_jax.errors import ConfigError, DataError, listed
+from ann_jax.typing import IGNORE
+
+
+def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool = False) -> str:
+    """Draws the annotations in a file or folder.
+
+    Args:
+        source: of the annotations; images lie in the same folder or below it.
+        out: folder to write; must not exist.
+        kind: a key of KINDS, or auto.
+        link: link images instead of copying them.
+
+    Returns:
+        What was done, and what was left out.
+
+    Raises:
+        DataError: there are no annotations, they are not understood, or an image is missing.
+        ConfigError: `out` exists.
+    """
+    source, out = Path(source).expanduser(), Path(out).expanduser()
+    if out.exists():
+        raise ConfigError(f'{out} exists already: name a new folder')
+    found = {each.kind: each.files for each in find_annotations(str(source))}
+    known = [each for each in found if each in KINDS] if kind == 'auto' else [kind]
+    if not known or known[0] not in found:
+        raise DataError(f'{source} holds no annotations of {", ".join(KINDS) if kind == "auto" else kind}')
+    kind = known[0]
+    annotated = read_annotations(kind, found[kind])
+    names = [BACKGROUND, *(name for name in annotated.names if name != BACKGROUND)]
+    values = {name: value for value, name in enumerate(names)} | {IGNORED: IGNORE}
+    if len(names) >= IGNORE:
+        raise DataError(f'{source} has {len(names)} classes with the background, of at most {IGNORE - 1}')
+    images = _Images(source if source.is_dir() else source.parent)
+    places: dict[str, tuple[Labelled, Path]] = {}
+    missing = []
+    for each in annotated.images:
+        path = images.find(each)
+        if path is None:
+            missing.append(f'{each.image}, which {each.file} names')
+            continue
+        place = _place(each, path, source, alone=kind in ('labelme', 'yolo'))
+        if place in places:
+            files = f'{each.file} and {places[place][0].file}'
+            raise DataError(f'{files} both have labels of {place}: give one of them in place of the folder')
+        places[place] = each, path
+    if missing:
+        raise DataError(f'{len(missing)} of {len(annotated.images)} images are missing: {listed(missing)}')
+    for place, (each, path) in places.items():
+        _write(each, path, place, out, values, link)
+    (out / 'classes.txt').write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
+    lines = [
+        f'{count} {what} were left out, which have no area'
+        for what, count in annotated.left_out.items()
+        if count
+    ]
+    unused = len(images) - len({path for _, path in places.values()})
+    if unused:
+        lines.append(f'{unused} images without annotations were left out')
+    done = f'{len(places)} labels of {len(names)} classes drawn from {KINDS[kind]}, written to {out}'
+    return '\n'.join([done, *lines])
+
+
+class _Images:
+    """The pictures below a folder, by their names."""
+
+    def __init__(self, root):
+        files = [Path(where) / name for where, names in walk(root) for name in names]
+        self._files = [path for path in files if path.name.lower().endswith(IMAGE_ENDINGS)]
+        self._by_name: dict[str, list[Path]] = {}
+        for path in self._files:
+            for name in {path.name, path.stem}:
+                self._by_name.setdefault(name, []).append(path)
+
+    def __len__(self):
+        return len(self._files)
+
+    def find(self, labelled: Labelled) -> Path | None:
+        """The file that annotations mean: the one of the name that is nearest to them."""
+        name = labelled.image.replace('\\', '/')
+        beside = Path(labelled.file).parent / name
+        if beside.is_file():
+            return beside
+        paths = self._by_name.get(name.rpartition('/')[2], [])
+        file = os.path.abspath(labelled.file)
+        stem = os.path.splitext(os.path.basename(file))[0]
+
+        def near(path):
+            text = os.path.abspath(path).replace(os.sep, '/')
+            common = len(os.path.commonpath([text, file]))
+            split = split_of(os.path.splitext(file)[0].replace(os.sep, '/'))[1]
+            return text.endswith('/' + name), bool(split) and f'/{split}' in text or stem in text, common
+
+        return max(paths, key=near) if paths else None
+
+
+def _place(labelled, path, source, alone):
+    """The path of an image below the folder of images: its split, and its name."""
+    root = source if source.is_dir() else source.parent
+    file = os.path.relpath(labelled.file, root)
+    # A file of its own is named as its image, which may be train_1.jpg.
+    around = os.path.dirname(file) if alone else os.path.splitext(file)[0]
+    split = split_of(Path(around).as_posix())[1]
+    name = Path(labelled.image.replace('\\', '/'))
+    parts = [part for part in name.parent.parts if part not in ('..', '/', split, 'images', 'img')]
+    return Path(split, *parts, path.name).as_posix()
+
+
+def _write(labelled, path, place, out, values, link):
+    image, label = out / 'images' / place, (out / 'labels' / place).with_suffix('.png')
+    for file in (image, label):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if label.exists():
+        raise DataError(f'{path} has the name of another image but for its ending: rename one of them')
+    if labelled.size is None:
+        with open_picture(read_file(path, 'image'), path, 'image') as picture:
+            width, height = ImageOps.exif_transpose(picture).size
+    else:
+        height, width = labelled.size
+    mask = np.zeros((height, width), np.uint8)
+    for name, draw in labelled.objects:
+        mask[draw(height, width)] = values[name]
+    Image.fromarray(mask).save(label)
+    if link:
+        image.symlink_to(path.resolve())
+    else:
+        shutil.copyfile(path, image)
+
+
+def main(argv=None):
+    """Parses the command line and converts; user errors end it with one line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('source', type=Path, help='file or folder of annotations, with the images')
+    parser.add_argument('out', type=Path, help='folder to write; must not exist')
+    parser.add_argument('--kind', choices=('auto', *KINDS), default='auto', help='of the annotations')
+    parser.add_argument('--link', action='store_true', help='link images instead of copying them')
+    options = parser.parse_args(argv)
+    try:
+        print(convert(options.source, options.out, options.kind, options.link))
+    except (ConfigError, DataError) as error:
+        sys.exit(f'error: {error}')
+    root = shlex.quote(str(options.out))
+    print(f'next:\npython -m ann_jax.main --mode=setup --config.dataset.root={root}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,283 @@
+"""--mode=setup: the folders that tools write, what it says of them, and that its configs work."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ann_jax import build, main
+from ann_jax.command import load_config
+from ann_jax.config import validate
+from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.modes.check import check
+from ann_jax.modes.setup import setup
+
+SIZE = (40, 56)
+RNG = np.random.default_rng(0)
+ROAD, CAR = (128, 64, 128), (0, 0, 142)
+PALETTE = [(0, 0, 0), ROAD, CAR]
+
+
+def photo(path):
+    """A picture with many colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (*SIZE, 3), np.uint8)).save(path)
+
+
+def label(path, values=(0, 1, 2), colors=None, palette=None):
+    """A label in whose rows each value has a part; saved as colours if there are some."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = np.array(values, np.uint8)[np.arange(SIZE[0]) % len(values)][:, None].repeat(SIZE[1], 1)
+    picture = Image.fromarray(np.array(colors, np.uint8)[raw] if colors else raw)
+    if palette:
+        picture.putpalette([channel for color in palette for channel in color])
+    picture.save(path)
+
+
+def pairs(root, images, labels, names='abcd', **kwargs):
+    for name in names:
+        photo(root / images.format(name))
+        label(root / labels.format(name), **kwargs)
+
+
+def write(root, name, text):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text if isinstance(text, str) else json.dumps(text))
+
+
+def roboflow(root):
+    for split in ('train', 'valid', 'test'):
+        pairs(root, f'{split}/{{0}}_png.rf.0{{0}}f.jpg', f'{split}/{{0}}_png.rf.0{{0}}f_mask.png')
+        write(root, f'{split}/_classes.csv', 'Pixel Value, Class\n0, background\n1, road\n2, car\n')
+
+
+def cvat(root):
+    pairs(root, 'JPEGImages/{}.jpg', 'SegmentationClass/{}.png', colors=PALETTE)
+    for name in 'abcd':
+        label(root / f'SegmentationObject/{name}.png', colors=[(0, 0, 0), (128, 0, 0), (0, 128, 0)])
+    write(root, 'ImageSets/Segmentation/default.txt', 'a\nb\nc\nd\n')
+    names = '# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:0,0,142::\nroad:128,64,128::\n'
+    write(root, 'labelmap.txt', names)
+
+
+def supervisely(root):
+    pairs(root, 'ds/img/{}.jpg', 'ds/masks_machine/{}.png', colors=[(0, 0, 0), (1, 1, 1), (2, 2, 2)])
+    for name in 'abcd':
+        photo(root / f'ds/masks_human/{name}.png')
+        write(root, f'ds/ann/{name}.jpg.json', {'objects': [], 'size': {}})
+    classes = [{'title': 'road', 'color': '#804080', 'id': 4}, {'title': 'car', 'color': '#00008E', 'id': 9}]
+    write(root, 'meta.json', {'classes': classes})
+
+
+def voc(root):
+    pairs(root, 'JPEGImages/{}.jpg', 'SegmentationClass/{}.png', palette=PALETTE)
+    for split, names in (('train', 'a\nb'), ('val', 'c'), ('trainval', 'a\nb\nc')):
+        write(root, f'ImageSets/Segmentation/{split}.txt', names)
+        write(root, f'ImageSets/Main/{split}.txt', 'a\n')
+
+
+def paddleseg(root):
+    pairs(root, 'images/{}.jpg', 'labels/{}.png')
+    write(root, 'train.txt', 'images/a.jpg labels/a.png\nimages/b.jpg labels/b.png\n')
+    write(root, 'val.txt', 'images/c.jpg labels/c.png\n')
+    write(root, 'labels.txt', 'background\nroad\ncar\n')
+
+
+def mmseg(root):
+    for split in ('train', 'val'):
+        pairs(root, f'img_dir/{split}/{{}}.jpg', f'ann_dir/{split}/{{}}.png')
+
+
+def carvana(root):
+    pairs(root, 'train/{}.jpg', 'train_masks/{}_mask.gif', values=(0, 255))
+    for name in 'xy':
+        photo(root / f'test/{name}.jpg')
+
+
+def beside(root):
+    pairs(root, '{}.jpg', '{}.png', values=(0, 255))
+
+
+def camvid(root):
+    pairs(root, 'data/{}.png', 'data/{}_L.png', colors=[ROAD, CAR, (64, 0, 128)])
+    write(root, 'label_colors.txt', '128 64 128\tRoad\n0 0 142\t\tCar\n64 0 128 Tree\n')
+
+
+def kaggle(root):
+    pairs(root, 'train/{}_sat.jpg', 'train/{}_mask.png', colors=PALETTE)
+    write(root, 'class_dict.csv', 'name,r,g,b\nroad,128,64,128\ncar,0,0,142\nsky,1,2,3\n')
+
+
+def scenes(root):
+    for scene in ('one', 'two'):
+        pairs(root, f'{scene}/images/{{}}.jpg', f'{scene}/masks/{{}}.png', values=(0, 85, 170, 255))
+
+
+def numbered(root):
+    pairs(root, 'images/image_{}.png', 'masks/mask_{}.png', names='1234')
+    photo(root / 'images/image_9.png')
+
+
+def partly(root):
+    for split in ('train', 'val'):
+        pairs(root, f'images/{split}/{{}}.jpg', f'labels/{split}/{{}}.png')
+        photo(root / f'images/{split}/alone.jpg')
+
+
+def cityscapes(root):
+    for split in ('Train', 'Val'):
+        for city in ('ulm', 'bonn'):
+            images = f'leftImg8bit/{split}/{city}/{{}}_leftImg8bit.png'
+            pairs(root, images, f'gtFine/{split}/{city}/{{}}_gtFine_labelIds.png', names='12')
+            pairs(root, images, f'gtFine/{split}/{city}/{{}}_gtFine_color.png', names='12', colors=PALETTE)
+
+
+# layout: (classes, label_map, number of images for training and evaluation, words of the report)
+LAYOUTS = {
+    roboflow: ('background,road,car', '', (4, 4), ['named *_mask.png', 'test has labels too']),
+    cvat: ('background,car,road', '', (3, 1), ['held out of default', '0 0 142 (32.5 %)']),
+    supervisely: ('background,road,car', '', (3, 1), ['meta.json lacks the background', 'masks_machine']),
+    voc: ('class 0,class 1,class 2', '', (2, 1), ['ImageSets/Segmentation/{split}.txt', 'name them']),
+    paddleseg: ('background,road,car', '', (2, 1), ['{split}.txt']),
+    mmseg: ('class 0,class 1,class 2', '', (4, 4), ['ann_dir/{split}', '0 (35.0 %)']),
+    carvana: ('background,object', '0:0,255:1', (3, 1), ['*_mask.gif', '255 (50.0 %)']),
+    beside: ('background,object', '0:0,255:1', (3, 1), ['held out of train']),
+    camvid: ('Road,Car,Tree', '', (3, 1), ['*_L.png', '64 0 128 (']),
+    kaggle: ('background,road,car,sky', '', (3, 1), ['class_dict.csv lacks, was added as background']),
+    scenes: (
+        'class 0 (value 0),class 1 (value 85),class 2 (value 170),class 3 (value 255)',
+        '0:0,85:1,170:2,255:3',
+        (7, 1),
+        ['lists of images and labels are written'],
+    ),
+    numbered: ('class 0,class 1,class 2', '', (2, 2), ['lists of images and labels are written']),
+    partly: (
+        'class 0,class 1,class 2',
+        '',
+        (4, 4),
+        ['1 files are left out by a list', 'alone.jpg has no label'],
+    ),
+    cityscapes: ('class 0,class 1,class 2', '', (4, 4), ['*_gtFine_labelIds.png']),
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.__name__)
+def test_layouts_of_tools(layout, tmp_path, capsys, monkeypatch):
+    """The config loads, checks as usable, and has the classes and splits that are there."""
+    classes, label_map, counts, words = LAYOUTS[layout]
+    root = tmp_path / f'{layout.__name__} files'
+    layout(root)
+    (tmp_path / 'work').mkdir()
+    monkeypatch.chdir(tmp_path / 'work')
+    before = sorted(root.rglob('*'))
+    file = setup(folder_config(root))
+    said = capsys.readouterr().out
+    for word in (*words, str(root), str(file)):
+        assert word in said, said
+    assert sorted(root.rglob('*')) == before
+    config = load_config(str(file))
+    validate(config)
+    assert check(config) == 0, capsys.readouterr().out
+    assert 'usable: no problems' in capsys.readouterr().out
+    dataset = build.dataset(config)
+    assert ','.join(dataset.classes) == classes and config.dataset.label_map == label_map
+    splits = config.dataset.train_split, config.dataset.eval_split
+    samples = [build.source(config, split) for split in splits]
+    assert tuple(map(len, samples)) == counts
+    seen = {int(v) for source in samples for i in range(len(source)) for v in np.unique(source[i]['label'])}
+    assert seen == set(range(len(classes.split(',')) - (layout is kaggle)))
+    commands = [line for line in said.splitlines() if line.startswith('python -m ann_jax.main')]
+    assert [re.search(r'--mode=\w+|$', line)[0] for line in commands] == [
+        '--mode=check',
+        '',
+        '--mode=predict',
+    ]
+    for line in commands:
+        words = dict(word.split('=', 1) for word in shlex.split(line)[3:])
+        assert Path(words['--config']).samefile(file)
+        assert Path(words.get('--config.predict.input', file)).is_file()
+
+
+def folder_config(root):
+    config = load_config('folder')
+    config.dataset.root = str(root)
+    return config
+
+
+def refuse(words, root, error=DataError):
+    with pytest.raises(error) as caught:
+        setup(folder_config(root))
+    for word in words:
+        assert str(word) in str(caught.value), caught.value
+
+
+def test_nothing_is_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    partly(tmp_path / 'mine')
+    assert setup(folder_config('mine')) == Path('mine.py')
+    text = Path('mine.py').read_text()
+    refuse(['mine_train.txt exists already', 'nothing was written'], 'mine', SaveError)
+    Path('mine_train.txt').unlink()
+    Path('mine_val.txt').unlink()
+    refuse(['mine.py exists already', '--workdir'], 'mine', SaveError)
+    assert Path('mine.py').read_text() == text and not Path('mine_train.txt').exists()
+    assert setup(folder_config('mine'), Path('other')) == Path('other/mine.py')
+
+
+def test_annotations_are_recognised(tmp_path):
+    photo(tmp_path / 'a/x.jpg')
+    write(tmp_path, 'a/x.json', {'shapes': [], 'imagePath': 'x.jpg'})
+    command = ['python -m ann_jax.tools.annotations', tmp_path / 'a', tmp_path / 'a_masks']
+    refuse(['x.json is LabelMe', *command], tmp_path / 'a')
+    write(tmp_path, 'a/x.json', {'images': [], 'annotations': [], 'categories': []})
+    refuse(['COCO', *command], tmp_path / 'a')
+    (tmp_path / 'a/x.json').unlink()
+    write(tmp_path, 'a/annotations.xml', '<?xml version="1.0"?>\n<annotations>\n</annotations>')
+    refuse(['CVAT', *command], tmp_path / 'a')
+    (tmp_path / 'a/annotations.xml').unlink()
+    write(tmp_path, 'a/x.txt', '0 0.1 0.1 0.5 0.1 0.5 0.6\n')
+    refuse(['YOLO outlines', *command], tmp_path / 'a')
+    write(tmp_path, 'a/x.txt', '0 0.1 0.1 0.5 0.1\n')
+    refuse(['only boxes'], tmp_path / 'a')
+    write(tmp_path, 'a/x.txt', '')
+    refuse(['no picture in it has a label'], tmp_path / 'a')
+    write(tmp_path, 'a/project.json', [{'annotations': [], 'data': {'image': 'x.jpg'}}])
+    refuse(['Label Studio', 'as COCO'], tmp_path / 'a')
+    for tag in ('road', 'car'):
+        label(tmp_path / f'a/task-1-annotation-2-by-1-tag-{tag}-0.png')
+    refuse(['a picture per tag', 'as COCO'], tmp_path / 'a')
+
+
+def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refuse(['--config.dataset.root is missing'], '', ConfigError)
+    refuse(['no folder', 'absent'], tmp_path / 'absent')
+    pairs(tmp_path / 'many', 'images/{}.jpg', 'masks/{}.png', colors=[(i, 255 - i, 7) for i in range(200)])
+    for name in 'abcd':  # 400 colours of resized labels
+        array = np.random.default_rng(ord(name)).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(np.kron(array, np.ones((2, 2, 1), np.uint8))).save(
+            tmp_path / f'many/masks/{name}.png'
+        )
+    with pytest.raises(DataError):
+        setup(folder_config('many'))
+    pairs(tmp_path / 'one', 'images/{}.jpg', 'masks/{}.png', names='a')
+    config = load_config(str(setup(folder_config('one'))))
+    assert config.dataset.eval_split == 'train' and check(config) == 0
+
+
+@pytest.mark.parametrize('mode', [['--mode=setup'], ['--mode', 'setup']])
+def test_the_command_needs_no_config(mode, monkeypatch):
+    parsed: list[str] = []
+    monkeypatch.setattr(main.command, 'parse', lambda argv, *_, **__: parsed.extend(argv[1:]))
+    monkeypatch.setattr('sys.argv', ['ann-jax', *mode, '--config.dataset.root=x'])
+    main.parse_flags(sys.argv)
+    assert parsed == ['--config=folder', *mode, '--config.dataset.root=x']
+    parsed.clear()
+    monkeypatch.setattr('sys.argv', ['ann-jax', *mode, '--config=mine.py'])
+    main.parse_flags(sys.argv)
+    assert parsed == [*mode, '--config=mine.py']
