@@ -306,6 +306,9 @@ def test_a_share_that_cannot_be_held_out(tmp_path):
     refuse(['val_share=0.01 leaves none of the 1', 'above 0.'], source, tmp_path, 'val', val_share=0.01)
     refuse(['another name'], source, tmp_path, val_share=0.1, splits=('train', 'train'), error=ConfigError)
     refuse(['val_share=0.1'], source, tmp_path, images='a', labels='b', error=ConfigError)
+    tree(tmp_path, ['images/valid/a.png'], ['labels/valid/a.png'])
+    words = ['For val there is train or valid', 'eval_split']
+    refuse(words, source, tmp_path, 'val')
     tree(tmp_path, ['images/val/a.png'], ['labels/val/a.png'])
     refuse(['1 images of val', 'val_share=0'], source, tmp_path, 'val', val_share=0.1)
     assert len(source(tmp_path, 'val')) == 1

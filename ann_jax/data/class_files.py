@@ -69,6 +69,9 @@ def parse_classes(text: str, root: str) -> Classes:
         raise wrong('there is no such file')
     else:
         found = [_Class(name.strip()) for name in text.split(',') if name.strip()]
+    files = [each.name for each in found if re.search(r'\.(png|jpe?g|tiff?|bmp|gif)$', each.name, re.I)]
+    if files:
+        raise wrong(f'{files[0]!r} is the name of a picture')
     if found and found[0].name == '__ignore__':  # LabelMe's name of value 255
         found = found[1:]
     names, colors, values = zip(*found, strict=True) if found else ((), (), ())

@@ -26,12 +26,12 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 _LABEL_DIR = re.compile(
-    r'mask|label|annot|ann_dir|(^|[^a-z])(gt|lbl|seg|ann)|segmentation|truth|target', re.I
+    r'mask|label|annot|ann_dir|(^|[^a-z])(gt|lbl|seg|ann)|semantic|truth|manual|target', re.I
 )
 _IMAGE_DIR = re.compile(r'image|img|jpe?g|photo|picture|rgb|sat|input|raw|frame|leftimg8bit', re.I)
 # Pictures of labels that are for people, or tell apart what class maps do not.
 _OTHER_DIR = re.compile(
-    r'object|instance|human|overlay|colou?r|visual|depth|dispar|panoptic|preview|merged', re.I
+    r'object|instance|human|overlay|colou?r|visual|depth|dispar|panoptic|preview|merged|rgb', re.I
 )
 _MOST_FOLDERS = 60
 _MOST_VALUES = 128  # of one label; photographs have more
@@ -51,12 +51,15 @@ class Plan:
     eval_split: str = 'val'
     val_share: float = 0.0
     others: list[str] = field(default_factory=list)  # further splits with labels
+    alternatives: list[str] = field(default_factory=list)  # further folders that may hold the labels
     # split -> [(image, label)], below the root, if no settings but lists of these describe it
     pairs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def settings(self) -> dict[str, str | float]:
         """The settings, without `root`."""
-        return {key: value for key, value in vars(self).items() if key not in ('others', 'pairs')}
+        return {
+            key: value for key, value in vars(self).items() if key not in ('others', 'alternatives', 'pairs')
+        }
 
 
 def discover(root: str) -> Plan | None:
@@ -232,8 +235,10 @@ def _from_folders(root, tree):
         for split in groups[i].keys() & groups[l].keys()
         if (found := _pair(tree, groups[i][split], groups[l][split]))
     }
-    both = paired(images, labels)
     alike = [(i, l) for _, i, l, n in ranked if n == naming and _relation(i, l) == _relation(images, labels)]
+    both = {split: found for pair in alike for split, found in paired(*pair).items()}
+    unused = {l for _, i, l, _ in ranked if (i, l) not in alike and i == images and not _OTHER_DIR.search(l)}
+    plan.alternatives = sorted(unused - {images, *(l for _, l in alike)})
     if not ('' not in both and _choose_splits(plan, both)):  # the name of a split stands for none
         plan.val_share = 0.1
     if naming is None or len(alike) > 1:

@@ -8,6 +8,7 @@ import os
 
 from ann_jax.data import archives
 from ann_jax.data.classes import LISTS, Dataset, Layout
+from ann_jax.data.disk import hidden
 from ann_jax.data.folders import Found, by_key, from_folders, names_below
 from ann_jax.data.listed import from_list, from_two_lists
 from ann_jax.data.lists import read_list
@@ -144,12 +145,30 @@ def _missing(dataset, root, part, missing):
         f'it holds {there}'
     )
     held = dataset.held_out
+    splits = _splits(dataset.layouts[0], root) if held else []
+    if splits and part not in splits:
+        setting = 'train_split' if part == held.train else 'eval_split'
+        text += (
+            f'. For {part} there is {" or ".join(splits[:5])}: set --config.dataset.{setting} to one of them'
+        )
     if held and part == held.eval != held.train and not _find(dataset.layouts[0], root, held.train).missing:
         text += (
             f'. Without images for validation, --config.dataset.val_share=0.1 holds out a tenth of '
             f'{held.train}, and --config.dataset.eval_split={held.train} scores on what is trained on'
         )
     return text
+
+
+def _splits(layout, root):
+    """What there is in place of the name of a split."""
+    before, split, after = (layout.lists or layout.images).partition('{part}')
+    folder, start = os.path.split(os.path.join(root, before))
+    if not split or not os.path.isdir(folder):
+        return []
+    end = after.partition('/')[0]
+    names = [name for name in sorted(os.listdir(folder)) if name.startswith(start) and name.endswith(end)]
+    middle = [name[len(start) : len(name) - len(end)] for name in names if not hidden(name)]
+    return [name for name in middle if name and os.path.exists(os.path.join(root, before + name + after))]
 
 
 def _choose(dataset, root, part):

@@ -173,6 +173,11 @@ def _by_value_alone(seen):
         if IGNORE in seen and 1 not in seen:
             plan.label_map = {0: 0, IGNORE: 1}
         return plan
+    if rest == list(range(1, len(rest) + 1)) and len(rest) > 1:
+        plan.names = tuple(f'class {value}' for value in rest)
+        plan.label_map = {0: IGNORE, IGNORE: IGNORE} | {value: value - 1 for value in rest}
+        plan.notes.append('no label holds 0, so that 1 is the first class')
+        return plan
     contiguous = max(rest) < INVALID and max(rest) + 1 <= 2 * len(rest) + 4
     if contiguous:
         plan.names = tuple(f'class {i}' for i in range(max(rest) + 1))
@@ -189,19 +194,7 @@ def _by_value_alone(seen):
 
 def class_files(names: Iterable[str]) -> list[str]:
     """Those of the files that may hold classes, by their names, from the top of the folder down."""
-    words = (
-        'label',
-        'class',
-        'categor',
-        'color',
-        'colour',
-        'palette',
-        'names',
-        'codes',
-        'meta',
-        'data.y',
-        'id2',
-    )
+    words = 'label class categor color colour palette names codes meta config data.y id2'.split()
     endings = ('.txt', '.csv', '.tsv', '.json', '.yaml', '.yml', '.names')
     stem = lambda name: os.path.basename(name).lower()
     found = [n for n in names if stem(n).endswith(endings) and any(word in stem(n) for word in words)]

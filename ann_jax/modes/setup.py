@@ -137,11 +137,14 @@ def _samples(plan: Plan, root: str, notes: list[str]) -> dict[str, list[tuple[st
         found = {split: _find(plan, root, split, notes) for split in splits}
         if plan.pairs:  # some have no partner, and lists leave them out
             plan.pairs |= {split: [sample[1:] for sample in found[split]] for split in splits}
+    notes += [
+        f'{folder} may hold labels too: edit `labels` if it should count' for folder in plan.alternatives
+    ]
     notes += [f'{s} has labels too: --config.dataset.eval_split={s} scores on it' for s in plan.others]
     if not plan.val_share:
         return found
     whole = found[plan.train_split]
-    for share in (0.1, 0.2, 0.3, 0.5):
+    for share in (percent / 100 for percent in range(10, 55, 5)):
         held = [sample for sample in whole if draw(sample[0]) < share]
         if 0 < len(held) < len(whole):
             plan.val_share = share
