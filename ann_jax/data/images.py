@@ -3,6 +3,7 @@
 Bytes that cannot be decoded raise a `DataError` that names the file.
 """
 
+import io
 import os
 import tempfile
 import threading
@@ -120,7 +121,7 @@ def _is_deep(data, opened, reading):
 
 
 def _decode_tiff(data, where, reading, upright):
-    found = tiff.directories(data)
+    found = tiff.directories(io.BytesIO(data))
     if found is None:
         with open_picture(data, where, 'image', reading.max_pixels) as opened:  # says what is wrong
             return from_pillow(opened, reading, upright, where)

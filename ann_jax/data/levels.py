@@ -150,17 +150,18 @@ def to_levels(values: np.ndarray, limits: tuple[float, float] | None, where: obj
     Raises:
         DataError: there are no limits, and the type has no natural ones, or 16 bits stay below 4096.
     """
+    check_levels(values, limits, where)
+    return scale(values, limits)
+
+
+def scale(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
+    """As `to_levels`, for values that `check_levels` accepts."""
     if values.dtype == bool:
         return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype == np.uint8:
-        if limits is None or limits[0] < 0 or not 1 < limits[1] <= 255:
-            return values
-    elif values.dtype.kind not in 'uif':
-        raise DataError(f'{where} holds values of type {values.dtype}: give integers or floats')
-    elif limits is None:
-        _refuse_unscaled(values, where)
+    if values.dtype == np.uint8 and (limits is None or limits[0] < 0 or not 1 < limits[1] <= 255):
+        return values
+    if limits is None:
         return (values >> 8).astype(np.uint8)
-    assert limits is not None
     low, high = limits
     if values.dtype.itemsize <= 2 and values.dtype.kind == 'u':
         table = _scale(np.arange(np.iinfo(values.dtype).max + 1), low, high)
@@ -177,22 +178,26 @@ def _scale(values, low, high):
     return np.rint(np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255)).astype(np.uint8)
 
 
-def _refuse_unscaled(values, where):
-    """Raises unless the values are of 16 bits and use their range."""
+def check_levels(values: np.ndarray, limits: tuple[float, float] | None, where: object) -> None:
+    """Raises the errors of `to_levels`."""
+    if values.dtype.kind not in 'buif':
+        raise DataError(f'{where} holds values of type {values.dtype}: give integers or floats')
+    if limits is not None or values.dtype in (bool, np.uint8):
+        return
     if values.dtype == np.uint16:
         top = int(values.max(initial=0))
         if not 0 < top < _USED:
             return
         found = f'is of 16 bits, but its largest value is {top}, so it would be almost black'
-        limits, more = f'0,{2 ** max(8, top.bit_length()) - 1}', '; 0,65535 if it is just dark'
+        cure, more = f'0,{2 ** max(8, top.bit_length()) - 1}', '; 0,65535 if it is just dark'
     else:
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if finite.size else (np.nan, np.nan)
         found = f'holds values from {low:g} to {high:g} of type {values.dtype}, which has no natural range'
-        limits, more = '0,1' if low >= 0 and high <= 1 else 'LOW,HIGH', ''
+        cure, more = '0,1' if low >= 0 and high <= 1 else 'LOW,HIGH', ''
     raise DataError(
-        f'{where} {found}: name the values that become 0 and 255, --config.dataset.image_range={limits} '
-        f"(load(..., image_range='{limits}') in Python), or train with image_range=auto{more}"
+        f'{where} {found}: name the values that become 0 and 255, --config.dataset.image_range={cure} '
+        f"(load(..., image_range='{cure}') in Python), or train with image_range=auto{more}"
     )
 
 

@@ -1,10 +1,21 @@
-"""Reads with rasterio the TIFFs that Pillow cannot: many bands, deep colours, other types."""
+"""TIFFs by rasterio: many bands, deep colours, rows of large images, and georeferences."""
 
+import importlib.util
+import logging
+import os
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ann_jax.data.reading import damaged, optional
+from ann_jax.data import tiff
+from ann_jax.data.levels import Reading, check_levels, looks_like_alpha, pick, scale
+from ann_jax.data.reading import check_size, damaged, optional
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE = 512  # pixels of the longer side of a small copy
 
 
 def read_bands(data: bytes, number: int, where: object) -> np.ndarray:
@@ -21,11 +32,124 @@ def read_bands(data: bytes, number: int, where: object) -> np.ndarray:
     Raises:
         DataError: rasterio is missing, or the file is damaged.
     """
-    rasterio = optional('rasterio', f'{where}, a TIFF of a kind that Pillow does not read,')
-    warnings.filterwarnings('ignore', category=rasterio.errors.NotGeoreferencedWarning)
+    rasterio = _rasterio(f'{where}, a TIFF of a kind that Pillow does not read,')
     try:
         with rasterio.MemoryFile(data) as file:
             with rasterio.open(f'GTIFF_DIR:{number + 1}:{file.name}') as opened:
                 return np.ascontiguousarray(np.moveaxis(opened.read(), 0, -1))
     except rasterio.errors.RasterioError as error:
         raise damaged(where, 'image', error) from error
+
+
+class Raster:
+    """A TIFF of which rows are decoded when they are needed.
+
+    Attributes:
+        shape: (H, W, N), N being the number of bands picked.
+    """
+
+    def __init__(self, path: str | os.PathLike, directory: tiff.Directory, reading: Reading):
+        """Looks at a small copy of the image, which decides for all of it whether it can be read.
+
+        Raises:
+            DataError: as `data.images.decode_image`.
+        """
+        self._path, self._directory, self._reading = path, directory, reading
+        check_size(directory.width, directory.height, path, 'image', reading.max_pixels)
+        self._alpha = False
+        shrink = max(1, max(directory.width, directory.height) // _SAMPLE)
+        size = directory.height // shrink, directory.width // shrink
+        values = self._read(out_shape=(directory.samples, *(max(1, length) for length in size)))
+        self._alpha = directory.alpha and looks_like_alpha(values[..., -1])
+        values = pick(values, self._alpha, reading, path)
+        check_levels(values, reading.limits, path)
+        self.shape = directory.height, directory.width, values.shape[2]
+
+    def rows(self, top: int, bottom: int) -> np.ndarray:
+        """Some rows as (bottom - top, W, N) uint8, see `data.images.decode_image`.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        values = self._read(window=((top, bottom), (0, self._directory.width)))
+        return scale(pick(values, self._alpha, self._reading, self._path), self._reading.limits)
+
+    def _read(self, **options):
+        rasterio = _rasterio(self._path)
+        try:
+            with rasterio.open(f'GTIFF_DIR:{self._directory.number + 1}:{os.fspath(self._path)}') as opened:
+                values = np.moveaxis(opened.read(**options), 0, -1)
+        except rasterio.errors.RasterioError as error:
+            raise damaged(self._path, 'image', error) from error
+        return self._directory.without_nodata(values)
+
+
+def open_raster(path: str | os.PathLike, reading: Reading, pixels: int) -> Raster | None:
+    """Opens a TIFF of more than `pixels` to be read by rows; None for other files and without rasterio.
+
+    Raises:
+        DataError: see `Raster`.
+    """
+    directory = _directory(path, reading.page)
+    if directory is None or directory.width * directory.height <= pixels or directory.orientation != 1:
+        return None
+    if directory.photometric not in (tiff.BLACK_IS_ZERO, tiff.RGB) or not _has_rasterio():
+        return None
+    return Raster(path, directory, reading)
+
+
+def has_place(path: str | os.PathLike) -> bool:
+    """Whether a file is a GeoTIFF, whose place can be kept; says so if rasterio is missing."""
+    directory = _directory(path, 0)
+    if directory is None or not directory.geographic or directory.orientation != 1:
+        return False
+    if not _has_rasterio():
+        logger.warning('%s is a GeoTIFF: to keep its place, pip install rasterio', path)
+    return _has_rasterio()
+
+
+def write_with_place(
+    path: str | os.PathLike, ids: np.ndarray, colors: Sequence[tuple[int, int, int]], like: str | os.PathLike
+) -> None:
+    """Writes a class map as a GeoTIFF with the place of another.
+
+    Args:
+        path: of the file to write.
+        ids: (H, W) uint8.
+        colors: RGB of the classes, which become its palette.
+        like: a GeoTIFF of the same size.
+
+    Raises:
+        DataError: rasterio is missing.
+    """
+    rasterio = _rasterio(f'the georeference of {like}')
+    with rasterio.open(like) as source:
+        place: dict[str, Any] = {'crs': source.crs, 'transform': source.transform}
+        if source.gcps[0]:
+            place = {'crs': source.gcps[1], 'gcps': source.gcps[0]}
+    shape = {'height': ids.shape[0], 'width': ids.shape[1], 'count': 1, 'dtype': 'uint8'}
+    with rasterio.open(path, 'w', driver='GTiff', compress='deflate', **shape, **place) as target:
+        target.write(ids, 1)
+        target.write_colormap(1, dict(enumerate(colors)))
+
+
+def _directory(path, page):
+    """The directory of a page of a TIFF, or of its only one if `page` is 0; None if there is none."""
+    try:
+        with open(path, 'rb') as file:
+            found = tiff.directories(file) or []
+    except OSError:
+        return None  # reading it says why
+    if not page and len(found) == 1:
+        return found[0]
+    return found[page - 1] if 0 < page <= len(found) else None
+
+
+def _rasterio(where):
+    rasterio = optional('rasterio', where)
+    warnings.filterwarnings('ignore', category=rasterio.errors.NotGeoreferencedWarning)
+    return rasterio
+
+
+def _has_rasterio():
+    return importlib.util.find_spec('rasterio') is not None

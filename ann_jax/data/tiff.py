@@ -1,7 +1,6 @@
 """What the directories of a TIFF say about its images, before anything is decoded."""
 
-import io
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import TiffImagePlugin
@@ -26,6 +25,7 @@ class Directory(NamedTuple):
     alpha: bool  # whether the last sample is marked as alpha
     orientation: int  # as EXIF's
     nodata: float | None  # value of pixels without data, as GDAL writes it
+    geographic: bool  # whether it says where on Earth it is
 
     def without_nodata(self, values: np.ndarray) -> np.ndarray:
         """Returns floats with NaN where there are no data; integers, which have no NaN, unchanged."""
@@ -52,12 +52,15 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in _SIGNATURES
 
 
-def directories(data: bytes) -> list[Directory] | None:
-    """The images of a TIFF, without reduced copies and masks; None if its directories are damaged."""
+def directories(stream: BinaryIO) -> list[Directory] | None:
+    """The images of a TIFF, without reduced copies and masks; None if it is no TIFF or damaged there."""
     found = []
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b'+' in data[:4] else 8])
-        stream, seen = io.BytesIO(data), set()
+        header = stream.read(8)
+        if not is_tiff(header):
+            return None
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header + (stream.read(8) if b'+' in header[:4] else b''))
+        seen: set[int] = set()
         while tags.next and tags.next not in seen:
             seen.add(tags.next)
             stream.seek(tags.next)
@@ -87,4 +90,5 @@ def _describe(tags, number):
         alpha=bool(extra) and extra[-1] in (1, 2),
         orientation=tags.get(274, 1),
         nodata=nodata,
+        geographic=any(tag in tags for tag in (33550, 33922, 34264, 34735)),
     )

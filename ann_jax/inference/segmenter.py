@@ -1,5 +1,6 @@
 """Using a trained network from Python: images in, class maps out."""
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,12 @@ from ann_jax.data.datasets import read_image
 from ann_jax.data.disk import walk
 from ann_jax.data.images import IMAGE_ENDINGS, from_array, from_pillow, unseen
 from ann_jax.data.levels import to_levels
+from ann_jax.data.rasters import Raster, open_raster
 from ann_jax.data.reading import DECODER_ERRORS
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import pictures
-from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol
+from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, whole_image
+from ann_jax.inference.strips import segment_in_strips
 from ann_jax.models.fold import fold
 from ann_jax.parallel.arrays import replicated
 from ann_jax.parallel.mesh import make_mesh
@@ -33,6 +36,7 @@ from ann_jax.weights.opening import open_network
 logger = logging.getLogger(__name__)
 
 READ_AHEAD = 4
+LARGE = 1 << 26  # logits; images with more are segmented in strips if there are windows
 PROTOCOL_SETTINGS = ('scales', 'flip', 'crop', 'stride', 'average')
 READING_SETTINGS = ('image_range', 'bands', 'page', 'max_pixels')
 
@@ -77,23 +81,26 @@ class Result:
 
     Attributes:
         path: of the file; None if the image was not a file.
-        image: (H, W, 3) uint8, RGB or the first three of the bands that the network takes.
         ids: (H, W) uint8 class indices.
         classes: names of the classes.
         colors: RGB colours of the classes.
     """
 
     path: Path | None
-    image: np.ndarray
     ids: np.ndarray
     classes: tuple[str, ...]
     colors: tuple[pictures.Color, ...]
     _segmenter: 'Segmenter'
-    _levels: np.ndarray  # (H, W, N) uint8, what the network takes
+    _levels: np.ndarray | Raster  # (H, W, N) uint8, what the network takes
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8, RGB or the first three of the bands that the network takes."""
+        return pictures.shown(_whole(self._levels))
 
     def probabilities(self) -> np.ndarray:
         """(H, W, classes) float32, computed by this call."""
-        return self._segmenter._probabilities(self._levels)
+        return self._segmenter._probabilities(_whole(self._levels))
 
     def colored(self, path: str | Path | None = None) -> np.ndarray:
         """(H, W, 3) uint8 class colours; written to a file if a path is given."""
@@ -139,6 +146,16 @@ class Segmenter:
         self._variables = jax.device_put(fold(model, weights.variables), replicated(mesh))
         normalize = normalizer(**for_channels(weights.input, weights.in_channels))
         self._protocol = make_protocol(model, normalize, mesh, **settings)
+        self._strips = None
+        single = tuple(settings['scales']) == (1.0,) and not settings['flip'] and mesh.size == 1
+        if settings['crop'] and single:
+            self._strips = functools.partial(
+                segment_in_strips,
+                whole_image(model, normalize, mesh),
+                self._variables,
+                crop=settings['crop'],
+                stride=settings['stride'],
+            )
         self._canvases = Canvases(not model.takes_canvas)
         self._argmax = jit(lambda logits: logits.argmax(-1).astype(np.uint8), mesh)
         self._softmax = jit(lambda logits: jax.nn.softmax(logits), mesh)
@@ -180,11 +197,11 @@ class Segmenter:
         elif isinstance(images, bytes) or not isinstance(images, Iterable):
             raise DataError(f'an image is a path, an array or a Pillow image, not {type(images).__name__}')
         for picture, image in self._read_ahead(images, errors):
-            ids, size = self._argmax(self._logits(image)), image.shape[:2]
             # Fetched one image late: the device works on this one while the host writes the previous one.
+            ids = self._ids(image)
             if pending is not None:
                 yield self._result(*pending)
-            pending = picture, image, ids, size
+            pending = picture, image, ids
         if pending is not None:
             yield self._result(*pending)
 
@@ -192,6 +209,16 @@ class Segmenter:
         """(H, W, classes) float32 of each image."""
         for _, image in self._read_ahead(images, None):
             yield self._probabilities(image)
+
+    def _ids(self, image):
+        """(1, h, w) uint8, at least the size of the image."""
+        if self._strips and self._is_large(image):
+            rows = image.rows if isinstance(image, Raster) else lambda top, bottom: image[top:bottom]
+            return self._strips(rows, image.shape[:2])[None]
+        return self._argmax(self._logits(image))
+
+    def _is_large(self, image):
+        return image.shape[0] * image.shape[1] * len(self.classes) > LARGE
 
     def _probabilities(self, image):
         height, width = image.shape[:2]
@@ -201,33 +228,40 @@ class Segmenter:
         array = pad([image], self._canvases.fit(*image.shape[:2]), 1, image.shape[2:])
         return self._protocol(self._variables, Canvas(array, np.array([image.shape[:2]], np.int32))).array
 
-    def _result(self, picture, image, ids, size):
+    def _result(self, picture, image, ids):
         path = Path(picture) if isinstance(picture, (str, Path)) else None
-        ids = np.asarray(ids)[0, : size[0], : size[1]]
-        return Result(path, pictures.shown(image), ids, self.classes, self.colors, self, image)
+        ids = np.asarray(ids)[0, : image.shape[0], : image.shape[1]]
+        return Result(path, ids, self.classes, self.colors, self, image)
 
     def _read_ahead(self, images, errors):
         """Yields (picture, levels); a few are read ahead, in threads."""
         images = iter(images)
         with ThreadPoolExecutor(READ_AHEAD) as pool:
             submit = lambda picture: (picture, pool.submit(self._read, picture))
-            queue = [submit(picture) for picture in islice(images, READ_AHEAD)]
+            queue = [submit(picture) for picture in islice(images, 1)]
             while queue:
                 picture, future = queue.pop(0)
-                queue += [submit(more) for more in islice(images, 1)]
+                image = problem = None
                 try:
                     image = future.result()
                 except DataError as error:
-                    if errors is None:
-                        raise
-                    errors.append(str(error))
-                    continue
-                yield picture, image
+                    problem = error
+                # Of large images, few are held at a time.
+                ahead = 1 if image is not None and self._is_large(image) else READ_AHEAD
+                queue += [submit(more) for more in islice(images, max(0, ahead - len(queue)))]
+                if problem is None:
+                    yield picture, image
+                elif errors is None:
+                    raise problem
+                else:
+                    errors.append(str(problem))
 
     def _read(self, picture):
         """The levels of a picture, (H, W, N) uint8."""
         if isinstance(picture, (str, Path)):
-            return read_image(Path(picture).expanduser(), self._reading)
+            path = Path(picture).expanduser()
+            raster = self._strips and open_raster(path, self._reading, LARGE // len(self.classes))
+            return raster or read_image(path, self._reading)
         if isinstance(picture, Image.Image):
             try:
                 values = from_pillow(picture, self._reading)
@@ -262,6 +296,10 @@ def _is_picture(images: object) -> TypeGuard[Picture]:
     if isinstance(images, (str, Path)):
         return not Path(images).expanduser().is_dir()
     return isinstance(images, (np.ndarray, Image.Image))
+
+
+def _whole(image):
+    return image.rows(0, image.shape[0]) if isinstance(image, Raster) else image
 
 
 def _write(picture, path):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ann_jax import build
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
+from ann_jax.data.rasters import has_place, write_with_place
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.inference import pictures
 from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter, find_images
@@ -135,7 +136,10 @@ def _write(result, out, kinds, root, clashing, config):
     for kind in kinds:
         match kind:
             case 'ids':
-                Image.fromarray(result.ids).save(place(kind, '.png'))
+                if has_place(result.path):
+                    write_with_place(place(kind, '.tif'), result.ids, result.colors, result.path)
+                else:
+                    Image.fromarray(result.ids).save(place(kind, '.png'))
             case 'colors':
                 result.colored(place(kind, '.png'))
             case 'overlays':

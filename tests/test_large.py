@@ -1,0 +1,136 @@
+"""Large images: segmented in strips, read by rows, and GeoTIFFs that keep their place."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ann_jax.data.classes import DATASETS
+from ann_jax.data.images import decode_image
+from ann_jax.data.levels import Reading
+from ann_jax.data.rasters import has_place, open_raster
+from ann_jax.errors import DataError
+from ann_jax.inference.protocols import Canvas, sliding_window
+from ann_jax.inference.segmenter import Result, Segmenter
+from ann_jax.inference.strips import segment_in_strips
+from ann_jax.modes import predict
+
+RNG = np.random.default_rng(0)
+CROP = (24, 40)
+WEIGHTS = RNG.standard_normal((3, 5)).astype(np.float32)
+PLACES = RNG.standard_normal((*CROP, 5)).astype(np.float32) * 100  # makes overlapping windows differ
+
+
+def protocol(variables, images):
+    """Logits of windows that depend on the place in the window, and the batch on the size of the image."""
+    rows, columns = (jnp.arange(n) < images.size[0, i] for i, n in enumerate(CROP))
+    inside = (rows[:, None] & columns)[..., None]
+    return Canvas(jnp.where(inside, images.array @ WEIGHTS + PLACES, 1e9), images.size)
+
+
+@pytest.mark.parametrize(
+    ('size', 'stride'),
+    [((61, 99), (7, 25)), ((10, 77), CROP), ((50, 13), (16, 16))],
+)
+def test_strips_are_the_sliding_window(size, stride):
+    image = RNG.integers(0, 256, (*size, 3), np.uint8)
+    whole = sliding_window(protocol, CROP, stride, None)({}, Canvas(image[None], np.array([size], np.int32)))
+    asked = []
+
+    def rows(top, bottom):
+        asked.append(bottom - top)
+        return image[top:bottom]
+
+    ids = segment_in_strips(protocol, {}, rows, size, CROP, stride)
+    np.testing.assert_array_equal(ids, np.asarray(whole.array)[0].argmax(-1))
+    assert ids.dtype == np.uint8 and max(asked) <= CROP[0]
+
+
+def segmenter(limit, monkeypatch):
+    """A segmenter without a network, of the protocol above."""
+    monkeypatch.setattr('ann_jax.inference.segmenter.LARGE', limit)
+    found = object.__new__(Segmenter)
+    found.classes, found.colors = DATASETS['camvid'].classes[:5], DATASETS['camvid'].colors[:5]
+    found._reading = Reading(bands=(3, 2, 1))
+    found._strips = lambda rows, size: segment_in_strips(protocol, {}, rows, size, CROP, CROP)
+    found._argmax = lambda _: pytest.fail('not in strips')
+    found._logits = lambda image: None
+    return found
+
+
+def geotiff(rasterio, path, array, **more):
+    shape = {'height': array.shape[0], 'width': array.shape[1], 'count': array.shape[2], 'dtype': array.dtype}
+    place = {'crs': 'EPSG:32632', 'transform': rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
+    tiles = {'tiled': True, 'blockxsize': 32, 'blockysize': 32, 'compress': 'lzw'}
+    with rasterio.open(path, 'w', driver='GTiff', **shape, **place, **tiles, **more) as opened:
+        opened.write(array.transpose(2, 0, 1))
+
+
+def test_large_tiffs_are_read_by_rows_and_keep_their_place(tmp_path, monkeypatch):
+    rasterio = pytest.importorskip('rasterio', reason='reads rows of TIFFs')
+    array = RNG.integers(0, 256, (90, 130, 4), np.uint8)
+    geotiff(rasterio, tmp_path / 'a.tif', array)
+    seg = segmenter(0, monkeypatch)
+    monkeypatch.setattr('ann_jax.inference.segmenter.read_image', lambda *_: pytest.fail('read whole'))
+    (result,) = seg.stream([tmp_path / 'a.tif'])
+    image = array[..., [2, 1, 0]]
+    np.testing.assert_array_equal(result.image, image)
+    expected = segment_in_strips(
+        protocol, {}, lambda top, bottom: image[top:bottom], image.shape[:2], CROP, CROP
+    )
+    np.testing.assert_array_equal(result.ids, expected)
+    predict._write(result, tmp_path / 'out', ['ids'], tmp_path, set(), None)
+    with rasterio.open(tmp_path / 'out/ids/a.tif') as written, rasterio.open(tmp_path / 'a.tif') as given:
+        assert (written.crs, written.transform) == (given.crs, given.transform)
+        np.testing.assert_array_equal(written.read(1), result.ids)
+        assert written.colormap(1)[1][:3] == seg.colors[1]
+    Image.fromarray(image).save(tmp_path / 'b.tif')
+    assert not has_place(tmp_path / 'b.tif') and not has_place(tmp_path / 'no.tif')
+    named = Result(tmp_path / 'b.tif', result.ids, seg.classes, seg.colors, seg, image)
+    predict._write(named, tmp_path / 'out', ['ids'], tmp_path, set(), None)
+    assert (tmp_path / 'out/ids/b.png').is_file()
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16', 'float32'])
+def test_rows_are_those_of_the_whole_image(tmp_path, dtype):
+    rasterio = pytest.importorskip('rasterio', reason='reads rows of TIFFs')
+    array = RNG.integers(0, 200, (70, 50, 5)).astype(dtype)
+    geotiff(rasterio, tmp_path / 'a.tif', array, nodata=7)
+    data = (tmp_path / 'a.tif').read_bytes()
+    reading = Reading((0, 199), (5, 1))
+    raster = open_raster(tmp_path / 'a.tif', reading, 100)
+    whole = decode_image(data, 'x', reading=reading)
+    assert raster.shape == whole.shape == (70, 50, 2)
+    for top, bottom in ((0, 70), (3, 40), (69, 70)):
+        np.testing.assert_array_equal(raster.rows(top, bottom), whole[top:bottom])
+    for wrong in (Reading(), Reading((0, 199)), Reading((0, 199), (6,)), Reading((0, 199), (1,), 0, 99)):
+        with pytest.raises(DataError) as rows:
+            open_raster(tmp_path / 'a.tif', wrong, 100)
+        with pytest.raises(DataError) as decoded:
+            decode_image(data, tmp_path / 'a.tif', reading=wrong)
+        assert str(rows.value) == str(decoded.value)
+    assert open_raster(tmp_path / 'a.tif', reading, 70 * 50) is None
+    Image.fromarray(array[..., 0].astype(np.uint8)).save(tmp_path / 'a.png')
+    assert open_raster(tmp_path / 'a.png', reading, 100) is None
+
+
+def test_few_large_images_are_held_at_a_time(monkeypatch):
+    seg = segmenter(1000, monkeypatch)
+    taken = []
+
+    def images():
+        for number in range(9):
+            taken.append(number)
+            yield np.zeros((30, 30, 3), np.uint8)
+
+    reader = seg._read_ahead(images(), None)
+    next(reader)
+    assert len(taken) == 2  # one more is read meanwhile
+    seg = segmenter(10**6, monkeypatch)
+    taken.clear()
+    reader = seg._read_ahead(images(), None)
+    next(reader)
+    assert 2 < len(taken) < 9
+    assert isinstance(reader, types.GeneratorType) and len([*reader]) == 8
