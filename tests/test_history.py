@@ -111,8 +111,7 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
     added = {'dataset.scenes.version': 3, 'model.avg_down': False, 'model.dilate_second_conv': True}
     added |= {'dataset.reduce_zero_label': False, 'dataset.image_ending': '', 'dataset.val_share': 0.0}
     added |= {'dataset.image_range': '', 'dataset.bands': '', 'dataset.page': 1}
-    added |= {'dataset.max_pixels': 1_000_000_000}
-    added['check.strict'] = False
+    added |= {'dataset.max_pixels': 1_000_000_000, 'loss.average': 'valid', 'check.strict': False}
     assert history.complete(saved_config('29e8a0d'))[1] == added
 
 
