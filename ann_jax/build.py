@@ -16,6 +16,7 @@ from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.datasets import FolderSource, Take
 from ann_jax.data.levels import AUTO, Reading, channels_of, find_range
 from ann_jax.data.own import own_dataset
+from ann_jax.data.pipeline import cores
 from ann_jax.data.records import RecordSource
 from ann_jax.data.scenes import SceneSource
 from ann_jax.data.transforms import Augment
@@ -24,7 +25,7 @@ from ann_jax.evaluation.evaluate import Evaluation
 from ann_jax.inference.protocols import TestProtocol, make_protocol
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
-from ann_jax.parallel.mesh import check_batch_size, make_mesh
+from ann_jax.parallel.mesh import check_batch_size, has_accelerator, make_mesh
 from ann_jax.training import losses
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.typing import Backbone, Source
@@ -240,6 +241,37 @@ def protocol(config: ConfigDict, model: ANN, mesh: Mesh) -> TestProtocol:
     )
 
 
+def reader_threads(config: ConfigDict) -> int:
+    """Threads that read samples in each process: `loader.threads`, or as many as suit the machine.
+
+    With an accelerator, all cores read, in equal shares of the worker processes. On CPUs the network needs
+    the cores, and two threads are enough.
+    """
+    if config.loader.threads:
+        return config.loader.threads
+    if not has_accelerator():
+        return 2
+    return max(cores() // max(config.loader.workers, 1), 1)
+
+
+def faster_reading(config: ConfigDict) -> str:
+    """What helps if steps wait for data, in one line."""
+    threads, workers, all_cores = reader_threads(config), config.loader.workers, cores()
+    if threads * max(workers, 1) < all_cores:
+        share = -(-all_cores // max(workers, 1))
+        return f'--config.loader.threads={share} reads on all {all_cores} cores'
+    if not workers and all_cores > 3:
+        count = all_cores // 4
+        return (
+            f'--config.loader.workers={count} reads in {count} processes, which do not share one '
+            'interpreter, but need room in /dev/shm'
+        )
+    return (
+        f'all {all_cores} cores read; larger files take longer, so store images at the size that is trained, '
+        'or JPEGs instead of PNGs'
+    )
+
+
 def evaluation(
     config: ConfigDict, mesh: Mesh, samples: Source | None = None, backbone: Backbone | None = None
 ) -> Evaluation:
@@ -267,6 +299,6 @@ def evaluation(
         batch_size=batch_size,
         pictures=config.eval.pictures,
         num_workers=config.loader.workers,
-        num_threads=config.loader.threads,
+        num_threads=reader_threads(config),
         skip_bad=config.loader.bad_samples == 'skip',
     )

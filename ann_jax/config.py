@@ -73,8 +73,8 @@ def defaults() -> ConfigDict:
                 'resize_short': 0,  # length to which the short side is resized first; 0 to leave it
             },
             'loader': {
-                'workers': 0,
-                'threads': 2,
+                'workers': 0,  # processes that read samples; 0: threads of the run itself do
+                'threads': 0,  # that read samples, in each process; 0: as many as suit the machine
                 'bad_samples': 'stop',  # or skip: log, count and do without what cannot be read
             },
             'input': dict(AUTHORS_BGR),
@@ -264,7 +264,6 @@ def validate(config: ConfigDict) -> None:
         'train.eval_every',
         'train.checkpoint_every',
         'model.width',
-        'loader.threads',
     ):
         section, name = key.split('.')
         check(key, config[section][name], config[section][name] > 0, 'a number above 0')
@@ -283,6 +282,9 @@ def validate(config: ConfigDict) -> None:
     check('model.aux_channels', channels, channels >= 0, 'a number above 0, or 0 for no auxiliary head')
     remat = config.model.remat
     check('model.remat', remat, set(remat) <= {2, 3, 4, 5}, 'some of the stages 2,3,4,5, or () for none')
+    for key in ('threads', 'workers'):
+        count = config.loader[key]
+        check(f'loader.{key}', count, count >= 0, 'a number above 0, or 0 for the default')
     check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')
     c = config.eval
     check_protocol(scales=c.scales, flip=c.flip, crop=c.crop, stride=c.stride, average=c.average)

@@ -1,6 +1,7 @@
 """Steps that are not finite leave no trace but their number, if so configured; what a step copies."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from ann_jax import build
+from ann_jax.config import defaults
 from ann_jax.kernels import forms
 from ann_jax.models.ann import Logits
 from ann_jax.models.layers import Conv
@@ -96,8 +99,8 @@ class Silent:
         pass
 
 
-def train_log(newest):
-    return TrainLog(Silent(), Silent(), poly_schedule(0.1, 10), 1, lambda: newest)
+def train_log(newest, cure=''):
+    return TrainLog(Silent(), Silent(), poly_schedule(0.1, 10), 1, lambda: newest, cure)
 
 
 def metrics(loss=1.0, **more):
@@ -125,6 +128,35 @@ def test_the_log_counts_steps_left_out_and_samples_replaced(caplog):
     assert (log.skipped, log.replaced) == (1, 1)
     assert 'step 1: b in place of a bad sample: c.png is truncated' in caplog.text
     assert 'at step 1, of the samples a, b: step skipped (1 so far)' in caplog.text
+
+
+@pytest.mark.parametrize(('waited', 'steps', 'told'), [(0.06, 20, 1), (0.06, 19, 0), (0.05, 20, 0)])
+def test_steps_that_wait_for_data_are_told_once(waited, steps, told, caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr('ann_jax.runs.progress.time', SimpleNamespace(perf_counter=lambda: now[0]))
+    log = train_log(newest=None, cure='buy a disk')
+    for _ in range(2):
+        for number in range(1, steps + 1):
+            with log.clock('data'):
+                now[0] += waited
+            now[0] += 1 - waited
+            log.add(number, metrics(), BATCH)
+        log.flush()
+        spent = log.seconds_per_step()
+        assert spent == pytest.approx((1, waited))
+    assert caplog.text.count('6 % of the time, steps wait for data: buy a disk') == told
+
+
+def test_threads_and_what_reads_faster(monkeypatch):
+    config = defaults()
+    assert build.reader_threads(config) == 2  # beside a network on CPUs
+    monkeypatch.setattr(build, 'has_accelerator', lambda: True)
+    monkeypatch.setattr(build, 'cores', lambda: 16)
+    assert build.reader_threads(config) == 16 and 'loader.workers=4' in build.faster_reading(config)
+    config.loader.workers = 4
+    assert build.reader_threads(config) == 4 and 'all 16 cores read' in build.faster_reading(config)
+    config.loader.update(threads=2, workers=0)
+    assert build.reader_threads(config) == 2 and 'loader.threads=16' in build.faster_reading(config)
 
 
 class Deep(nn.Module):

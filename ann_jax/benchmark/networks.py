@@ -114,7 +114,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         batch_size=count,
         seed=config.seed,
         num_workers=config.loader.workers,
-        num_threads=config.loader.threads,
+        num_threads=build.reader_threads(config),
     )
     times = []
     for _ in tqdm(range(config.benchmark.rounds + 1), desc='steps', leave=False):

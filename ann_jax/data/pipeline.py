@@ -27,6 +27,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar('T')
 
 
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class _RandomMap(grain.transforms.RandomMap):
     """Draws and applies the augmentation."""
@@ -102,7 +109,7 @@ def train_batches(
     shard_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 2,
-    prefetch: int = 4,
+    prefetch: int = 0,
 ) -> ClosingIterator[Batch]:
     """Returns an endless iterator of augmented batches: every sample once an epoch, in a new order each time.
 
@@ -116,7 +123,8 @@ def train_batches(
         shard_count: number of shards.
         num_workers: worker processes, which need parsed absl flags and a `__main__` guard; 0 for none.
         num_threads: threads to read with, in each process.
-        prefetch: batches to read ahead, in each process.
+        prefetch: batches to read ahead, in each process; fewer than threads leave some idle. 0: one for each
+            thread, and 4 at least.
 
     Returns:
         An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
@@ -132,9 +140,8 @@ def train_batches(
     samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment))
     # Batched before the split over workers, which take whole batches in turn: their number changes nothing.
     batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
-    return ClosingIterator(
-        _read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=prefetch)
-    )
+    ahead = prefetch or max(4, num_threads)
+    return ClosingIterator(_read(batches, num_workers=num_workers, num_threads=num_threads, prefetch=ahead))
 
 
 def eval_batches(

@@ -33,7 +33,7 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
         build.augment(config),
         batch_size=ROWS * COLUMNS,
         seed=config.seed,
-        num_threads=config.loader.threads,
+        num_threads=build.reader_threads(config),
         prefetch=1,
     )
     with contextlib.closing(batches):

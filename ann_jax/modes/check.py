@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from ann_jax import build
 from ann_jax.data import findings as judge
+from ann_jax.data.pipeline import cores
 from ann_jax.data.survey import survey
 
 
@@ -24,7 +25,7 @@ def check(config: ConfigDict) -> int:
     c = config.dataset
     for split in dict.fromkeys((c.train_split, c.eval_split)):
         source = build.source(config, split, strict=False)
-        threads = max(config.loader.threads, os.cpu_count() or 1)
+        threads = max(config.loader.threads, cores())
         # A stream of its own, because stderr itself is captured meanwhile: see `examine_jpeg`.
         with open(os.dup(2), 'w', encoding='locale', errors='replace') as terminal:
             progress = functools.partial(tqdm, desc=f'check {split}', unit='image', file=terminal)

@@ -1,13 +1,14 @@
 """A look at some labels before the first step, which tells what would be learned wrong."""
 
 import logging
-import os
 import time
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from ann_jax import build
 from ann_jax.data import findings as judge
+from ann_jax.data.pipeline import cores
 from ann_jax.data.survey import survey
 from ann_jax.errors import DataError
 from ann_jax.parallel.processes import all_agree, is_main
@@ -72,7 +73,9 @@ def _look(config, source, eval_source):
 def _sample(config, split, source, train):
     """Surveys an even sample of a split, and all of it before calling it unusable."""
     files = hasattr(source, 'look')
-    threads = max(config.loader.threads, os.cpu_count() or 1) if files else config.loader.threads
+    threads = build.reader_threads(config)
+    if files:
+        threads = max(threads, cores())
     count = _LABELS if files else _OWN
     images = _IMAGES
     while True:

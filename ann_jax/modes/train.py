@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ann_jax import __version__, build
 from ann_jax.config import validate
 from ann_jax.data.levels import AUTO
-from ann_jax.data.pipeline import Replacing, train_batches
+from ann_jax.data.pipeline import Replacing, cores, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
@@ -125,7 +125,9 @@ def train(
         bar = stack.enter_context(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
         )
-        log = TrainLog(record, bar, schedule, config.train.log_every, lambda: checkpoints.latest)
+        newest_step = lambda: checkpoints.latest
+        cure = build.faster_reading(config)
+        log = TrainLog(record, bar, schedule, config.train.log_every, newest_step, cure)
 
         def is_due(number):
             return number == steps or number % config.train.eval_every == 0
@@ -225,7 +227,7 @@ def _batches(config, source, first):
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
         num_workers=config.loader.workers,
-        num_threads=config.loader.threads,
+        num_threads=build.reader_threads(config),
     )
 
 
@@ -274,6 +276,9 @@ def _log_start(mesh: Mesh) -> None:
 
 def _log_setting(config, source, evaluation, state) -> None:
     logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
+    threads, workers = build.reader_threads(config), config.loader.workers
+    apart = f' in each of {workers} processes' if workers else ''
+    logger.info('read by %d threads%s, on %d cores', threads, apart, cores())
     logger.info('%s parameters', f'{count_parameters(state.params):,}')
     channels = build.channels(config)
     if channels != len(config.input.mean):

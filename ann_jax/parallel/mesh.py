@@ -84,6 +84,11 @@ def row_shards(x: jax.Array | np.ndarray) -> int:
     return 1 if 'space' in mesh.manual_axes else mesh.shape.get('space', 1)
 
 
+def has_accelerator() -> bool:
+    """Whether this process computes on GPUs or TPUs, which leave its CPU cores to reading."""
+    return jax.default_backend() != 'cpu'
+
+
 def check_batch_size(size: int, mesh: Mesh, key: str, parts: int = 1) -> None:
     """Checks that the devices can share a global batch evenly, each in `parts` parts.
 

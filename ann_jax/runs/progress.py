@@ -15,6 +15,9 @@ from ann_jax.runs.record import Record
 
 logger = logging.getLogger(__name__)
 
+# Steps wait for data if they do for more than this share of their time, over this many steps.
+_WAITS, _ENOUGH = 0.05, 20
+
 
 class Clock:
     """Seconds spent on several activities, each since it was last read."""
@@ -57,6 +60,7 @@ class TrainLog:
         schedule: Callable[[int], float] | None,
         every: int,
         newest: Callable[[], int | None] = lambda: None,
+        cure: str = '',
     ):
         """Starts the clock.
 
@@ -66,9 +70,10 @@ class TrainLog:
             schedule: step -> learning rate, if known.
             every: steps between points of a curve.
             newest: returns the step of the newest checkpoint, if there is one.
+            cure: what helps if steps wait for data; '' to say nothing.
         """
         self._record, self._bar, self._schedule, self._every = record, bar, schedule, every
-        self._newest = newest
+        self._newest, self._cure = newest, cure
         self._pending: deque = deque()
         self._since, self._steps = time.perf_counter(), 0
         self.clock, self.stop, self.skipped, self.replaced = Clock(), False, 0, 0
@@ -97,11 +102,17 @@ class TrainLog:
             self._log(*self._pending.popleft())
 
     def seconds_per_step(self) -> tuple[float, float]:
-        """Time per step since the last call, and how much of it was spent waiting for data."""
+        """Time per step since the last call, and how much of it was spent waiting for data.
+
+        Tells once that steps wait, and what helps.
+        """
         now, steps = time.perf_counter(), max(self._steps, 1)
-        spent = (now - self._since) / steps, self.clock.take('data') / steps
+        spent, waited = (now - self._since) / steps, self.clock.take('data') / steps
+        if steps >= _ENOUGH and waited > _WAITS * spent and self._cure:
+            logger.warning('%.0f %% of the time, steps wait for data: %s', 100 * waited / spent, self._cure)
+            self._cure = ''
         self._since, self._steps = now, 0
-        return spent
+        return spent, waited
 
     def restart(self) -> None:
         """Restarts the clock of `seconds_per_step`, so that the time until now is not counted."""
