@@ -174,7 +174,9 @@ def test_the_sample_is_even_and_grows_before_it_ends_a_run(tmp_path, caplog):
 def test_images_of_few_levels(image, tmp_path, caplog, capsys):
     config = settings(folder(tmp_path))
     save(tmp_path / 'images/train/train1.png', image)
-    both_tell(config, caplog, capsys, '1 of 2 images', f'train1 ({image.min()} to {image.max()})', '0 to 255')
+    both_tell(
+        config, caplog, capsys, '1 of 2 images', f'train1 ({image.min()} to {image.max()})', 'image_range'
+    )
 
 
 def test_palettes_that_differ(tmp_path, caplog, capsys):
@@ -203,8 +205,9 @@ def test_black_that_the_class_file_does_not_list(tmp_path, caplog, capsys):
     (root / 'names.txt').write_text('road 128 64 128\ncar 0 0 142\n')
     config = settings(root, classes='names.txt')
     both_tell(config, caplog, capsys, 'train: 50.0 %', 'black', "'background 0 0 0'")
-    (root / 'names.txt').write_text('background 0 0 0\nroad 128 64 128\ncar 0 0 142\n')
-    assert told(config, caplog, capsys)[0] == ''
+    for line in ('background 0 0 0', 'ignore 0 0 0'):
+        (root / 'names.txt').write_text(f'{line}\nroad 128 64 128\ncar 0 0 142\n')
+        assert told(config, caplog, capsys)[0] == ''
 
 
 def test_jpeg_labels_that_ranges_make_usable(tmp_path, caplog, capsys):

@@ -5,11 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ann_jax.data import label_map as maps
 from ann_jax.data.classes import DATASETS
+from ann_jax.data.datasets import FolderSource
 from ann_jax.data.labels import decode_label, decode_raw
+from ann_jax.data.levels import Reading
 from ann_jax.data.own import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.typing import IGNORE
@@ -130,6 +132,14 @@ def test_more_than_8_bits_in_several_channels_are_not_cut_off():
 
 
 def test_several_pictures_in_one_file():
+    overview = TiffImagePlugin.ImageFileDirectory_v2()
+    overview[254] = 1  # a smaller copy, as GeoTIFFs have
+    stream = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(stream) as writer:
+        Image.fromarray(RAW).save(writer, 'tiff')
+        writer.newFrame()
+        Image.fromarray(RAW[::2, ::2]).save(writer, 'tiff', tiffinfo=overview)
+    np.testing.assert_array_equal(classes(stream.getvalue()), RAW)
     pages = [Image.fromarray(RAW), Image.fromarray(RAW)]
     data = encoded(pages[0], 'tiff', save_all=True, append_images=pages[1:])
     refuse(data, '2 pictures', 'save one')
@@ -158,10 +168,50 @@ def test_colours_of_the_palette_that_no_class_has(painted):
         data,
         'rgb(0, 0, 140)',
         'nearest car rgb(0, 0, 142)',
-        "'other 0 0 140'",
+        "'ignore 0 0 140'",
         'label_map=0-2:0-2,255:ignore',
         **painted,
     )
+
+
+def test_the_last_value_of_a_palette_is_ignored_unless_its_colour_has_a_class(painted):
+    raw = RAW.copy()
+    raw[0] = 255
+    colors = np.zeros((256, 3), int)
+    colors[:3], colors[255] = COLORS, (224, 224, 192)  # as in VOC
+    np.testing.assert_array_equal(classes(encoded(with_palette(raw, colors)), **painted), raw)
+    colors[255] = CAR
+    label = classes(encoded(with_palette(raw, colors)), **painted)
+    np.testing.assert_array_equal(label, np.where(raw == 255, 2, raw))
+
+
+def test_colours_and_values_that_the_class_file_ignores(tmp_path):
+    lines = 'ignore 0 0 0', 'sky 70 130 180', 'ignore 255 255 255', 'road 128 64 128'
+    settings = {'classes': class_file(tmp_path, *lines)}
+    values = np.array([[0, 1, 2, 3, 255]], np.uint8)
+    colors = np.array([(0, 0, 0), SKY, (255, 255, 255), ROAD], np.uint8)
+    assert classes(encoded(values), **settings).tolist() == [[IGNORE, 0, IGNORE, 1, IGNORE]]  # lines
+    found = read(encoded(colors[None]), **settings)
+    assert found.classes.tolist() == [[IGNORE, 0, IGNORE, 1]] and found.black == 0
+    dataset = own_dataset(name='folder', **settings)
+    assert dataset.classes == ('sky', 'road') and dataset.colors == (SKY, ROAD)
+    settings = {'classes': class_file(tmp_path, '7 ignore', '8 sky', '9 ignore', '11 road')}
+    assert classes(encoded(values[:, :1] + np.arange(7, 10, dtype=np.uint8)), **settings).tolist() == [
+        [IGNORE, 0, IGNORE]
+    ]
+    assert own_dataset(name='folder', classes='ignore,road').classes == ('ignore', 'road')
+
+
+@pytest.mark.parametrize('form', ['RGB', 'P', 'L'])
+def test_black_that_nobody_listed_is_counted(form, tmp_path):
+    lines = ['sky 9 9 9', 'ignore 255 255 255', 'road 7 7 7']
+    colors = [(9, 9, 9), (255, 255, 255), (0, 0, 0)]
+    image = with_palette(RAW, colors)
+    found = read(encoded(image.convert(form)), classes=class_file(tmp_path, *lines))
+    np.testing.assert_array_equal(found.classes, np.where(RAW == 0, 0, IGNORE))
+    assert found.black == (RAW == 2).sum()
+    found = read(encoded(image.convert(form)), classes=class_file(tmp_path, *lines, 'ignore 0 0 0'))
+    assert found.black == 0
 
 
 def test_grey_is_a_colour_only_where_it_fits_the_class_colours(tmp_path, painted):
@@ -207,6 +257,33 @@ def test_jpeg_masks_take_ranges(painted):
     with pytest.raises(DataError, match='a JPEG') as caught:
         decode_label(encoded(RAW, 'jpeg'), DATASETS['camvid'].layouts[0], 'x', 'camvid')
     assert 'label_map' not in str(caught.value)
+
+
+def test_matlab_files():
+    pytest.importorskip('scipy.io')
+    newer = b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(124) + b'\x00\x02IM' + bytes(388)
+    with pytest.raises(DataError, match=r"v7\.3; save it with save\(\.\.\., '-v7'\)"):
+        decode_raw(newer, 'x', 'S')
+    stream = io.BytesIO()
+    pytest.importorskip('scipy.io').savemat(stream, {'T': RAW, 'F': RAW / 2})
+    for variable, words in (('S', 'it has no S'), ('F', 'whole numbers')):
+        with pytest.raises(DataError, match=f'{words}.*label files of the dataset'):
+            decode_raw(stream.getvalue(), 'x', variable)
+    refuse(stream.getvalue(), 'a MATLAB file', 'save it as a PNG')
+
+
+def test_the_limit_of_pixels_is_that_of_the_images(tmp_path):
+    for kind, array in (('images', PAINTED), ('labels', RAW)):
+        (tmp_path / kind / 'train').mkdir(parents=True)
+        Image.fromarray(array).save(tmp_path / kind / 'train/a.png')
+    dataset = own_dataset(name='folder', classes='3', root=str(tmp_path))
+    for most in (RAW.size, RAW.size - 1):
+        source = FolderSource(dataset, tmp_path, 'train', reading=Reading(max_pixels=most))
+        if most == RAW.size:
+            np.testing.assert_array_equal(source[0]['label'], RAW)
+        else:
+            with pytest.raises(DataError, match='label .*a.png is too large'):
+                source.look(0, image=False)
 
 
 @pytest.mark.parametrize('mode', ['L', 'P', '1'])

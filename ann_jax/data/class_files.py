@@ -81,7 +81,7 @@ def parse_classes(text: str, root: str) -> Classes:
         if None in column and any(each is not None for each in column):
             raise wrong(f'{names[column.index(None)]!r} has no {kind}')
     for kind, column in (('class', names), ('colour', colors), ('value', values)):
-        twice = [each for each in column if each is not None and column.count(each) > 1]
+        twice = [each for each in column if each not in (None, 'ignore') and column.count(each) > 1]
         if twice:
             raise wrong(f'the {kind} {twice[0]} appears twice')
     label_map = None
@@ -218,7 +218,8 @@ def _values_or_names(lines, found):
     for pattern in (r'(?P<value>\d+)[\s,;:|]+(?P<name>.*\D.*)', r'(?P<name>.*\D.*?)[\s,;:|]+(?P<value>\d+)'):
         matches = [re.fullmatch(pattern, each.name) for each in found]
         names = [match['name'].strip(' "\'') for match in matches if match]
-        if found and all(matches) and len(set(names)) == len(names):
+        own = [name for name in names if name != 'ignore']
+        if found and all(matches) and len(set(own)) == len(own):
             values = [int(match['value']) for match in matches if match]
             return [_Class(n, each.color, v) for n, v, each in zip(names, values, found, strict=True)]
     return found

@@ -26,6 +26,7 @@ class Own(NamedTuple):
     label_map: str = ''  # the setting; '' if values are class indices
     coarse: bool = False  # it maps ranges, so that small changes of a value do not matter
     listed: Mapping[tuple[int, int, int], str] = {}  # names of classes by their colours
+    ignored: tuple[tuple[int, int, int], ...] = ()  # colours that the class file calls `ignore`
 
 
 @dataclass(frozen=True)

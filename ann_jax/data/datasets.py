@@ -114,7 +114,8 @@ class FolderSource:
             check_png(data, where, 'image')
         if isinstance(label_file, str):
             label_file = os.path.join(self._root, label_file)
-            label = decode_label(read_file(label_file, 'label'), layout, label_file, self.dataset.name)
+            label_data, most = read_file(label_file, 'label'), self._reading.max_pixels
+            label = decode_label(label_data, layout, label_file, self.dataset.name, max_pixels=most)
         else:
             label = Label(map_label(label_file.raw(), layout, label_file, self.dataset.name))
         decoded = match(data, label.classes, where, label_file, self._reading) if image else None

@@ -59,12 +59,12 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
             'classes never seen' if train else f'classes absent from {split}',
             f'no pixel of {labels} is {_list(absent)}; what no label has {rule}: {cure}',
         )
-    if found.black and own and (0, 0, 0) not in own.listed:
+    if found.black:
         add(
             'black ignored',
             f'{100 * found.black / found.pixels.sum():.1f} % of the pixels of {labels} are ignored because '
-            f'they are black, which has no line in the class file: if it is a class, add one, such as '
-            f"'background 0 0 0'",
+            f'they are black, which has no line in the class file: add one, such as '
+            f"'background 0 0 0' or 'ignore 0 0 0'",
         )
     if ignored > labelled and not masks:
         cure = ': give their values a class with --config.dataset.label_map' if own else ''
@@ -85,7 +85,8 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
         add(
             'images of few levels',
             f'{len(found.flat)} of {found.decoded} images use less than {FEW_LEVELS} of the 256 levels, such '
-            f'as {name} ({low} to {high}): remove blank ones, and scale those of fewer bits to 0 to 255',
+            f'as {name} ({low} to {high}): remove blank ones, or give the values of black and white with '
+            f'--config.dataset.image_range=LOW,HIGH',
         )
     return tell
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from ann_jax.data import unknown_labels as unknown
 from ann_jax.data.classes import INVALID, Layout
-from ann_jax.data.reading import PNG, check_png, damaged, open_picture, optional, refuse_format
+from ann_jax.data.reading import MAX_PIXELS, PNG, check_png, damaged, open_picture, optional, refuse_format
 from ann_jax.errors import DataError
+from ann_jax.typing import IGNORE
 
 
 class Raw(NamedTuple):
@@ -29,11 +30,14 @@ class Label(NamedTuple):
 
     classes: np.ndarray  # (H, W) uint8: class index, or IGNORE
     by_color: bool = False
+    black: int = 0  # pixels ignored because they are black, which nobody listed
     palette: Mapping[int, int] = {}  # value -> 0xRRGGBB, of those in the label, if values count
     lossy: str = ''  # the format, if it changes values
 
 
-def decode_label(data: bytes, layout: Layout, where: object, name: str) -> Label:
+def decode_label(
+    data: bytes, layout: Layout, where: object, name: str, *, max_pixels: int = MAX_PIXELS
+) -> Label:
     """Decodes a label and maps it to classes.
 
     Args:
@@ -41,11 +45,12 @@ def decode_label(data: bytes, layout: Layout, where: object, name: str) -> Label
         layout: defines what values and colours mean.
         where: names the file in errors.
         name: names the dataset in errors.
+        max_pixels: larger labels are refused before they are decoded.
 
     Raises:
         DataError: see `decode_raw` and `map_label`, or the format changes values.
     """
-    raw = decode_raw(data, where, layout.variable)
+    raw = decode_raw(data, where, layout.variable, max_pixels=max_pixels)
     if raw.lossy and not (layout.own and layout.own.coarse):
         cure = '; a black and white mask can be read with --config.dataset.label_map=0-127:0,128-255:1'
         raise DataError(
@@ -57,10 +62,23 @@ def decode_label(data: bytes, layout: Layout, where: object, name: str) -> Label
     if raw.palette is not None and not by_color:
         used = np.flatnonzero(np.bincount(raw.values.ravel(), minlength=256))
         palette = dict(zip(used.tolist(), (raw.palette[used] @ _ONE).tolist(), strict=True))
-    return Label(classes, by_color, palette, raw.lossy)
+    black = 0
+    if by_color and layout.own and (0, 0, 0) not in (*layout.own.listed, *layout.own.ignored):
+        black = _count_black(raw)
+    return Label(classes, by_color, black, palette, raw.lossy)
 
 
-def decode_raw(data: bytes, where: object, variable: str | None = None) -> Raw:
+def _count_black(raw):
+    if raw.values.ndim == 3:
+        return int(np.count_nonzero(~raw.values.any(-1)))
+    if raw.palette is None:
+        return int(np.count_nonzero(raw.values == 0))
+    return int(np.count_nonzero(~raw.palette.any(1)[raw.values]))
+
+
+def decode_raw(
+    data: bytes, where: object, variable: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Raw:
     """Decodes a label to its raw values.
 
     Palette PNGs give their indices, PNGs of fewer than 8 bits their values as stored; alpha is dropped.
@@ -69,6 +87,7 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> Raw:
         data: content of the file: any image Pillow reads or, with `variable`, a MATLAB file.
         where: names the file in errors.
         variable: name of the matrix in a MATLAB file.
+        max_pixels: larger labels are refused before they are decoded.
 
     Raises:
         DataError: it cannot be decoded, or is truncated or damaged; SciPy is missing.
@@ -77,8 +96,8 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> Raw:
         return Raw(_decode_matlab(data, where, variable))
     check_png(data, where, 'label')  # Pillow decodes damaged ones, some to values of classes
     # Not OpenCV: it turns the indices of a palette PNG into colours.
-    with open_picture(data, where, 'label') as image:
-        pages = getattr(image, 'n_frames', 1)
+    with open_picture(data, where, 'label', max_pixels) as image:
+        pages = _pages(image)
         mode, lossy, deep = image.mode, _lossy(image, data), _deep(image, data)
         palette = _palette(image) if mode in ('P', 'PA') else None
         # The indices of a GIF are in the order of its own palette, so that only its colours mean something.
@@ -106,6 +125,19 @@ def decode_raw(data: bytes, where: object, variable: str | None = None) -> Raw:
             'palette PNG of class values'
         )
     return Raw(raw.astype(np.uint8) if mode == '1' else raw, palette, lossy)
+
+
+def _pages(image):
+    """Number of pictures in an opened file, without smaller copies and masks of one."""
+    count = getattr(image, 'n_frames', 1)
+    if count == 1 or image.format != 'TIFF':
+        return count
+    pages = 0
+    for i in range(count):
+        image.seek(i)
+        pages += not image.tag_v2.get(254, 0) & 5
+    image.seek(0)
+    return pages
 
 
 def _lossy(image, data):
@@ -195,7 +227,10 @@ def _map(raw, layout, where, name):
         values = values[..., 1]
     elif layout.color_map and layout.own and not layout.own.label_map:
         if palette is not None:
-            classes = _by_color(palette, layout.color_map)[values]
+            known = _by_color(palette, layout.color_map)
+            if known[IGNORE] == INVALID:
+                known[IGNORE] = IGNORE  # a colour of its own, as in VOC
+            classes = known[values]
             if (classes == INVALID).any():
                 raise unknown.colors(palette[values[classes == INVALID]], layout, where, name, palette=True)
             return classes, True

@@ -32,7 +32,7 @@ def own_dataset(
         name: of the dataset.
         classes: class names, separated by commas; or their number; or a file (in the current folder or below
             the root) with a name per line, also with colours, which labels may then hold instead of values,
-            or with the values of labels: see `parse_classes`.
+            or with the values of labels: see `parse_classes`. Colours and values of the name `ignore` are.
         root: folder of the files.
         images: folder below the root, where `{split}` stands for the split; or a text file of paths.
         labels: as `images`, and may be the same folder; line n of a text file is the label of line n of the
@@ -52,7 +52,7 @@ def own_dataset(
         ConfigError: a setting cannot be parsed, there is one class only, or all splits would read the same
             files.
     """
-    names, colors, values = parse_classes(classes, root)
+    names, colors, values, ignored = _without_ignored(*parse_classes(classes, root))
     if len(names) == 1:
         raise ConfigError(
             f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
@@ -69,7 +69,11 @@ def own_dataset(
             f'{" and ".join(splits)}: put {{split}} where their paths differ, or hold out a share of them '
             'with --config.dataset.val_share=0.1'
         )
-    color_map = {(0, 0, 0): IGNORE} | {color: i for i, color in enumerate(colors)} if colors else None
+    color_map = None
+    if colors:
+        color_map = dict.fromkeys([(0, 0, 0), *ignored], IGNORE) | {
+            color: i for i, color in enumerate(colors)
+        }
     if label_map.strip() and reduce_zero_label:
         raise ConfigError(
             f'dataset.label_map={label_map!r} and dataset.reduce_zero_label exclude each other: write the '
@@ -93,7 +97,9 @@ def own_dataset(
         label_map=known and known.values,
         others=known and known.others,
         color_map=color_map,
-        own=Own(label_map.strip(), bool(known and known.coarse), dict(zip(colors, names, strict=False))),
+        own=Own(
+            label_map.strip(), bool(known and known.coarse), dict(zip(colors, names, strict=False)), ignored
+        ),
     )
     return Dataset(
         name=name,
@@ -103,3 +109,15 @@ def own_dataset(
         layouts=(layout,),
         held_out=HeldOut(*splits, val_share),
     )
+
+
+def _without_ignored(names, colors, values):
+    """Takes out the classes called `ignore`; returns also their colours."""
+    if 'ignore' not in names or not (colors or values):  # a mere list of names may have such a class
+        return names, colors, values, ()
+    kept = [i for i, name in enumerate(names) if name != 'ignore']
+    index = {old: new for new, old in enumerate(kept)}
+    values = values or {i: i for i in range(len(names))} | {IGNORE: IGNORE}
+    ignored = tuple(color for color, name in zip(colors, names, strict=False) if name == 'ignore')
+    pick = lambda items: tuple(items[i] for i in kept) if items else ()
+    return pick(names), pick(colors), {raw: index.get(old, IGNORE) for raw, old in values.items()}, ignored

@@ -42,6 +42,8 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
     try:
         with open(path, 'rb') as file:
             return file.read()
+    except PermissionError as e:
+        raise DataError(f'cannot read the {kind} {path}: {e}; give yourself the right to read it') from e
     except OSError as e:
         raise DataError(f'cannot read the {kind} {path}: {e}; copy or download the file again') from e
 

@@ -45,7 +45,7 @@ class Survey:
     flat: list[tuple[str, int, int]] = field(default_factory=list)  # samples of few levels: lowest, highest
     contents: dict[bytes, list[str]] = field(default_factory=dict)  # hash of an image -> names of samples
     painted: int = 0  # labels whose colours count
-    black: int = 0  # pixels ignored in these
+    black: int = 0  # pixels in these, ignored because they are black, which nobody listed
     lossy: list[str] = field(default_factory=list)  # samples whose label has a format that changes values
     palette: dict[int, tuple[int, str]] = field(
         default_factory=dict
@@ -143,7 +143,7 @@ def _add(found, seen, size, counts, levels, content):
         found.lossy.append(name)
     if label.by_color:
         found.painted += 1
-        found.black += int(counts[-1])
+        found.black += label.black
     for value, color in label.palette.items():
         first, user = found.palette.setdefault(value, (color, name))
         if first != color and not found.clash:

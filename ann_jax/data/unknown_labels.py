@@ -57,7 +57,7 @@ def colors(raw: np.ndarray, layout: Layout, where: object, name: str, *, palette
             f'dataset that has them. Known: the {len(known)} colours of the classes'
         )
     cure = 'repaint them, or give each a class and a line of its own in the class file, such as '
-    cure += f"'other {' '.join(map(str, found[0].clip(0)))}'"
+    cure += f"'ignore {' '.join(map(str, found[0].clip(0)))}'"
     if len(found) <= len(known) and (found[:, None, ::-1] == known).all(-1).any(1).all():
         cure = 'red and blue are swapped, as when OpenCV writes RGB: swap them in labels or the class file'
     elif len(found) > _MANY:
