@@ -1,6 +1,7 @@
 """What would be learned wrong is told by --mode=check and before the first step, with what helps."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -174,9 +175,17 @@ def test_the_sample_is_even_and_grows_before_it_ends_a_run(tmp_path, caplog):
 def test_images_of_few_levels(image, tmp_path, caplog, capsys):
     config = settings(folder(tmp_path))
     save(tmp_path / 'images/train/train1.png', image)
-    both_tell(
-        config, caplog, capsys, '1 of 2 images', f'train1 ({image.min()} to {image.max()})', 'image_range'
-    )
+    both_tell(config, caplog, capsys, '1 of 2 images', f'train1 ({image.min()} to {image.max()})', 'scaled')
+
+
+def test_images_that_all_use_few_levels(tmp_path, caplog, capsys):
+    config = settings(folder(tmp_path))
+    for file in tmp_path.glob('images/*/*.png'):
+        save(file, photo(16))
+    first, _ = told(config, caplog, capsys)
+    assert '2 of 2 images' in first and '1 of 1 images' in first
+    config.dataset.image_range = re.search(r'image_range=(\S+)', first)[1]
+    assert told(config, caplog, capsys)[0] == ''
 
 
 def test_palettes_that_differ(tmp_path, caplog, capsys):

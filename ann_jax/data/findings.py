@@ -82,11 +82,14 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
         )
     if found.flat:
         name, low, high = found.flat[0]
+        cure = 'remove blank ones, and save others scaled to 0 to 255'
+        white = max(high for _, _, high in found.flat)
+        if len(found.flat) == found.decoded and white > 1:  # the setting is for all images
+            cure = f'give the values of black and white with --config.dataset.image_range=0,{white}'
         add(
             'images of few levels',
             f'{len(found.flat)} of {found.decoded} images use less than {FEW_LEVELS} of the 256 levels, such '
-            f'as {name} ({low} to {high}): remove blank ones, or give the values of black and white with '
-            f'--config.dataset.image_range=LOW,HIGH',
+            f'as {name} ({low} to {high}): {cure}',
         )
     return tell
 
