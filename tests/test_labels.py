@@ -1,11 +1,12 @@
 """Labels as they come: every form in which people have them, and what the errors about the rest suggest."""
 
+import contextlib
 import io
 import re
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from ann_jax.data import label_map as maps
 from ann_jax.data.classes import DATASETS
@@ -132,14 +133,11 @@ def test_more_than_8_bits_in_several_channels_are_not_cut_off():
 
 
 def test_several_pictures_in_one_file():
-    overview = TiffImagePlugin.ImageFileDirectory_v2()
-    overview[254] = 1  # a smaller copy, as GeoTIFFs have
-    stream = io.BytesIO()
-    with TiffImagePlugin.AppendingTiffWriter(stream) as writer:
-        Image.fromarray(RAW).save(writer, 'tiff')
-        writer.newFrame()
-        Image.fromarray(RAW[::2, ::2]).save(writer, 'tiff', tiffinfo=overview)
-    np.testing.assert_array_equal(classes(stream.getvalue()), RAW)
+    overview = Image.fromarray(RAW[::2, ::2])  # a smaller copy, as GeoTIFFs have
+    overview.encoderinfo = {'tiffinfo': {254: 1}}
+    data = encoded(RAW, 'tiff', save_all=True, append_images=[overview])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    np.testing.assert_array_equal(classes(data), RAW)
     pages = [Image.fromarray(RAW), Image.fromarray(RAW)]
     data = encoded(pages[0], 'tiff', save_all=True, append_images=pages[1:])
     refuse(data, '2 pictures', 'save one')
@@ -288,13 +286,17 @@ def test_the_limit_of_pixels_is_that_of_the_images(tmp_path):
 
 @pytest.mark.parametrize('mode', ['L', 'P', '1'])
 def test_every_hole_in_a_png_is_noticed(mode):
-    noise = RNG.integers(0, 2, (160, 160)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 2 if mode == '1' else 3, (60, 80)).astype(np.uint8)
     data = encoded(Image.fromarray(noise.astype(bool) if mode == '1' else noise).convert(mode))
-    assert len(data) > 1500
-    for start in range(0, len(data) - 256, 61):
-        holed = data[:start] + bytes(256) + data[start + 256 :]
+    holes = [data[:i] + bytes(256) + data[i + 256 :] for i in range(0, len(data) - 256, 7)]
+    accepted = 0
+    for holed in holes:
         with pytest.raises(DataError, match='copy or download the file again'):
             decode_raw(holed, 'x')
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(holed)) as image:
+            image.load()
+            accepted += 1
+    assert accepted or mode == '1'  # Pillow alone would not notice all
     for end in (len(data) - 1, len(data) - 12, 100):
         with pytest.raises(DataError, match='copy or download the file again'):
             decode_raw(data[:end], 'x')

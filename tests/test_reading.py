@@ -92,7 +92,15 @@ def test_what_is_damaged_is_to_be_copied_again():
     whole = encoded(np.arange(64, dtype=np.uint8).reshape(8, 8), 'png')
     tiff = encoded(np.zeros((9, 9), np.uint8), 'tiff')
     html = b'<!DOCTYPE html><html><body>404</body></html>'
-    for data in (b'', bytes(200), whole[:-30], whole[:20], tiff[:40], b'\xff\xd8\xff' + bytes(90)):
+    for data in (
+        b'',
+        bytes(200),
+        tiff[:-40],
+        whole[:-30],
+        whole[:20],
+        tiff[:40],
+        b'\xff\xd8\xff' + bytes(90),
+    ):
         for decode in (decode_image, decode_raw):
             with pytest.raises(DataError, match=AGAIN):
                 decode(data, 'x.png')
