@@ -232,6 +232,8 @@ LISTS = {
     'quotes': '"images/a.png","masks/a.png"\n"images/my, photo.png","masks/my, photo.png"',
     'quotes and blanks': '"images/a.png" "masks/a.png"\n"images/my photo.png" "masks/my photo.png"',
     'names of files': 'a.png,a.png\nb.png,b.png',
+    'of another computer': '/home/me/x/images/a.png C:\\x\\masks\\a.png\nimages/b.png masks/b.png # blurred',
+    'bars': 'images/a.png|masks/a.png\nimages/b.png | masks/b.png',
     'dots': './images/a.png ./masks/a.png\n./images/../images/b.png masks/b.png',
     'names': 'a\nb',
     'names with endings': 'a.png\r\nmy photo.png\r\n',
@@ -307,7 +309,7 @@ def test_a_share_that_cannot_be_held_out(tmp_path):
     refuse(['another name'], source, tmp_path, val_share=0.1, splits=('train', 'train'), error=ConfigError)
     refuse(['val_share=0.1'], source, tmp_path, images='a', labels='b', error=ConfigError)
     tree(tmp_path, ['images/valid/a.png'], ['labels/valid/a.png'])
-    words = ['For val there is train or valid', 'eval_split']
+    words = ['For val there is valid: set --config.dataset.eval_split']
     refuse(words, source, tmp_path, 'val')
     tree(tmp_path, ['images/val/a.png'], ['labels/val/a.png'])
     refuse(['1 images of val', 'val_share=0'], source, tmp_path, 'val', val_share=0.1)
@@ -341,6 +343,7 @@ CLASSES = {
     'LabelMe': ('__ignore__\nroad\nthe rest', (), None),
     'csv': ('name,r,g,b\nroad,128,64,128\nthe rest,0,0,0', COLORS, None),
     'csv with an id': ('id;name;r;g;b\n0;road;128;64;128\n1;the rest;0;0;0', COLORS, None),
+    'csv, plurals': ('Classes,Red,Green,Blue\nroad,128,64,128\nthe rest,0,0,0', COLORS, None),
     'csv with other ids': ('name,id\nroad,7\nthe rest,0', (), {7: 0, 0: 1, 255: IGNORE}),
     'Roboflow': ('Pixel Value, Class\n0, road\n1, the rest', (), None),
     'csv, quoted': ('"name","color"\n"road","#804080"\n"the rest","#000000"', COLORS, None),
@@ -422,6 +425,8 @@ def test_files_of_classes_that_cannot_be_used(tmp_path):
         wrong(['no such file'], absent)
     for text, word in (
         ('item {\n  id: 1\n  name: "road"\n}\n', 'not understood'),
+        ('0 0 0\n128 64 128\n', 'not understood'),
+        ('images/a.png\nimages/b.png\n', "'images/a.png' is the name of a picture"),
         ('<annotations>\n</annotations>\n', 'not understood'),
         ('road 1 2 3\nsky\n', "'sky' has no colour"),
         ('name,id\nroad,1\nsky,1\n', 'the value 1 appears twice'),

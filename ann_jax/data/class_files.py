@@ -16,9 +16,15 @@ from ann_jax.typing import IGNORE
 Color = tuple[int, int, int]
 
 # Headings of tables and keys of JSON, in order of preference.
-_NAMES = 'name title class_name label_name readable category class label'.split()
+_NAMES = (
+    'name title class_name label_name category_name object_name readable category class label object'.split()
+)
 _COLORS = 'color colour color_rgb rgb color_hex hex color_hex_code'.split()
-_VALUES = 'pixel_value value id index class_id label_id class_index category_id class label'.split()
+_VALUES = (
+    'pixel_value value mask_value gray_value grey_value gray grey id index idx number code class_id label_id '
+    'class_index category_id train_id trainid class label'
+).split()
+_PLURALS = {'classes': 'class', 'categories': 'category', 'indices': 'index'}
 _CONTAINERS = 'classes categories labels tools names id2label'.split()
 
 
@@ -110,7 +116,7 @@ def _from_file(path, wrong):
         return [_from_row(line, table[0], table[1], wrong) for line in lines]
     found = [_from_words(line) for line in lines]
     for line, each in zip(lines, found, strict=True):
-        if not each.name or re.search(r'[{}<>=]|^\[|\]$', each.name):
+        if not each.name or re.search(r'[{}<>=]|^\[|\]$|^\d+([\s,;]+\d+)+$', each.name):
             raise wrong(f'the line {line!r} is not understood')
     return _values_or_names(lines, found)
 
@@ -123,7 +129,8 @@ def _table(line):
     text = line.lstrip('# ')
     separator = next((s for s in ('\t', ';', ',', '|', ':') if s in text), None)
     words = [re.sub(r'\W+', '_', word.strip(' "\'').casefold()) for word in text.split(separator)]
-    known = {*_NAMES, *_COLORS, *_VALUES, 'r', 'g', 'b', 'red', 'green', 'blue', 'names', 'classes', 'labels'}
+    known = {*_NAMES, *_COLORS, *_VALUES, 'r', 'g', 'b', 'red', 'green', 'blue'}
+    words = [_PLURALS.get(word, word if word in known else word.removesuffix('s')) for word in words]
     if len(words) == 1:
         return (None, words) if words[0] in known and words[0] not in ('r', 'g', 'b') else None
     return (separator, words) if set(words) & set(_NAMES) and len(set(words) & known) > 1 else None

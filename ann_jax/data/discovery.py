@@ -2,40 +2,22 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
-
-import numpy as np
 
 from ann_jax.data.classes import LISTS
 from ann_jax.data.disk import walk
 from ann_jax.data.images import IMAGE_ENDINGS
 from ann_jax.data.lists import find_file, read_list
-from ann_jax.data.naming import LABEL_ENDINGS, Naming, candidates, key_of
-from ann_jax.data.reading import open_picture, read_file
+from ann_jax.data.matching import OTHER_DIR, SPLIT, Tree, names_below, pair, picture_folders, rank
+from ann_jax.data.naming import LABEL_ENDINGS, key_of
 from ann_jax.errors import DataError
 
+_MOST_FOLDERS = 60  # that are tried with each other
 _TRAIN = ('train', 'training', 'trn', 'default', 'trainval')
 _VAL = ('val', 'valid', 'validation', 'dev', 'eval')
 _TEST = ('test', 'testing', 'tst')
-_SPLIT = re.compile(
-    r'(?<![A-Za-z])(trainval|training|train|trn|validation|valid|val|dev|eval|testing|test|tst|default)'
-    r'(?=[^A-Za-z]|annot|mask|label|$)',
-    re.IGNORECASE,
-)
-_LABEL_DIR = re.compile(
-    r'mask|label|annot|ann_dir|(^|[^a-z])(gt|lbl|seg|ann)|semantic|truth|manual|target', re.I
-)
-_IMAGE_DIR = re.compile(r'image|img|jpe?g|photo|picture|rgb|sat|input|raw|frame|leftimg8bit', re.I)
-# Pictures of labels that are for people, or tell apart what class maps do not.
-_OTHER_DIR = re.compile(
-    r'object|instance|human|overlay|colou?r|visual|depth|dispar|panoptic|preview|merged|rgb', re.I
-)
-_MOST_FOLDERS = 60
-_MOST_VALUES = 128  # of one label; photographs have more
-_SEVERAL = 4  # folders beside each other that are parts of one, such as cities
 
 
 @dataclass
@@ -81,7 +63,7 @@ def split_of(path: str) -> tuple[str, str]:
     """A path with {split} in place of the name of a split, and that name ('' if there is none)."""
     parts = path.split('/')
     # The last: the folder of a dataset may have such a name too.
-    found = next((m[1] for part in reversed(parts) for m in [_SPLIT.search(part)] if m), '')
+    found = next((m[1] for part in reversed(parts) for m in [SPLIT.search(part)] if m), '')
     if not found:
         return path, ''
     exact = re.compile(rf'(?<![A-Za-z]){re.escape(found)}(?=[^A-Za-z]|annot|mask|label|$)')
@@ -151,7 +133,7 @@ def _from_pairs(root, tree):
 def _add_lists(plan, root, tree):
     """Adds the lists of names that tell the splits of one folder of images."""
     endings = (plan.image_ending,) if plan.image_ending else IMAGE_ENDINGS
-    names = _names(tree, plan.images)
+    names = names_below(tree, plan.images)
     keys = {key_of(name, endings) for name in names} | set(names)
     known = lambda text: _posix(os.path.normpath(text.replace('\\', '/'))) in keys
     best, most = None, 0
@@ -171,56 +153,20 @@ def _add_lists(plan, root, tree):
 # --- Folders
 
 
-def _names(tree, folder):
-    """Paths of all files below a folder, relative to it."""
-    if folder == '.':
-        inside = tree.items()
-        return [name if where == '.' else f'{where}/{name}' for where, names in inside for name in names]
-    found = []
-    for where, names in tree.items():
-        if where == folder or where.startswith(folder + '/'):
-            below = where[len(folder) + 1 :]
-            found += [f'{below}/{name}' if below else name for name in names]
-    return found
-
-
-def _picture_folders(tree):
-    """Folders that hold pictures; many folders beside each other count as the one that they lie in."""
-    folders = [
-        f
-        for f, names in tree.items()
-        if any(n.lower().endswith((*IMAGE_ENDINGS, *LABEL_ENDINGS)) for n in names)
-    ]
-    while crowded := _crowded(folders):
-        folders = sorted({_parent(folder) if _parent(folder) in crowded else folder for folder in folders})
-    return folders[:_MOST_FOLDERS]
-
-
-def _parent(folder):
-    """The folder around one whose name says nothing; '' if it says something."""
-    around, _, name = folder.rpartition('/')
-    said = any(pattern.search(name) for pattern in (_SPLIT, _LABEL_DIR, _IMAGE_DIR))
-    return '' if said or folder == '.' else around or '.'
-
-
-def _crowded(folders):
-    counts = Counter(filter(None, map(_parent, folders)))
-    return {parent for parent, count in counts.items() if count >= _SEVERAL}
-
-
-def _from_folders(root, tree):
+def _from_folders(root: str, tree: Tree) -> Plan | None:
     """A plan by the folders that fit each other best."""
     groups: dict[str, dict[str, str]] = {}
-    for folder in _picture_folders(tree):
+    for folder in picture_folders(tree):
         template, split = split_of(folder)
         groups.setdefault(template, {})[split] = folder
     ranked = []
-    for images, image_folders in groups.items():
-        for labels, label_folders in groups.items():
+    some = list(groups.items())[:_MOST_FOLDERS]  # the others are like these, see `_alike`
+    for images, image_folders in some:
+        for labels, label_folders in some:
             for split in sorted(image_folders.keys() & label_folders.keys(), key=_order)[:1]:
                 folders = image_folders[split], label_folders[split]
-                if found := _pair(tree, *folders):
-                    ranked.append((_rank(root, *folders, *found), images, labels, found[0]))
+                if found := pair(tree, *folders):
+                    ranked.append((rank(root, *folders, *found), images, labels, found[0]))
     # What the pictures look like says more than their number, and that more than names.
     looks = max((rank[:3] for rank, *_ in ranked), default=(False,))
     ranked = [entry for entry in ranked if entry[0][:3] == looks and looks[0]]
@@ -233,11 +179,12 @@ def _from_folders(root, tree):
     paired = lambda i, l: {
         split: found[1]
         for split in groups[i].keys() & groups[l].keys()
-        if (found := _pair(tree, groups[i][split], groups[l][split]))
+        if (found := pair(tree, groups[i][split], groups[l][split])) and found[0] == naming
     }
-    alike = [(i, l) for _, i, l, n in ranked if n == naming and _relation(i, l) == _relation(images, labels)]
-    both = {split: found for pair in alike for split, found in paired(*pair).items()}
-    unused = {l for _, i, l, _ in ranked if (i, l) not in alike and i == images and not _OTHER_DIR.search(l)}
+    alike = {folders: paired(*folders) for folders in _alike(images, labels, groups)}
+    alike = {folders: splits for folders, splits in alike.items() if splits}
+    both = {split: pairs for splits in alike.values() for split, pairs in splits.items()}
+    unused = {l for _, i, l, _ in ranked if (i, l) not in alike and i == images and not OTHER_DIR.search(l)}
     plan.alternatives = sorted(unused - {images, *(l for _, l in alike)})
     if not ('' not in both and _choose_splits(plan, both)):  # the name of a split stands for none
         plan.val_share = 0.1
@@ -245,17 +192,17 @@ def _from_folders(root, tree):
         if images == labels and naming:
             images = labels = os.path.commonpath([i for i, _ in alike]) or '.'
         else:
-            for pair in alike:
-                for split, found in paired(*pair).items():
+            for splits in alike.values():
+                for split, pairs in splits.items():
                     split = split if '{split}' in images else plan.train_split
-                    plan.pairs.setdefault(split, []).extend(sorted(found.values()))
+                    plan.pairs.setdefault(split, []).extend(sorted(pairs.values()))
             return plan
     if '{split}' in images and '' not in both and plan.train_split not in both:
         split = min(both, key=_order)
         images, labels = groups[images][split], groups[labels][split]
     plan.label_ending = naming.label_ending
     if naming.image_endings[0] not in IMAGE_ENDINGS:
-        used = {image.lower() for found in both.values() for image, _ in found.values()}
+        used = {image.lower() for pairs in both.values() for image, _ in pairs.values()}
         endings = [e for e in naming.image_endings if any(image.endswith(e.lower()) for image in used)]
         if len(endings) == 1:
             plan.image_ending = endings[0]
@@ -269,6 +216,15 @@ def _from_folders(root, tree):
         images, labels = image_parent, label_parent
     plan.images, plan.labels = images, labels
     return plan
+
+
+def _alike(images: str, labels: str, groups: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs of folders whose paths differ as these do: x/images and x/masks, and y/images and y/masks."""
+    if images == labels:
+        return [(folder, folder) for folder in groups]
+    one, other = _relation(images, labels)
+    tops = [folder[: len(folder) - len(one)] for folder in groups if f'/{folder}'.endswith(f'/{one}')]
+    return [(top + one, top + other) for top in tops if top + other in groups]
 
 
 def _relation(images, labels):
@@ -287,75 +243,3 @@ def _order(split):
     """Splits from that of training to none."""
     names = (*_TRAIN, *_VAL, *_TEST, '')
     return names.index(split.lower()) if split.lower() in names else len(names)
-
-
-def _pair(tree, images, labels):
-    """(naming, {key: (image, label)}) of the files of two folders, or None.
-
-    The naming is None if no endings tell what belongs together.
-    """
-    shared = images == labels
-    image_names, label_names = _names(tree, images), _names(tree, labels)
-    join = lambda folder, name: name if folder == '.' else f'{folder}/{name}'
-    if not shared:
-        image_names = [n for n in image_names if not _inside(join(images, n), labels, images)]
-        label_names = [n for n in label_names if not _inside(join(labels, n), images, labels)]
-    usual = Naming(IMAGE_ENDINGS, '.png')
-    keys = lambda names, endings: {k: n for n in names if (k := key_of(n, endings)) is not None}
-    plain = not shared and keys(image_names, IMAGE_ENDINGS).keys() & keys(label_names, ('.png',)).keys()
-    options = [usual] if plain else candidates(image_names, label_names, usual, shared)
-    # Of several kinds of labels, the one whose values are classes.
-    other = lambda n: (bool(_OTHER_DIR.search(n.label_ending)), 'trainids' not in n.label_ending.lower())
-    naming, one, two = None, {}, {}
-    if options:
-        naming = min(options, key=other)
-        two = keys(label_names, (naming.label_ending,))
-        taken = set(two.values()) if shared else set()
-        one = keys([n for n in image_names if n not in taken], naming.image_endings)
-    elif not shared:
-        one, two = _without_words(image_names, IMAGE_ENDINGS), _without_words(label_names, LABEL_ENDINGS)
-    common = one.keys() & two.keys()
-    if not common or not options and 2 * len(common) <= len(two):
-        return None
-    return naming, {key: (join(images, one[key]), join(labels, two[key])) for key in common}
-
-
-def _inside(path, folder, around):
-    """Whether a path lies in a folder that lies in another."""
-    return (around == '.' or folder.startswith(around + '/')) and path.startswith(folder + '/')
-
-
-def _without_words(names, endings):
-    """Names without the word that all begin with: image_1 and mask_1 become 1."""
-    stems = {key: n for n in names if (key := key_of(n, endings)) is not None}
-    word = re.match(r'[^\W\d_]+[-_. ]*', os.path.commonprefix(list(stems)))
-    cut = len(word[0]) if word else 0
-    return {key[cut:]: n for key, n in stems.items() if key[cut:]}
-
-
-def _rank(root, images, labels, naming, found):
-    """How well two folders fit: what their pictures look like, what their names say, and how many pairs."""
-    some = [found[key] for key in sorted(found)[:: max(1, len(found) // 5)][:5]]
-    photos, drawn = ([_looks_like_label(os.path.join(root, pair[n])) for pair in some] for n in (0, 1))
-    mostly = lambda looks: 2 * sum(map(bool, looks)) >= len([look for look in looks if look is not None])
-    word = lambda pattern, text: bool(pattern.search(text))
-    last = labels if images != labels or naming is None else naming.label_ending
-    said = (
-        word(_LABEL_DIR, last)
-        - 2 * word(_OTHER_DIR, last)
-        + word(_IMAGE_DIR, images)
-        - word(_LABEL_DIR, images)
-    )
-    return mostly(drawn), naming is not None, not mostly(photos), said, len(found)
-
-
-def _looks_like_label(path):
-    """Whether a picture has few values or colours; None if it cannot be read."""
-    try:
-        with open_picture(read_file(path, 'label'), path, 'label') as image:
-            array = np.asarray(image)[::4, ::4]
-    except DataError:
-        return None
-    if array.ndim == 3:
-        return len(np.unique(array.reshape(-1, array.shape[2]), axis=0)) <= _MOST_VALUES
-    return len(np.unique(array)) <= _MOST_VALUES

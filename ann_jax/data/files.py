@@ -145,8 +145,8 @@ def _missing(dataset, root, part, missing):
         f'it holds {there}'
     )
     held = dataset.held_out
-    splits = _splits(dataset.layouts[0], root) if held else []
-    if splits and part not in splits:
+    splits = [s for s in _splits(dataset.layouts[0], root) if s not in held[:2]] if held else []
+    if splits:
         setting = 'train_split' if part == held.train else 'eval_split'
         text += (
             f'. For {part} there is {" or ".join(splits[:5])}: set --config.dataset.{setting} to one of them'

@@ -1,6 +1,8 @@
 """Reads lists of files: names, or an image and its label per line, in the forms that tools write."""
 
 import csv
+import functools
+import logging
 import os
 import re
 import unicodedata
@@ -10,7 +12,9 @@ from typing import NamedTuple
 from ann_jax.data.disk import text_of
 from ann_jax.errors import DataError
 
-_SEPARATORS = ('', '\t', ';', ',', ' ')  # '': the whole line is one name
+logger = logging.getLogger(__name__)
+
+_SEPARATORS = ('', '\t', ';', '|', ',', ' ')  # '': the whole line is one name
 _IMAGE_WORDS = (
     'image images img imgs filename file_name file image_path img_path image_file path name id'.split()
 )
@@ -35,8 +39,8 @@ class Row(NamedTuple):
 def read_list(path: str | os.PathLike, known: Callable[[str], object], columns: int = 2) -> list[Row]:
     """Reads a list.
 
-    Blank lines, lines that start with `#` and a line of headings are left out. Columns are separated by tabs,
-    semicolons, commas or blanks, whichever gives more names that are known.
+    Blank lines, comments (`#` at the start, or between blanks) and a line of headings are left out. Columns
+    are separated by tabs, semicolons, bars, commas or blanks, whichever gives more names that are known.
 
     Args:
         path: of the list.
@@ -47,7 +51,8 @@ def read_list(path: str | os.PathLike, known: Callable[[str], object], columns: 
         DataError: it cannot be read, or a line has more columns.
     """
     lines = [(i, line.strip()) for i, line in enumerate(text_of(path, 'list').splitlines(), 1)]
-    lines = [(i, line) for i, line in lines if line and (not line.startswith('#') or known(line))]
+    lines = [(i, line if known(line) else re.sub(r'(^#|\s+#\s).*', '', line)) for i, line in lines]
+    lines = [(i, line) for i, line in lines if line]
     separator = _separator([line for _, line in lines[:50]], known)
     rows = [Row(i, tuple(_split(line, separator))) for i, line in lines]
     rows = [row for row in rows if row.cells]
@@ -120,7 +125,7 @@ def find_file(text: str, folders: Sequence[str]) -> str | None:
 
     Args:
         text: a path: absolute, or below one of the folders; with slashes or backslashes, and with `~` for the
-            user's folder. One that starts with a slash may also lie below a folder.
+            user's folder. Of an absolute one that does not exist, the end may lie below the root.
         folders: where to look, the root of the dataset first.
 
     Returns:
@@ -135,4 +140,19 @@ def find_file(text: str, folders: Sequence[str]) -> str | None:
             for number, folder in enumerate(folders):
                 if os.path.isfile(os.path.join(folder, below)):
                     return os.path.abspath(os.path.join(folder, below)) if number else below
+            # Of another computer: what follows some folder may be below the root here.
+            parts = below.split('/') if re.match(r'/|[A-Za-z]:/', path) else []
+            for start in range(1, len(parts) - 1):
+                if re.search(r'\.\w{3,4}\b', parts[start - 1]):
+                    break  # several paths
+                if os.path.isfile(os.path.join(folders[0], *parts[start:])):
+                    _note('/'.join(parts[:start]), folders[0])
+                    return os.path.join(*parts[start:])
     return None
+
+
+@functools.cache
+def _note(before, root):
+    logger.info(
+        'a list names files in /%s, which is not there: those of the same names in %s are read', before, root
+    )

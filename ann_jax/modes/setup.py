@@ -20,6 +20,7 @@ from ann_jax.data.datasets import read_image
 from ann_jax.data.discovery import Plan, discover
 from ann_jax.data.disk import walk
 from ann_jax.data.files import draw, pair_files
+from ann_jax.data.images import IMAGE_ENDINGS
 from ann_jax.data.label_values import ClassPlan, choose_classes, class_files, survey_labels
 from ann_jax.data.naming import bare_key
 from ann_jax.data.own import own_dataset
@@ -92,7 +93,15 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
     values = survey_labels([os.path.join(root, label) for pairs in samples.values() for _, _, label in pairs])
     if not values.files:
         raise DataError(values.errors[0])
-    names = [os.path.relpath(os.path.join(where, n), root) for where, found in walk(root) for n in found]
+    names = [
+        os.path.normpath(os.path.relpath(os.path.join(where, n), root))
+        for where, found in walk(root)
+        for n in found
+    ]
+    used = {os.path.normpath(path) for pairs in samples.values() for _, *two in pairs for path in two}
+    rest = [name for name in names if name.lower().endswith(IMAGE_ENDINGS) and name not in used]
+    if rest:
+        notes.append(f'{len(rest)} pictures are not used, such as {rest[0]}')
     classes = choose_classes(values, class_files(names), root)
     settings = plan.settings() | _class_settings(classes, file, root, written)
     sizes = _sizes(root, samples)

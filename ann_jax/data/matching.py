@@ -1,0 +1,137 @@
+"""Tells which folders of a tree hold images and which their labels, by names and contents."""
+
+import os
+import re
+from collections import Counter
+
+import numpy as np
+
+from ann_jax.data.images import IMAGE_ENDINGS
+from ann_jax.data.naming import LABEL_ENDINGS, Naming, candidates, key_of
+from ann_jax.data.reading import open_picture, read_file
+from ann_jax.errors import DataError
+
+SPLIT = re.compile(
+    r'(?<![A-Za-z])(trainval|training|train|trn|validation|valid|val|dev|eval|testing|test|tst|default)'
+    r'(?=[^A-Za-z]|annot|mask|label|$)',
+    re.IGNORECASE,
+)
+_LABEL_DIR = re.compile(
+    r'mask|label|annot|ann_dir|(^|[^a-z])(gt|lbl|seg|ann)|semantic|truth|manual|target', re.I
+)
+_IMAGE_DIR = re.compile(r'image|img|jpe?g|photo|picture|rgb|sat|input|raw|frame|leftimg8bit', re.I)
+# Pictures of labels that are for people, or tell apart what class maps do not.
+OTHER_DIR = re.compile(
+    r'object|instance|human|overlay|colou?r|visual|depth|dispar|panoptic|preview|merged|rgb', re.I
+)
+_MOST_VALUES = 128  # of one label; photographs have more
+_SEVERAL = 4  # folders beside each other that are parts of one, such as cities
+Tree = dict[str, list[str]]  # folder below the root, '.' for itself -> names of its files
+
+
+def names_below(tree: Tree, folder: str) -> list[str]:
+    """Paths of all files below a folder, relative to it."""
+    if folder == '.':
+        inside = tree.items()
+        return [name if where == '.' else f'{where}/{name}' for where, names in inside for name in names]
+    found = []
+    for where, names in tree.items():
+        if where == folder or where.startswith(folder + '/'):
+            below = where[len(folder) + 1 :]
+            found += [f'{below}/{name}' if below else name for name in names]
+    return found
+
+
+def picture_folders(tree: Tree) -> list[str]:
+    """Folders that hold pictures; many folders beside each other count as the one that they lie in."""
+    endings = (*IMAGE_ENDINGS, *LABEL_ENDINGS)
+    folders = [folder for folder, names in tree.items() if any(n.lower().endswith(endings) for n in names)]
+    while crowded := _crowded(folders):
+        folders = sorted({_parent(folder) if _parent(folder) in crowded else folder for folder in folders})
+    return folders
+
+
+def _parent(folder):
+    """The folder around one whose name says nothing; '' if it says something."""
+    around, _, name = folder.rpartition('/')
+    said = any(pattern.search(name) for pattern in (SPLIT, _LABEL_DIR, _IMAGE_DIR))
+    return '' if said or folder == '.' else around or '.'
+
+
+def _crowded(folders):
+    counts = Counter(filter(None, map(_parent, folders)))
+    return {parent for parent, count in counts.items() if count >= _SEVERAL}
+
+
+def pair(tree: Tree, images: str, labels: str) -> tuple[Naming | None, dict[str, tuple[str, str]]] | None:
+    """(naming, {key: (image, label)}) of the files of two folders, or None.
+
+    The naming is None if no endings tell what belongs together.
+    """
+    shared = images == labels
+    image_names, label_names = names_below(tree, images), names_below(tree, labels)
+    join = lambda folder, name: name if folder == '.' else f'{folder}/{name}'
+    if not shared:
+        image_names = [n for n in image_names if not _inside(join(images, n), labels, images)]
+        label_names = [n for n in label_names if not _inside(join(labels, n), images, labels)]
+    usual = Naming(IMAGE_ENDINGS, '.png')
+    keys = lambda names, endings: {k: n for n in names if (k := key_of(n, endings)) is not None}
+    plain = not shared and keys(image_names, IMAGE_ENDINGS).keys() & keys(label_names, ('.png',)).keys()
+    options = [usual] if plain else candidates(image_names, label_names, usual, shared)
+    # Of several kinds of labels, the one whose values are classes.
+    other = lambda n: (bool(OTHER_DIR.search(n.label_ending)), 'trainids' not in n.label_ending.lower())
+    naming, one, two = None, {}, {}
+    if options:
+        naming = min(options, key=other)
+        two = keys(label_names, (naming.label_ending,))
+        taken = set(two.values()) if shared else set()
+        one = keys([n for n in image_names if n not in taken], naming.image_endings)
+    elif not shared:
+        one, two = _without_words(image_names, IMAGE_ENDINGS), _without_words(label_names, LABEL_ENDINGS)
+    common = one.keys() & two.keys()
+    if not common or not options and 2 * len(common) <= len(two):
+        return None
+    return naming, {key: (join(images, one[key]), join(labels, two[key])) for key in common}
+
+
+def _inside(path, folder, around):
+    """Whether a path lies in a folder that lies in another."""
+    return (around == '.' or folder.startswith(around + '/')) and path.startswith(folder + '/')
+
+
+def _without_words(names, endings):
+    """Names without the word that all begin with: image_1 and mask_1 become 1."""
+    stems = {key: n for n in names if (key := key_of(n, endings)) is not None}
+    word = re.match(r'[^\W\d_]+[-_. ]*', os.path.commonprefix(list(stems)))
+    cut = len(word[0]) if word else 0
+    return {key[cut:]: n for key, n in stems.items() if key[cut:]}
+
+
+def rank(
+    root: str, images: str, labels: str, naming: Naming | None, found: dict[str, tuple[str, str]]
+) -> tuple[bool, bool, bool, int, int]:
+    """How well two folders fit: what their pictures look like, what their names say, and how many pairs."""
+    some = [found[key] for key in sorted(found)[:: max(1, len(found) // 5)][:5]]
+    photos, drawn = ([_looks_like_label(os.path.join(root, pair[n])) for pair in some] for n in (0, 1))
+    mostly = lambda looks: 2 * sum(map(bool, looks)) >= len([look for look in looks if look is not None])
+    word = lambda pattern, text: bool(pattern.search(text))
+    last = labels if images != labels or naming is None else naming.label_ending
+    said = (
+        word(_LABEL_DIR, last)
+        - 2 * word(OTHER_DIR, last)
+        + word(_IMAGE_DIR, images)
+        - word(_LABEL_DIR, images)
+    )
+    return mostly(drawn), naming is not None, not mostly(photos), said, len(found)
+
+
+def _looks_like_label(path):
+    """Whether a picture has few values or colours; None if it cannot be read."""
+    try:
+        with open_picture(read_file(path, 'label'), path, 'label') as image:
+            array = np.asarray(image)[::4, ::4]
+    except DataError:
+        return None
+    if array.ndim == 3:
+        return len(np.unique(array.reshape(-1, array.shape[2]), axis=0)) <= _MOST_VALUES
+    return len(np.unique(array)) <= _MOST_VALUES
