@@ -137,6 +137,33 @@ def cityscapes(root):
             pairs(root, images, f'gtFine/{split}/{city}/{{}}_gtFine_color.png', names='12', colors=PALETTE)
 
 
+def loveda(root):
+    for split in ('Train', 'Val'):
+        for scene in ('Urban', 'Rural'):
+            pairs(root, f'{split}/{scene}/images_png/{{}}.png', f'{split}/{scene}/masks_png/{{}}.png', '01')
+
+
+def drive(root):
+    pairs(
+        root,
+        'training/images/2{}_training.tif',
+        'training/1st_manual/2{}_manual1.gif',
+        '123',
+        values=(0, 255),
+    )
+    for name in '123':
+        label(root / f'training/mask/2{name}_training_mask.gif', values=(0, 255))
+
+
+def pets(root):
+    pairs(root, 'images/dog_{}.jpg', 'annotations/trimaps/dog_{}.png', values=(1, 2, 3))
+    write(root, 'annotations/trainval.txt', 'dog_a 1 1 1\ndog_b 1 1 1\n')
+
+
+def jpegs(root):
+    pairs(root, 'images/{}.jpg', 'masks/{}.jpg', values=(0, 255))
+
+
 # layout: (classes, label_map, number of images for training and evaluation, words of the report)
 LAYOUTS = {
     roboflow: ('background,road,car', '', (4, 4), ['named *_mask.png', 'test has labels too']),
@@ -162,6 +189,10 @@ LAYOUTS = {
         (4, 4),
         ['1 files are left out by a list', 'alone.jpg has no label'],
     ),
+    loveda: ('class 0,class 1,class 2', '', (4, 4), ['lists of images and labels are written']),
+    drive: ('background,object', '0:0,255:1', (2, 1), ['1st_manual', 'mask may hold labels too']),
+    pets: ('class 1,class 2,class 3', '0:ignore,1-3:0-2,255:ignore', (3, 1), ['1 is the first class']),
+    jpegs: ('background,object', '0-127:0,128-255:1', (3, 1), ['labels are JPEG']),
     cityscapes: ('class 0,class 1,class 2', '', (4, 4), ['*_gtFine_labelIds.png']),
 }
 
@@ -183,7 +214,7 @@ def test_layouts_of_tools(layout, tmp_path, capsys, monkeypatch):
     config = load_config(str(file))
     validate(config)
     assert check(config) == 0, capsys.readouterr().out
-    assert ('usable' if layout is kaggle else 'usable: no problems') in capsys.readouterr().out
+    assert ('usable' if layout in (kaggle, jpegs) else 'usable: no problems') in capsys.readouterr().out
     dataset = build.dataset(config)
     assert ','.join(dataset.classes) == classes and config.dataset.label_map == label_map
     splits = config.dataset.train_split, config.dataset.eval_split
@@ -246,6 +277,8 @@ def test_annotations_are_recognised(tmp_path):
     refuse(['only boxes'], tmp_path / 'a')
     write(tmp_path, 'a/x.txt', '')
     refuse(['no picture in it has a label'], tmp_path / 'a')
+    write(tmp_path, 'a/masks.zip', '')
+    refuse(['masks.zip is an archive: unpack it'], tmp_path / 'a')
     write(tmp_path, 'a/project.json', [{'annotations': [], 'data': {'image': 'x.jpg'}}])
     refuse(['Label Studio', 'as COCO'], tmp_path / 'a')
     for tag in ('road', 'car'):
@@ -255,6 +288,9 @@ def test_annotations_are_recognised(tmp_path):
 
 def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for kind in ('SegmentationClass', 'SegmentationObject'):  # exported without images
+        label(tmp_path / f'only/{kind}/a.png', colors=PALETTE)
+    refuse(['no picture in it has a label'], 'only')
     refuse(['--config.dataset.root is missing'], '', ConfigError)
     refuse(['no folder', 'absent'], tmp_path / 'absent')
     pairs(tmp_path / 'many', 'images/{}.jpg', 'masks/{}.png', colors=[(i, 255 - i, 7) for i in range(200)])

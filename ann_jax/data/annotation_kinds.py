@@ -31,6 +31,13 @@ _OTHERS = {
         'export the project as masks (the app Export as masks), or as COCO',
     ),
 }
+# Endings of files that hold images or labels in a form that is not looked into.
+_UNREAD = {
+    ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar'): 'an archive: unpack it',
+    ('.npy', '.npz', '.mat', '.h5', '.hdf5'): 'an array: save labels as PNGs of class values',
+    ('.parquet', '.arrow', '.tfrecord', '.tfrecords'): 'a table: write its images and labels to files',
+    ('.mp4', '.avi', '.mov', '.mkv'): 'a video: save its frames as images, named as their labels',
+}
 
 
 class Annotations(NamedTuple):
@@ -73,6 +80,9 @@ def advise(root: str) -> str:
             'the project as COCO, and convert that with python -m ann_jax.tools.annotations'
         )
     if not found:
+        for endings, what in _UNREAD.items():
+            if file := next((file for file in _files(root) if file.lower().endswith(endings)), ''):
+                return f'no picture in it has a label, and {file} is {what}'
         return (
             'no picture in it has a label, which is a picture of the same name with a class per pixel: see '
             'docs/own_data.md for the layouts that are read'

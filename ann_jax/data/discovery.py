@@ -10,7 +10,7 @@ from ann_jax.data.classes import LISTS
 from ann_jax.data.disk import walk
 from ann_jax.data.images import IMAGE_ENDINGS
 from ann_jax.data.lists import find_file, read_list
-from ann_jax.data.matching import OTHER_DIR, SPLIT, Tree, names_below, pair, picture_folders, rank
+from ann_jax.data.matching import LABEL_DIR, OTHER_DIR, SPLIT, Tree, names_below, pair, picture_folders, rank
 from ann_jax.data.naming import LABEL_ENDINGS, key_of
 from ann_jax.errors import DataError
 
@@ -168,6 +168,8 @@ def _from_folders(root: str, tree: Tree) -> Plan | None:
                 if found := pair(tree, *folders):
                     ranked.append((rank(root, *folders, *found), images, labels, found[0]))
     # What the pictures look like says more than their number, and that more than names.
+    # Without photographs, labels of one kind are no images of those of another.
+    ranked = [entry for entry in ranked if entry[0][2] or not LABEL_DIR.search(entry[1])]
     looks = max((rank[:3] for rank, *_ in ranked), default=(False,))
     ranked = [entry for entry in ranked if entry[0][:3] == looks and looks[0]]
     most = max((rank[-1] for rank, *_ in ranked), default=0)

@@ -16,7 +16,7 @@ SPLIT = re.compile(
     r'(?=[^A-Za-z]|annot|mask|label|$)',
     re.IGNORECASE,
 )
-_LABEL_DIR = re.compile(
+LABEL_DIR = re.compile(
     r'mask|label|annot|ann_dir|(^|[^a-z])(gt|lbl|seg|ann)|semantic|truth|manual|target', re.I
 )
 _IMAGE_DIR = re.compile(r'image|img|jpe?g|photo|picture|rgb|sat|input|raw|frame|leftimg8bit', re.I)
@@ -54,7 +54,7 @@ def picture_folders(tree: Tree) -> list[str]:
 def _parent(folder):
     """The folder around one whose name says nothing; '' if it says something."""
     around, _, name = folder.rpartition('/')
-    said = any(pattern.search(name) for pattern in (SPLIT, _LABEL_DIR, _IMAGE_DIR))
+    said = any(pattern.search(name) for pattern in (SPLIT, LABEL_DIR, _IMAGE_DIR))
     return '' if said or folder == '.' else around or '.'
 
 
@@ -117,10 +117,7 @@ def rank(
     word = lambda pattern, text: bool(pattern.search(text))
     last = labels if images != labels or naming is None else naming.label_ending
     said = (
-        word(_LABEL_DIR, last)
-        - 2 * word(OTHER_DIR, last)
-        + word(_IMAGE_DIR, images)
-        - word(_LABEL_DIR, images)
+        word(LABEL_DIR, last) - 2 * word(OTHER_DIR, last) + word(_IMAGE_DIR, images) - word(LABEL_DIR, images)
     )
     return mostly(drawn), naming is not None, not mostly(photos), said, len(found)
 
