@@ -119,14 +119,26 @@ def test_a_range_scales_every_file_and_array_alike():
 
 
 def test_a_range_in_the_header_is_a_natural_one():
-    grey = values(4096)
-    np.testing.assert_allclose(decode_image(pnm(grey, 4095), 'x')[..., 0], grey * (255 / 4095), atol=1)
+    for array in (values(4096), values(4096, 3)):
+        data = pnm(array, 4095)
+        expected = scaled(array, 0, 4095)
+        np.testing.assert_allclose(decode_image(data, 'x').astype(int), expected.astype(int), atol=1)
+        refused(['cannot read the image x'], decode_image, data[:-9], 'x')
+        refused(['uses few of them'], decode_image, data.replace(b'4095', b'65535'), 'x')
+
+
+def test_deep_jpeg_2000():
+    array = values(4096, 3).repeat(8, 0).repeat(8, 1)
+    lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    data = cv2.imencode('.jp2', np.ascontiguousarray(array[..., ::-1]), lossless)[1].tobytes()
+    refused(['uses few of them', '0,4095'], decode_image, data, 'x')
+    np.testing.assert_array_equal(decode_image(data, 'x', reading=RANGE), scaled(array))
 
 
 @pytest.mark.parametrize(
     ('array', 'words'),
     [
-        (values(4096), ['largest value is', 'image_range=0,4095', "load(..., image_range='0,4095')", 'auto']),
+        (values(4096), ['uses few of them', 'image_range=0,4095', "load(..., image_range='0,4095')", 'auto']),
         (values(1000, 3), ['image_range=0,1023']),
         (values(65536, dtype=np.int32), ['of type int32', 'image_range=LOW,HIGH']),
         (RNG.random(SIZE, np.float32), ['from', 'of type float32', 'image_range=0,1']),
@@ -143,6 +155,14 @@ def test_what_has_no_natural_range_is_refused_with_a_cure_that_works(array, word
     if data:
         refused(['a.tif', *words], decode_image, data, 'a.tif')
         np.testing.assert_array_equal(decode_image(data, 'x', reading=reading), from_array(array, reading))
+
+
+def test_a_few_bright_pixels_hide_no_dark_image():
+    dark = RNG.integers(0, 1000, (100, 100)).astype(np.uint16)
+    dark[0, :9] = 65535
+    refused(['99.9 %', 'image_range=0,1023'], from_array, dark)
+    dark[0, :11] = 65535
+    np.testing.assert_array_equal(from_array(dark)[..., 0], dark >> 8)
 
 
 def test_a_black_image_and_8_bits_need_no_range():
@@ -410,11 +430,12 @@ def test_each_channel_is_normalised_and_augmented_alone():
     assert for_channels(own, 2) == own
     refused(['input.mean', '3 numbers'], for_channels, own, 3, error=ConfigError)
     refused(['input.bgr'], for_channels, IMAGENET_RGB | {'bgr': True}, 4, error=ConfigError)
-    image, label = values(256, 6, dtype=np.uint8), values(3, dtype=np.uint8)
-    augment = Augment((30, 16), mean=(1, 2, 3, 4, 5, 6))
+    count = 130  # OpenCV takes 128
+    image, label = values(256, count, dtype=np.uint8), values(3, dtype=np.uint8)
+    augment = Augment((30, 16), mean=range(1, count + 1))
     draw = augment.draw(np.random.default_rng(3), *SIZE)
     whole = augment.apply({'name': 'x', 'image': image, 'label': label}, draw)['image']
-    for channel in range(6):
+    for channel in (0, 1, 127, 128, 129):
         alone = Augment((30, 16), mean=(channel + 1,))
         part = alone.apply({'name': 'x', 'image': image[..., [channel]], 'label': label}, draw)['image']
         np.testing.assert_array_equal(whole[..., [channel]], part)

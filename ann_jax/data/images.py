@@ -5,6 +5,7 @@ Bytes that cannot be decoded raise a `DataError` that names the file.
 
 import io
 import os
+import re
 import tempfile
 import threading
 from collections import Counter
@@ -82,8 +83,8 @@ def check_page(page: int, count: int, where: object) -> None:
     """
     if page > count or count > 1 and not page:
         raise DataError(
-            f'{where} holds {count} images: choose one with --config.dataset.page, counted from 1, or save '
-            'them as files of their own'
+            f'{where} holds {count} images: choose one, counted from 1, with --config.dataset.page=1 '
+            '(load(..., page=1) in Python), or save them as files of their own'
         )
 
 
@@ -91,17 +92,16 @@ def _decode_fast(data, opened, reading, upright):
     """Bands of a file by OpenCV, which is faster and keeps 16 bits; None where Pillow should decode."""
     if opened.width * opened.height >= _OPENCV_PIXELS or max(opened.size) >= _OPENCV_SIDE:
         return None
-    if _is_deep(data, opened, reading):
+    if top := _top(data, opened.format):
         end = data.rfind(_PNG_END) + len(_PNG_END) if opened.format == 'PNG' else len(data)
         values = cv2.imdecode(np.frombuffer(data[:end], np.uint8), cv2.IMREAD_UNCHANGED)
         if values is None or values.dtype == np.uint8:
-            return None
+            raise ValueError('OpenCV cannot decode it')
+        if top < 65535 and not reading.limits:  # the range that the header names
+            values = np.rint(values * (65535 / top)).astype(np.uint16)
         # OpenCV has blue first. Grey with alpha becomes four channels.
-        values = (
-            np.repeat(values[..., None], 3, 2)
-            if values.ndim == 2
-            else values[..., [2, 1, 0, 3][: values.shape[2]]]
-        )
+        grey = values.ndim == 2
+        values = np.repeat(values[..., None], 3, 2) if grey else values[..., [2, 1, 0, 3][: values.shape[2]]]
         return turned(values, opened.getexif().get(_ORIENTATION, 1)) if upright else values
     # imread, and imdecode in some releases, fill the missing part of a truncated JPEG with grey. So OpenCV
     # only gets files with a proper end; Pillow, which raises, gets the rest.
@@ -112,12 +112,16 @@ def _decode_fast(data, opened, reading, upright):
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
-def _is_deep(data, opened, reading):
-    """Whether a file may hold more than 8 bits that Pillow would drop or rescale."""
-    if opened.format == 'PNG':
-        return data[24] == 16
-    # Pillow scales these two by the range in their header, which is right unless another range is given.
-    return reading.limits is not None and opened.format in ('PPM', 'JPEG2000')
+def _top(data, form):
+    """The largest value that fits a file of more than 8 bits, of which Pillow reads 8 or others; else 0."""
+    if form == 'PNG':
+        return 65535 if data[24] == 16 else 0
+    if form == 'PPM' and data[:2] in (b'P2', b'P3', b'P5', b'P6'):
+        top = int(re.sub(rb'#[^\n]*', b'', data[:4096]).split()[3])
+        return top if top > 255 else 0
+    if form == 'JPEG2000' and data[(size := data.find(b'\xff\x51')) + 40] & 127 > 7 and size >= 0:
+        return 65535
+    return 0
 
 
 def _decode_tiff(data, where, reading, upright):

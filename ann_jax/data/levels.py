@@ -10,7 +10,8 @@ from ann_jax.errors import ConfigError, DataError
 
 AUTO = 'auto'
 PERCENTILES = 0.1, 99.9  # of the values that `auto` maps to 0 and 255
-_USED = 4096  # 16-bit images that stay below this use less than a sixteenth of their range
+# 16-bit images use less than a sixteenth of their range if fewer values than this share reach this value.
+_USED, _FEW = 4096, 0.001
 _BLOCK = 1 << 22  # values that are scaled at a time, which bounds the memory
 
 
@@ -120,8 +121,9 @@ def pick(values: np.ndarray, has_alpha: bool, reading: Reading, where: object) -
         return np.broadcast_to(values, (*values.shape[:2], 3))
     if values.shape[2] != 3:
         raise DataError(
-            f'{where} has {count} bands, which are not red, green and blue: pick those to use, as in '
-            '--config.dataset.bands=3,2,1 (counted from 1; any number of them can be trained on)'
+            f'{where} has {count} bands, which are not red, green and blue: pick those to use, counted from '
+            "1, as in --config.dataset.bands=3,2,1 (load(..., bands='3,2,1') in Python); any number can be "
+            'trained on'
         )
     return values
 
@@ -148,7 +150,8 @@ def to_levels(values: np.ndarray, limits: tuple[float, float] | None, where: obj
         uint8 of the same shape.
 
     Raises:
-        DataError: there are no limits, and the type has no natural ones, or 16 bits stay below 4096.
+        DataError: there are no limits, and the type has no natural ones, or the values use less than a
+            sixteenth of 16 bits.
     """
     check_levels(values, limits, where)
     return scale(values, limits)
@@ -185,11 +188,15 @@ def check_levels(values: np.ndarray, limits: tuple[float, float] | None, where: 
     if limits is not None or values.dtype in (bool, np.uint8):
         return
     if values.dtype == np.uint16:
-        top = int(values.max(initial=0))
-        if not 0 < top < _USED:
+        # A few may be larger, by defects of a sensor or by compression.
+        if (values >= _USED).mean() >= _FEW or not values.any():
             return
-        found = f'is of 16 bits, but its largest value is {top}, so it would be almost black'
-        cure, more = f'0,{2 ** max(8, top.bit_length()) - 1}', '; 0,65535 if it is just dark'
+        most = int(np.percentile(values, 100 * (1 - _FEW), method='lower'))
+        found = (
+            f'is of 16 bits, but uses few of them (99.9 % of its values are up to {most}), so it would be '
+        )
+        found += 'almost black'
+        cure, more = f'0,{2 ** max(8, most.bit_length()) - 1}', '; 0,65535 if it is just dark'
     else:
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if finite.size else (np.nan, np.nan)

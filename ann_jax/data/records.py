@@ -102,7 +102,8 @@ class RecordSource:
         name = name.decode() if isinstance(name, bytes) else name
         layout = self.dataset.layouts[0]
         where = f'{where} ({name})'
-        found = decode_label(label or b'', layout, where, self.dataset.name)
+        most = self._reading.max_pixels
+        found = decode_label(label or b'', layout, where, self.dataset.name, max_pixels=most)
         if closely:
             examine_jpeg(data, where)
             check_png(data, where, 'image')

@@ -16,6 +16,8 @@ from ann_jax.typing import IGNORE, Sample
 
 cv2.setNumThreads(0)  # several threads and processes augment at once
 
+_CHANNELS = 128  # the most that OpenCV takes
+
 
 class Draw(NamedTuple):
     """The numbers drawn for one sample."""
@@ -74,8 +76,7 @@ class Augment:
     def apply(self, sample: Sample, draw: Draw) -> Sample:
         """Returns the sample with image (*crop, N) uint8 and label (*crop) uint8."""
         window = slice(draw.top, draw.top + draw.height), slice(draw.left, draw.left + draw.width)
-        image = cv2.resize(sample['image'][window], (draw.new_width, draw.new_height))  # bilinear
-        image = image[..., None] if image.ndim == 2 else image  # OpenCV drops the axis of one channel
+        image = _resize(sample['image'][window], (draw.new_width, draw.new_height))
         rows = draw.top + _nearest(draw.height, draw.new_height)
         columns = draw.left + _nearest(draw.width, draw.new_width)
         label = sample['label'].take(rows, 0).take(columns, 1)  # faster than one index with both
@@ -84,12 +85,28 @@ class Augment:
             flat = image.reshape(len(image), -1)
             image = cv2.add(flat, float(draw.brightness)).reshape(image.shape)  # type: ignore[call-overload]
         if draw.flip:
-            image, label = cv2.flip(image, 1).reshape(image.shape), cv2.flip(label, 1)
+            image, label = _flip(image), _flip(label)
         return Sample(
             name=sample['name'],
             image=_pad(image, self.crop, tuple(round(level) for level in self.mean)),
             label=_pad(label, self.crop, IGNORE),
         )
+
+
+def _resize(image, size):
+    """Resizes (H, W, N) to (width, height), bilinearly."""
+    resized = [
+        cv2.resize(image[..., first : first + _CHANNELS], size).reshape(*size[::-1], -1)
+        for first in range(0, image.shape[2], _CHANNELS)
+    ]
+    return resized[0] if len(resized) == 1 else np.concatenate(resized, 2)
+
+
+def _flip(array):
+    """Mirrors left and right."""
+    if array.ndim == 3 and array.shape[2] > _CHANNELS:
+        return np.ascontiguousarray(array[:, ::-1])
+    return cv2.flip(array, 1).reshape(array.shape)
 
 
 def _window(length, crop, scale):
