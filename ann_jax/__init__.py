@@ -36,6 +36,7 @@ _PUBLIC = {
     # Data
     'Dataset': 'data.classes',
     'FolderSource': 'data.datasets',
+    'Reading': 'data.levels',
     'SceneSource': 'data.scenes',
     'Augment': 'data.transforms',
     'train_batches': 'data.pipeline',

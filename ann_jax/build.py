@@ -93,22 +93,6 @@ def dataset(config: ConfigDict) -> Dataset:
     return DATASETS[c.name]
 
 
-def try_images(samples: Source, count: int = 8) -> None:
-    """Reads a few files, spread over a split, so that settings that do not suit them are told early.
-
-    Raises:
-        DataError: one cannot be used.
-    """
-    if isinstance(samples, FolderSource | RecordSource | Take):
-        for index in spread(len(samples), count):
-            samples[index]
-
-
-def spread(length: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `length`, evenly spaced."""
-    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
-
-
 def reading(config: ConfigDict) -> Reading:
     """How images are read; `auto` in the config is replaced by the range of the training images.
 
@@ -121,10 +105,20 @@ def reading(config: ConfigDict) -> Reading:
     if c.image_range == AUTO:
         c.image_range = ''
         images: Any = source(config, c.train_split)
-        chosen = spread(len(images), SAMPLE)
-        c.image_range = find_range(map(images.values, chosen))
-        logger.info('dataset.image_range=%s, from %d training images', c.image_range, len(chosen))
+        if hasattr(images, 'values'):  # scenes are drawn in 8 bits
+            c.image_range = find_range(_sample(images, config.loader.bad_samples == 'skip'))
+            logger.info('dataset.image_range=%s, of the training images', c.image_range)
     return Reading.parse(c.image_range, **settings)
+
+
+def _sample(images, skip_bad):
+    """Yields the values of some images, spread over a split."""
+    for index in np.unique(np.linspace(0, len(images) - 1, SAMPLE).round().astype(int)).tolist():
+        try:
+            yield images.values(index)
+        except DataError:
+            if not skip_bad:
+                raise
 
 
 def channels(config: ConfigDict) -> int:

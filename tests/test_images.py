@@ -368,7 +368,7 @@ def test_auto_is_the_percentiles_of_the_training_images(tmp_path):
     np.testing.assert_allclose((low, high), np.percentile(mixed[2], (0.1, 99.9)), rtol=1e-5)
     refused(['all values', '7'], find_range, [np.full((*SIZE, 1), 7)])
     config.dataset.image_range = ''
-    refused(['0.tif', 'float32', 'image_range'], build.try_images, build.source(config, 'val'))
+    refused(['0.tif', 'float32', 'image_range'], build.source(config, 'val').__getitem__, 0)
 
 
 def test_a_resumed_run_keeps_the_range_that_was_found(tmp_path, monkeypatch):

@@ -87,9 +87,6 @@ def train(
     eval_source = eval_source or build.source(config, config.dataset.eval_split, limit=config.eval.limit)
     if config.dataset.image_range == AUTO:
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
-    if config.loader.bad_samples == 'stop':
-        for images in (source, eval_source):
-            build.try_images(images)
     dataset, steps = source.dataset, config.train.steps
     # Only OHEM looks at the probabilities of the whole batch.
     mine_over_batch = loss is None and config.loss.ohem and not config.loss.per_image
