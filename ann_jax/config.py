@@ -149,7 +149,7 @@ def defaults() -> ConfigDict:
             },
             'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
             'init': {
-                'from': '',  # a run or a weights folder to start from; '' for random weights
+                'from': '',  # a run, a weights folder or hf://OWNER/NAME to start from; '' for random weights
                 'parts': 'all',  # what is taken from it: all, backbone, or but_classifier
             },
             'train': {

@@ -72,7 +72,8 @@ def resumed(config, run):
     source = build.source(config, config.dataset.train_split)
     with contextlib.closing(Checkpoints(run / 'checkpoints')) as checkpoints:
         make_model = lambda: build.model(config, source.dataset.num_classes)
-        return *first_state(config, run, checkpoints, make_model, build.optimizer(config), mesh), source
+        state, first, _ = first_state(config, run, checkpoints, make_model, build.optimizer(config), mesh)
+        return state, first, source
 
 
 @pytest.mark.parametrize('commit', COMMITS)
@@ -351,7 +352,7 @@ def test_a_folder_of_weights_names_its_version_and_what_is_unknown(tmp_path, cap
         ({'model': saved.model | {'share': 'ring'}}, r"9.1.0; .*model.share='ring'"),
         ({'model': {k: v for k, v in saved.model.items() if k != 'variant'}}, 'no model.variant'),
         ({'input': saved.input | {'gamma': 2}}, 'input.gamma=2'),
-        ({'version': 99}, 'format 99 of model.json.*the arrays of .*weights.npz'),
+        ({'version': 99}, 'format 99 of model.json.*the arrays of .*weights.safetensors'),
         ({'input': None}, 'model.json has no input'),
     ):
         file.write_text(json.dumps(whole))

@@ -1,5 +1,6 @@
 """The scripts as a user runs them: convert, train from, evaluate, export; and files that are refused."""
 
+import contextlib
 import functools
 import json
 import os
@@ -19,6 +20,7 @@ from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.models.settings import OF_BACKBONE
+from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.weights import folder as weights
 from ann_jax.weights.inputs import normalizer
 from ann_jax.weights.layouts import Layout
@@ -118,7 +120,9 @@ def test_a_run_starts_from_weights_resumes_and_is_exported(run, tmp_path):  # no
     steps = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
     assert len(steps) > 1
     for path in steps:
-        assert open_weights(path).source == {'run': 'run', 'step': int(path.name), 'crop': (65, 65)}
+        source = open_weights(path).source
+        assert (source['run'], source['step'], source['crop']) == ('run', int(path.name), (65, 65))
+        assert source['dataset'] == 'scenes'
     with pytest.raises(ConfigError, match='no checkpoint'):
         open_weights(workdir / 'checkpoints/5000')
     for ending in ('pth', 'safetensors'):
@@ -141,11 +145,13 @@ def test_backbones_start_a_fresh_head_when_asked(run, tmp_path):  # noqa: F811
     convert([str(tmp_path / 'resnet10-imagenet.pth'), '--out', str(folder)])
     assert set(open_weights(folder).variables['params']) == {'backbone'}
     arguments = ['scenes.py:runlocal', *TINY, '--config.train.steps=1', f'--config.init.from={folder}']
-    refused = run(*arguments, f'--workdir={tmp_path / "a"}')
-    assert refused.returncode == 1 and '--config.init.parts=backbone' in refused.stderr
     still = '--config.optim.learning_rate=0.0'
-    started = run(*arguments, f'--workdir={tmp_path / "b"}', '--config.init.parts=backbone', still)
+    started = run(*arguments, f'--workdir={tmp_path / "b"}', still)
     assert started.returncode == 0, started.stderr
+    assert f'starting from {folder} (backbone)' in started.stderr  # it has nothing else
+    with contextlib.closing(Checkpoints(tmp_path / 'b/checkpoints')) as checkpoints:
+        origin = checkpoints.facts(1)['started_from']
+    assert (origin['file'], len(origin['sha256'])) == ('resnet10-imagenet.pth', 64)
     result = open_weights(tmp_path / 'b')
     assert_same(result.variables['params']['backbone'], saved['params']['backbone'])
     assert result.model['width'] == 4 and result.model['head_channels'] == 32
@@ -298,9 +304,9 @@ def test_a_model_folder_is_whole_or_refused(tmp_path):
     )
     with pytest.raises(ConfigError, match='exists'):
         weights.save(folder, saved)
-    data = bytearray((folder / 'weights.npz').read_bytes())
+    data = bytearray((folder / 'weights.safetensors').read_bytes())
     data[150] ^= 1
-    (folder / 'weights.npz').write_bytes(data)
+    (folder / 'weights.safetensors').write_bytes(data)
     with pytest.raises(DataError, match='does not match its checksum'):
         open_weights(folder)
     (folder / 'model.json').write_text('{')

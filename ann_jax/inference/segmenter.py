@@ -55,7 +55,7 @@ def load(
 
     Args:
         path: the workdir of a run, for its best checkpoint; RUN/checkpoints/STEP; or a folder with a
-            model.json.
+            model.json, or hf://OWNER/NAME[@REVISION], such a folder on a hub.
         dtype: what the network computes in, 'float32' or 'bfloat16'.
         space: number of devices that share the rows of an image, for images too large for one; -1 for all.
         backbone: the backbone that the weights were trained with, if it is not part of this package.
@@ -70,9 +70,7 @@ def load(
     known = PROTOCOL_SETTINGS + READING_SETTINGS
     if unknown := settings.keys() - {*known}:
         raise ConfigError(f'unknown settings {sorted(unknown)}: known are {", ".join(known)}')
-    return Segmenter(
-        open_network(Path(path).expanduser()), dtype=dtype, space=space, backbone=backbone, **settings
-    )
+    return Segmenter(open_network(path), dtype=dtype, space=space, backbone=backbone, **settings)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """--mode=export: a trained network as files that run without this package.
 
-folder/model.json, weights.npz    what training, evaluation and `ann_jax.load` open
+folder/model.json, weights.safetensors   what training, evaluation and `ann_jax.load` open
 folder/model.stablehlo            one program for cpu, cuda and tpu: `jax.export.deserialize` runs it
 folder/model.onnx                 for onnxruntime, at a fixed size
 folder/config.json                the config of the run, if there is one
@@ -31,6 +31,7 @@ from ann_jax.models.fold import fold
 from ann_jax.modes.trained import open_trained
 from ann_jax.typing import Backbone
 from ann_jax.weights import folder
+from ann_jax.weights.card import front_matter
 from ann_jax.weights.folder import Weights
 from ann_jax.weights.inputs import for_channels
 
@@ -73,7 +74,9 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
             notes.append(_write_onnx(draft / 'model.onnx', model, logits, size))
         if (source / 'config.json').is_file():
             shutil.copy(source / 'config.json', draft)
-        (draft / 'README.md').write_text(_card(opened, config, source, notes), encoding='utf-8')
+        (draft / 'README.md').write_text(
+            front_matter(opened.source) + _card(opened, config, source, notes), encoding='utf-8'
+        )
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

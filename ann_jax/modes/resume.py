@@ -86,8 +86,10 @@ def first_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     backbone: str = '',
-) -> tuple[TrainState, int]:
+) -> tuple[TrainState, int, dict]:
     """State and step to start from: those of the newest intact checkpoint, or a new state and step 0.
+
+    The third is where the weights came from that the run started from, with their checksum; {} if it did not.
 
     Damaged checkpoints after it are renamed. With `init.from`, the config follows the weights.
 
@@ -128,22 +130,25 @@ def first_state(
         _note(facts, config, workdir, checkpoints.folder / str(first))
         logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - begin)
         checkpoints.set_aside(step for step in steps if step > first)
-        return state, first
+        return state, first, facts.get('started_from', {})
     weights = _open_init(config) if config.init['from'] else None
     variables = initial_variables(make_model(), config.seed)
     if weights:
         variables = start(variables, weights.variables, config.init.parts)
-    return jax.device_put(create_state(variables, tx), replicated(mesh)), 0
+    state = jax.device_put(create_state(variables, tx), replicated(mesh))
+    return state, 0, dict(weights.source) if weights else {}
 
 
 def _open_init(config: ConfigDict) -> Weights:
     """Opens the weights that training starts from; the config follows them."""
-    weights = open_weights(Path(config.init['from']).expanduser())
+    weights = open_weights(config.init['from'])
+    if not weights.classes and config.init.parts == 'all':
+        config.init.parts = 'backbone'  # there is nothing else in them
     weights.refuse_unknown(config.init.parts)
     taken = weights.model
     if config.init.parts == 'backbone':
         taken = {key: taken[key] for key in BACKBONE_FACTS}
-    logger.info('starting from %s (%s)', config.init['from'], config.init.parts)
+    logger.info('starting from %s (%s): %s', config.init['from'], config.init.parts, weights.source)
     for name, trained in weights.images.items():
         if config.dataset[name] != trained:
             logger.warning('its %s was %s, and is %r now', name, trained, config.dataset[name])

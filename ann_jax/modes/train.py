@@ -107,13 +107,15 @@ def train(
         first_look(config, source, eval_source)
         make_model = lambda: build.model(config, dataset.num_classes, backbone)
         own_backbone = '' if backbone is None else type(backbone).__name__
-        state, first = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)
+        state, first, origin = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
         _log_setting(config, source, evaluation, state)
         step = _step(config, make_model(), tx, loss, mine_over_batch, mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
         if own_backbone:
             facts['backbone'] = own_backbone
+        if origin:
+            facts['started_from'] = origin
         batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
         record = Record(workdir, first + 1, silent=not is_main(), writer=writer)
         stack.enter_context(contextlib.closing(record))

@@ -11,6 +11,7 @@ from ann_jax.runs import history
 from ann_jax.runs.checkpoints import read_facts
 from ann_jax.typing import Backbone
 from ann_jax.weights.folder import Weights
+from ann_jax.weights.hub import located
 from ann_jax.weights.opening import open_network
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
         DataError: they are damaged, or another version wrote them.
     """
     is_run = (workdir / 'checkpoints').is_dir()
-    path = workdir if is_run else Path(config.init['from'] or workdir).expanduser()
+    path = workdir if is_run else located(config.init['from'] or workdir)
     opened = open_network(path)
     opened.network(backbone)  # refuses a backbone that is missing
     for line in adopt(config, model=opened.model, input=opened.input, dataset=opened.images):

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 ITEMS = ('state', 'facts')
 # In the first commits, the config took the place of the facts, and the score was saved with the state.
 EARLY_ITEMS = ('config', 'metrics')
-FACTS = {'config', 'classes', 'colors', 'backbone', 'version', 'arrays'}
+FACTS = {'config', 'classes', 'colors', 'backbone', 'started_from', 'version', 'arrays'}
 
 
 class Damaged(DataError):
@@ -150,6 +150,11 @@ class Checkpoints:
     def scored(self, step: int) -> bool:
         """Whether the step has a score."""
         return step in self._scores
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """mIoU by step."""
+        return dict(self._scores)
 
     @property
     def steps(self) -> list[int]:

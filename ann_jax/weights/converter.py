@@ -19,6 +19,7 @@ from ann_jax.weights import sums
 from ann_jax.weights.contents import read_file
 from ann_jax.weights.descriptions import UNSEEN, read_meta, refuse_lookalikes
 from ann_jax.weights.folder import BACKBONE_FACTS, Weights, save
+from ann_jax.weights.hub import foreign, located, origin
 from ann_jax.weights.layouts import State
 from ann_jax.weights.recognize import recognize
 from ann_jax.weights.state_dicts import PREFERENCES
@@ -75,7 +76,8 @@ def convert(
         seg = ann_jax.load('weights/ann')
 
     Args:
-        path: .pth, .pt, .safetensors or .pdparams: a state dict, or dicts around one. The network is found by
+        path: .pth, .pt, .safetensors or .pdparams, or hf://OWNER/NAME[@REVISION], a ResNet of timm or
+            transformers on their hub: a state dict, or dicts around one. The network is found by
             the names of its tensors, whatever they begin with: ResNets of torchvision, timm, transformers,
             mmsegmentation, PaddleSeg and the authors, and whole ANNs of mmsegmentation, the authors,
             PaddleSeg and sssegmentation.
@@ -90,7 +92,7 @@ def convert(
         DataError: the file cannot be read or is damaged, or its tensors fit no known network.
         ConfigError: an argument cannot be used, or the folder exists.
     """
-    path, out = Path(path).expanduser(), None if out is None else Path(out).expanduser()
+    out = None if out is None else Path(out).expanduser()
     if out is not None and out.exists():
         raise ConfigError(f'{out} exists: name a new folder, or remove it first')
     for name, value, known in (
@@ -101,8 +103,10 @@ def convert(
     ):
         if value not in known:
             raise ConfigError(f'{name}={value!r}: must be one of {", ".join(map(repr, known))}')
+    path = located(path)
+    path = foreign(path) or path
     file = read_file(path, prefer)
-    source = {'file': path.name, 'sha256': sums.check(path)}
+    source = {'file': path.name, 'sha256': sums.check(path), **origin(path)}
     try:
         converted = convert_state(
             file.state,

@@ -1,7 +1,9 @@
 """The weights folder: the weights of a network with all that is needed to use them, and no config.
 
-folder/model.json    settings of the network, normalisation of its input, classes, origin
-folder/weights.npz   the variables, float32, under names such as 'params/backbone/stem/conv1/kernel'
+folder/model.json            settings of the network, normalisation of its input, classes, origin
+folder/weights.safetensors   the variables, float32, under names such as 'params/backbone/stem/conv1/kernel';
+                             weights.npz until version 2
+folder/README.md             a card for hubs of models
 """
 
 import functools
@@ -28,10 +30,14 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.settings import OF_BACKBONE, OF_HEAD, network, unknown_settings
 from ann_jax.runs import history
 from ann_jax.typing import Backbone
+from ann_jax.weights import safetensors
+from ann_jax.weights.card import card
+from ann_jax.weights.torch_files import read
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3  # 2: 'backbone' in model.json; 3: 'images'
+VERSION = 3  # 2: 'backbone' in model.json; 3: 'images', and weights.safetensors
+ARRAYS = ('weights.safetensors', 'weights.npz')
 # Settings of `config.model` that the weights of a backbone determine.
 BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool', 'avg_down')
 # Settings of `config.model` that weights do not determine.
@@ -156,8 +162,6 @@ def save(folder: Path, weights: Weights) -> None:
     facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name in FACTS}
     # In `source`, because older versions refuse unknown keys.
     facts['source'] = facts['source'] | {WRITER: __version__}
-    # Older versions of this package can open what they know.
-    version = 3 if weights.images else 2 if weights.backbone else 1
     for key in ('backbone', 'images'):
         if not facts[key]:
             del facts[key]
@@ -166,9 +170,10 @@ def save(folder: Path, weights: Weights) -> None:
     draft.mkdir(parents=True)
     try:
         arrays: dict[str, Any] = {name: np.asarray(array, np.float32) for name, array in flat.items()}
-        np.savez(draft / 'weights.npz', **arrays)
-        facts |= {'version': version, 'sha256': sha256(draft / 'weights.npz')}
+        safetensors.write(draft / ARRAYS[0], arrays)
+        facts |= {'version': VERSION, 'sha256': sha256(draft / ARRAYS[0])}
         (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+        (draft / 'README.md').write_text(card(facts), encoding='utf-8')
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -190,17 +195,17 @@ def load(folder: Path) -> Weights:
         source = facts.get('source') or {}
         writer = source.get(WRITER, '')
         refusal = functools.partial(history.not_understood, folder, writer)
-        plain = f'read the arrays of {folder}/weights.npz with numpy.load'
+        arrays = next((folder / name for name in ARRAYS if (folder / name).is_file()), folder / ARRAYS[0])
+        plain = f'read the arrays of {arrays} as plain arrays'
         if version > VERSION:
             raise refusal(f'format {version} of model.json is newer than {VERSION}', plain)
         if missing := [key for key in ('model', 'input') if key not in facts]:
             raise refusal(f'model.json has no {", ".join(missing)}', plain)
         if digest is None:
             logger.warning('%s has no checksum: its content cannot be verified', folder)
-        elif sha256(folder / 'weights.npz') != digest:
-            raise DataError(f'{folder}/weights.npz does not match its checksum in model.json: {cure}')
-        with np.load(folder / 'weights.npz', allow_pickle=False) as arrays:
-            variables = traverse_util.unflatten_dict(dict(arrays), sep='/')
+        elif sha256(arrays) != digest:
+            raise DataError(f'{arrays} does not match its checksum in model.json: {cure}')
+        variables = traverse_util.unflatten_dict(_read_arrays(arrays), sep='/')
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
         raise DataError(f'{folder} is a damaged weights folder ({error}): {cure}') from error
     history.note_unknown(folder, facts.keys() - FACTS)
@@ -217,6 +222,13 @@ def load(folder: Path) -> Weights:
         path=folder,
         version=writer,
     )
+
+
+def _read_arrays(path):
+    if path.suffix == '.safetensors':
+        return read(path)
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

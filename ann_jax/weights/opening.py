@@ -6,33 +6,44 @@ import json
 import logging
 from pathlib import Path
 
+from ann_jax import __version__
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError
 from ann_jax.runs.checkpoints import Checkpoints, unknown_parts
 from ann_jax.runs.history import complete, note, note_unknown, saved_config
 from ann_jax.weights import folder
+from ann_jax.weights.converter import convert
 from ann_jax.weights.folder import Weights, as_tuples
+from ann_jax.weights.hub import foreign, located, origin
 from ann_jax.weights.torch_files import ENDINGS
 
 logger = logging.getLogger(__name__)
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: str | Path) -> Weights:
     """Reads the best checkpoint of a run (the newest if none has a score), a given one, or a weights folder.
 
     Args:
-        path: a run, RUN/checkpoints/STEP, or a folder with a model.json.
+        path: a run, RUN/checkpoints/STEP, a folder with a model.json, or hf://OWNER/NAME[@REVISION]. A folder
+            that timm or transformers wrote, here or on the hub, is converted on the way.
 
     Raises:
         ConfigError: the path is none of these, or a file of torch or Paddle.
         DataError: the weights folder, the given checkpoint, or every checkpoint of the run is damaged.
         VersionError: another version wrote it, and this one cannot read it.
     """
+    path = located(path)
+    if file := foreign(path):
+        converted = convert(file)
+        for line in converted.notes:
+            logger.info('%s: %s', path, line)
+        return dataclasses.replace(converted.weights, path=path, version=__version__)
     if (path / 'model.json').is_file():
         loaded = folder.load(path)
         model, added = folder.complete_model(loaded.model)
         note(path, added)
-        return dataclasses.replace(loaded, model=as_tuples(model))
+        source = {**loaded.source, **origin(path / 'model.json')}
+        return dataclasses.replace(loaded, model=as_tuples(model), source=source)
     only = None
     if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
         path, only = path.parent.parent, int(path.name)
@@ -45,7 +56,7 @@ def open_weights(path: Path) -> Weights:
     if not (path / 'checkpoints').is_dir():
         raise ConfigError(f'{path} holds no checkpoint and no model.json: name a run or a weights folder')
     with contextlib.closing(Checkpoints(path / 'checkpoints')) as checkpoints:
-        best = checkpoints.best
+        best, scores = checkpoints.best, checkpoints.scores
         # Damaged checkpoints are skipped.
         steps = [step for step in (best, *checkpoints.steps) if step is not None]
         if not steps:
@@ -72,7 +83,7 @@ def open_weights(path: Path) -> Weights:
         input=as_tuples(saved['input']),
         classes=classes,
         colors=colors,
-        source={'run': path.name, 'step': step, **_crop(saved)},
+        source={'run': path.name, 'step': step, **_of_run(saved, scores.get(step))},
         backbone=facts.get('backbone', ''),
         images={key: data[key] for key in folder.IMAGES if data[key]},
         path=found,
@@ -80,10 +91,12 @@ def open_weights(path: Path) -> Weights:
     )
 
 
-def _crop(saved):
-    """The size of the training crops, if it is known."""
-    crop = saved.get('augment', {}).get('crop')
-    return {'crop': as_tuples(crop)} if crop else {}
+def _of_run(saved, score):
+    """The dataset and the crops of a run, and the score of a checkpoint, where they are known."""
+    data = saved.get('dataset', {})
+    name = data.get('name') if data.get('root') else data.get('stand_in') or data.get('name')
+    known = {'crop': as_tuples(saved.get('augment', {}).get('crop')), 'dataset': name, 'miou': score}
+    return {key: value for key, value in known.items() if value not in (None, '')}
 
 
 def _class_names(path, saved, variables):
@@ -99,7 +112,7 @@ def _class_names(path, saved, variables):
     return names if len(names) == count else None
 
 
-def open_network(path: Path) -> Weights:
+def open_network(path: str | Path) -> Weights:
     """Reads weights as `open_weights` does, and refuses a backbone alone.
 
     Raises:

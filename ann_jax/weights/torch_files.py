@@ -23,7 +23,7 @@ from ann_jax.weights import safetensors
 from ann_jax.weights.pickles import Budget, Unread, load
 from ann_jax.weights.safetensors import item_size, numbers_of
 
-ENDINGS = ('.pth', '.pt', '.safetensors', '.pdparams')
+ENDINGS = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors', '.pdparams')
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 # Names of torch's storage classes, without 'Storage' -> dtypes.

@@ -1,0 +1,103 @@
+"""Weights on a hub of models, addressed as hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
+
+A repository holds a weights folder of this package, or a ResNet as timm and transformers lay them out: a
+config.json and model.safetensors. Files are fetched by huggingface_hub, which keeps them in its cache and,
+with HF_HUB_OFFLINE=1, takes them from there alone.
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from ann_jax.errors import ConfigError
+
+# Files of a foreign network, by preference; beside each lies a config.json.
+FOREIGN = ('model.safetensors', 'pytorch_model.bin')
+_ADDRESS = re.compile(r'hf:/+([\w.-]+/[\w.-]+)(?:@(.+))?')  # a `Path` has merged its slashes
+
+
+def located(path: str | Path) -> Path:
+    """The path of weights on this machine; those on a hub are fetched.
+
+    Args:
+        path: of anything, or hf://OWNER/NAME[@REVISION], where a revision is a branch, a tag or a commit.
+
+    Raises:
+        ConfigError: the address is wrong, the hub has no such weights, or it cannot be reached.
+    """
+    text = path.as_posix() if isinstance(path, Path) else path
+    if not text.startswith('hf:/'):
+        return Path(path).expanduser()
+    if not (found := _ADDRESS.fullmatch(text)):
+        raise ConfigError(f'{text}: must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION')
+    return _fetch(found[1], found[2])
+
+
+def _fetch(repository, revision):
+    """The folder in the hub's cache, with the files that are needed."""
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        raise ConfigError(f"hf://{repository} needs huggingface_hub: pip install 'ann_jax[hub]'") from error
+    name = f'hf://{repository}' + (f'@{revision}' if revision else '')
+    get = functools.partial(hf_hub_download, repository)
+
+    def first(names, revision):
+        """The first of some files that is there, in a folder that is called by its commit."""
+        for file in names[:-1]:
+            try:
+                return Path(get(file, revision=revision))
+            except errors.EntryNotFoundError:
+                pass
+        return Path(get(names[-1], revision=revision))
+
+    try:
+        found = first(('model.json', 'config.json'), revision)
+        commit = found.parent.name  # of all files, whatever happens on the hub meanwhile
+        if found.name == 'model.json':
+            first(('weights.safetensors', 'weights.npz'), commit)
+        else:
+            first(FOREIGN, commit)
+            if 'architectures' in found.read_text(encoding='utf-8'):  # transformers keeps the mean elsewhere
+                first(('preprocessor_config.json', 'config.json'), commit)
+        return found.parent
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError, ValueError) as error:
+        raise ConfigError(f'{name}: {_reason(error, errors, revision)}') from error
+
+
+def _reason(error, errors, revision):
+    """What went wrong, and what to do; the narrower errors first."""
+    for kind, reason in (
+        (
+            errors.LocalEntryNotFoundError,
+            'not in the cache, and the hub is not reached (offline, or HF_HUB_OFFLINE is set): fetch it once '
+            'where there is a connection',
+        ),
+        (errors.GatedRepoError, 'its owner must grant access: ask on its page, then run hf auth login'),
+        (errors.RevisionNotFoundError, f'has no revision {revision or "main"}: name a branch, tag or commit'),
+        (errors.RepositoryNotFoundError, 'is not there, or private: check the name, or run hf auth login'),
+        (
+            errors.EntryNotFoundError,
+            f'holds neither model.json of ann_jax nor config.json with {" or ".join(FOREIGN)}',
+        ),
+    ):
+        if isinstance(error, kind):
+            return reason
+    return str(error).strip().splitlines()[0]
+
+
+def foreign(folder: Path) -> Path | None:
+    """The file of a network that lies in a folder as timm and transformers lay it out, or None."""
+    if not (folder / 'config.json').is_file() or (folder / 'model.json').is_file():
+        return None
+    return next((folder / name for name in FOREIGN if (folder / name).is_file()), None)
+
+
+def origin(path: Path) -> dict[str, Any]:
+    """{'hub': its address with the commit} of a file in the cache of a hub; {} of other files."""
+    snapshots, commit = path.parent.parent, path.parent.name
+    if snapshots.name != 'snapshots' or not snapshots.parent.name.startswith('models--'):
+        return {}
+    owner, _, name = snapshots.parent.name.removeprefix('models--').partition('--')
+    return {'hub': f'hf://{owner}/{name}@{commit}'}
