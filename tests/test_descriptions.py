@@ -10,12 +10,12 @@ import pytest
 from reference import GOLDENS
 
 import ann_jax
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import DataError
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.resnet import _blocks
 from ann_jax.models.settings import network
 from ann_jax.tools.export_checkpoint import main as export
-from ann_jax.weights import mmseg_config
+from ann_jax.weights import mmseg_config, safetensors
 from ann_jax.weights.contents import read_file
 from ann_jax.weights.converter import convert_state
 from ann_jax.weights.descriptions import read_meta
@@ -187,6 +187,8 @@ def stage(**backbone):
         ('img_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=False)', {'bgr': True, 'std': (4, 5, 6)}),
         ('p = [dict(type="Normalize", mean=[1, 2, 3], std=[4, 5, 6])]', {'bgr': False, 'mean': (1, 2, 3)}),
         ('data_preprocessor = dict(mean=[1, 2, 3], std=[4, 5, 6])', {'bgr': True}),
+        ('data_preprocessor = dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=True)', {'bgr': False}),
+        ('/x/a.py\n\nmodel = dict(decode_head=dict(align_corners=True))', {'align_corners': True}),
         ('x = print("run")\nmodel = dict(test_cfg=dict(mode="slide", crop_size=(9, 8), stride=(6, 5)))',
          {'test': {'crop': (9, 8), 'stride': (6, 5)}}),
     ],
@@ -242,6 +244,8 @@ def test_configs_of_hubs():
     [
         ('resnetaa50_a1h-4cf422b3.pth', {}),
         ('resnetblur50-84f4748f.pth', {}),
+        ('resnet50_caffe-788b5fa3.pth', {}),
+        ('resnet101_msra-6cc46731.pth', {}),
         ('model.safetensors', {'architecture': 'resnetaa50d'}),
         (
             'model.safetensors',
@@ -251,14 +255,27 @@ def test_configs_of_hubs():
 )
 def test_networks_with_the_tensors_of_a_resnet_are_told_by_their_names(name, said):
     with pytest.raises(
-        DataError, match=r'is by its name .*resnet(aa|blur)\d+.*, which filters where it strides'
+        DataError, match=r'is by its name .*resnet.*, which (filters where it|has its) strides'
     ):
         convert_state({}, said, name=name)
 
 
-def test_a_description_must_be_json(tmp_path):
-    (tmp_path / 'config.json').write_text('{')
-    path = tmp_path / 'model.safetensors'
-    path.write_bytes((7).to_bytes(8, 'little') + json.dumps({'a': 1}).encode()[:7])
-    with pytest.raises((DataError, ConfigError)):
-        ann_jax.convert(path)
+def hub_file(folder, name='model.safetensors', **config):
+    """A file of no network, and a config.json beside it."""
+    folder.mkdir(exist_ok=True)
+    safetensors.write(folder / name, {'a': np.zeros(1, np.float32)})
+    (folder / 'config.json').write_text(json.dumps(config))
+    return folder / name
+
+
+def test_a_config_beside_a_file_is_that_of_the_file(tmp_path):
+    said = {'architecture': 'resnetaa50', 'pretrained_cfg': {'mean': [0.5] * 3}}
+    for name in ('model.safetensors', 'alone.safetensors'):
+        assert read_file(hub_file(tmp_path / name, name, **said)).meta['architecture'] == 'resnetaa50'
+    hub_file(tmp_path / 'many', 'x.safetensors', **said)
+    assert 'architecture' not in read_file(hub_file(tmp_path / 'many', 'y.safetensors', **said)).meta
+    assert 'seed' not in read_file(hub_file(tmp_path / 'run', seed=1)).meta  # the config of a run
+    hub_file(tmp_path / 'bad')
+    (tmp_path / 'bad/config.json').write_text('{')
+    with pytest.raises(DataError, match='config.json cannot be read .*restore or remove it'):
+        read_file(tmp_path / 'bad/model.safetensors')

@@ -95,7 +95,7 @@ def test_other_layouts_on_a_hub(hub, tmp_path):
     same(opened.variables, variables)
     assert opened.model['avg_down']
     hub.put('timm/resnetaa50', {'model.safetensors': data, 'config.json': b'{"architecture": "resnetaa50d"}'})
-    with pytest.raises(DataError, match='is by its name resnetaa50d'):
+    with pytest.raises(DataError, match='is by its name resnetaa50'):
         open_weights('hf://timm/resnetaa50')
 
 

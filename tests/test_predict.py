@@ -353,7 +353,7 @@ def test_an_export_is_a_folder_of_weights_with_a_card(exported):
     ):
         assert words in card
     assert ann_jax.load(exported).classes[-1] == 'worker'
-    assert json.loads(Path(exported, 'model.json').read_text())['version'] == 1
+    assert json.loads(Path(exported, 'model.json').read_text())['version'] == 3
 
 
 def test_onnx(folder, tmp_path):

@@ -304,6 +304,10 @@ def test_a_model_folder_is_whole_or_refused(tmp_path):
     )
     with pytest.raises(ConfigError, match='exists'):
         weights.save(folder, saved)
+    assert safetensors.load_file(folder / 'weights.safetensors').keys() == {
+        'params/backbone/w',
+        'batch_stats/backbone/m',
+    }
     data = bytearray((folder / 'weights.safetensors').read_bytes())
     data[150] ^= 1
     (folder / 'weights.safetensors').write_bytes(data)
@@ -314,6 +318,17 @@ def test_a_model_folder_is_whole_or_refused(tmp_path):
         open_weights(folder)
     with pytest.raises(ConfigError, match='no checkpoint and no model.json'):
         open_weights(tmp_path)
+
+
+def test_a_folder_of_before_is_read(tmp_path):
+    """Its arrays are in weights.npz."""
+    np.savez(tmp_path / 'weights.npz', **{'params/backbone/w': np.ones((3, 4), np.float32)})
+    facts = {'model': {'sizes': [1, 3]}, 'input': {'mean': [1.0]}, 'classes': ['x'], 'colors': [[1, 2, 3]]}
+    facts |= {'version': 1, 'sha256': weights.sha256(tmp_path / 'weights.npz'), 'source': {'file': 'f'}}
+    (tmp_path / 'model.json').write_text(json.dumps(facts))
+    loaded = weights.load(tmp_path)
+    np.testing.assert_array_equal(loaded.variables['params']['backbone']['w'], np.ones((3, 4)))
+    assert (loaded.classes, loaded.colors, loaded.model) == (('x',), ((1, 2, 3),), {'sizes': (1, 3)})
 
 
 def test_parts_are_an_explicit_choice():

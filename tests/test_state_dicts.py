@@ -149,6 +149,7 @@ def shapes(changes, last=256):
         (shapes({'layer1.0.conv2.weight': None, 'layer1.0.conv2.conv.weight': (64, 32, 3, 3)}), 'resnest'),
         (shapes({'layer1.0.convs.0.weight': (16, 16, 3, 3)}), 'res2net'),
         (shapes({'layer1.0.bn1.running_mean': None}), 'resnet50_gn'),
+        (shapes({'attnpool.c_proj.bias': (64,)}), 'CLIP'),
         (shapes({'maxpool.0.weight': (64, 64, 3, 3)}), 'resnetrs'),
     ],
 )  # fmt: skip

@@ -154,7 +154,7 @@ def convert_state(
         DataError: the network is not known, or a tensor has no place in it.
         ConfigError: the classes are unknown, or their number is not that of the classifier.
     """
-    refuse_lookalikes(name, meta)
+    refuse_lookalikes(f'{name} {(source or {}).get("hub", "")}', meta)
     found = recognize(state)
     whole = bool(found.layout.heads) and part == 'all'
     if whole:

@@ -16,6 +16,7 @@ import numpy as np
 from ann_jax.errors import DataError
 from ann_jax.weights import mmseg_config
 from ann_jax.weights.folder import Weights, as_tuples, sha256
+from ann_jax.weights.torch_files import ENDINGS
 
 OWN = 'ann_jax'
 # Settings of `config.model` that tensors do not show.
@@ -23,7 +24,7 @@ UNSEEN = (
     'output_stride', 'multi_grid', 'contract_dilation', 'dilate_second_conv', 'ceil_pool', 'sizes',
     'align_corners',
 )  # fmt: skip
-# How hubs call a file that a config.json in the same folder describes.
+# How hubs call a file that a config.json in the same folder describes; so does one beside a single file.
 HUB_NAMES = ('model', 'pytorch_model')
 
 
@@ -57,8 +58,11 @@ def read_beside(path: Path) -> dict[str, Any]:
                 'export it again, or remove the description'
             )
         said[OWN] = own[OWN]
-    if path.stem in HUB_NAMES:
-        said |= _json(path.with_name('config.json')) | _json(path.with_name('preprocessor_config.json'))
+    others = [other for other in path.parent.iterdir() if other.suffix in ENDINGS and other != path]
+    if path.stem in HUB_NAMES or not others:
+        config = _json(path.with_name('config.json'))
+        if config.keys() & {'architecture', 'architectures', 'pretrained_cfg'}:
+            said |= config | _json(path.with_name('preprocessor_config.json'))
     return said
 
 
@@ -126,21 +130,29 @@ def _hub_facts(meta):
     return facts
 
 
+# Networks with the tensors of a ResNet that compute something else, by their names.
+_LOOKALIKES = {
+    r'(?i)\w*resnet(aa|blur)\d+\w*': 'filters where it strides',
+    r'(?i)resnet\d+_(caffe|msra)\w*': 'has its strides in 1x1 convolutions',
+}
+
+
 def refuse_lookalikes(name: str, meta: Mapping[str, Any]) -> None:
     """Refuses networks with the tensors of a ResNet that compute something else.
 
     Args:
-        name: of the file.
+        name: of the file, and of where it comes from.
         meta: what is said of it.
 
     Raises:
-        DataError: the name of the file, or what is said, tells of one.
+        DataError: the name, or what is said, tells of one.
     """
     timm = meta.get('pretrained_cfg')
     said = [name, *(value for part in (meta, timm) if isinstance(part, Mapping) for value in part.values())]
     for text in said:
-        if isinstance(text, str) and (found := re.search(r'(?i)\w*resnet(aa|blur)\d+\w*', text)):
-            raise DataError(
-                f'is by its name {found[0]}, which filters where it strides: it has the tensors of a ResNet, '
-                'but computes something else. Use a ResNet or ResNet-D'
-            )
+        for pattern, what in _LOOKALIKES.items():
+            if isinstance(text, str) and len(text) < 1000 and (found := re.search(pattern, text)):
+                raise DataError(
+                    f'is by its name {found[0]}, which {what}: it has the tensors of a ResNet, but computes '
+                    'something else. Use a ResNet or ResNet-D'
+                )

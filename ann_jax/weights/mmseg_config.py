@@ -6,6 +6,7 @@ and the names of earlier assignments are understood, and anything else is unknow
 
 import ast
 import pprint
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ def parse(text: str) -> dict[str, Any]:
         ValueError: it is not Python.
     """
     try:
+        text = re.sub(r'(?m)^\S+\.py$', '', text)  # mmcv puts the names of files between their texts
         body = ast.parse(textwrap.dedent(text).strip()).body
         names: dict[str, Any] = {}
         for line in body:
@@ -82,7 +84,7 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
         facts['align_corners'] = _known(head, 'align_corners', False)
         if 'key_pool_scales' in head:
             facts['sizes'] = tuple(_known(head, 'key_pool_scales'))
-    test = _dict(model.get('test_cfg'))
+    test = _dict(model.get('test_cfg')) or _dict(config.get('test_cfg'))
     if test.get('mode') == 'slide':
         facts['test'] = {'crop': _known(test, 'crop_size'), 'stride': _known(test, 'stride')}
     facts |= _input(config, model)
@@ -128,17 +130,17 @@ def _backbone(backbone):
 
 def _input(config, model):
     """Normalisation; mmsegmentation reads images blue first."""
-    flips = ('bgr_to_rgb', False)
+    flips = [('bgr_to_rgb', False), ('to_rgb', False)]  # the second in mmpretrain
     found = _dict(model.get('data_preprocessor')) or _dict(config.get('data_preprocessor'))
     if not found:
-        flips = ('to_rgb', True)  # before 1.0
+        flips = [('to_rgb', True)]  # before 1.0
         found = _dict(config.get('img_norm_cfg')) or next(_steps(config, 'Normalize'), {})
     facts: dict[str, Any] = {}
     for name in ('mean', 'std'):
         if found.get(name):
             facts[name] = tuple(map(float, _known(found, name)))
     if facts:
-        facts['bgr'] = not _known(found, *flips)
+        facts['bgr'] = not any(_known(found, *flip) for flip in flips)
     return facts
 
 

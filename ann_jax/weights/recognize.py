@@ -107,6 +107,7 @@ _VARIANTS = {
     r'layer1\.\d+\.(se|se_module|se_layer|eca|cbam|attn|se_block)\.': 'has channel attention, as seresnet',
     r'layer1\.\d+\.conv2\.(conv|fc|bn|attn)': 'splits attention, as resnest and sknet',
     r'layer1\.\d+\.(convs|bns)\.\d': 'is a res2net',
+    r'(^|\.)attnpool\.': 'pools by attention, as the ResNets of CLIP',
     r'(^|\.)maxpool\.\d': 'pools by a convolution, as resnetrs',
     r'layer\d\.\d+\.(conv2_offset|conv2\.conv_offset|conv2\.offset)': 'has deformable convolutions',
     r'layer\d\.\d+\.bn1\.(IN|BN)\.': 'is an ibn-net',
