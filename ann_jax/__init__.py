@@ -56,7 +56,7 @@ _PUBLIC = {
     # Trained networks
     'load': 'inference.segmenter',
     'Segmenter': 'inference.segmenter',
-    'Result': 'inference.segmenter',
+    'Result': 'inference.results',
     'convert': 'weights.converter',
     'Weights': 'weights.folder',
     # Protocols that your own parts follow

@@ -266,6 +266,13 @@ def faster_reading(config: ConfigDict) -> str:
     )
 
 
+def protocol_settings(config: ConfigDict) -> dict[str, Any]:
+    """How an evaluation makes its scores."""
+    c = config.eval
+    names = ('scales', 'flip', 'crop', 'stride', 'average', 'limit')
+    return {name: c[name] for name in names} | {'dtype': config.model.dtype}
+
+
 def evaluation(
     config: ConfigDict, mesh: Mesh, samples: Source | None = None, backbone: Backbone | None = None
 ) -> Evaluation:

@@ -252,13 +252,14 @@ def test_panels_of_cityscapes_find_their_labels(folder, tmp_path):
 
 def test_nothing_is_written_over_a_namesake(folder, pictures, tmp_path):
     image = Image.fromarray(read(pictures / '2.png'))
-    for name in ('a b/ü.png', 'c/ü.png', 'c/ü.jpg', 'c/x.png/y.png', 'c/.hidden.png'):
+    for name in ('a b/ü.png', 'c/ü.png', 'c/ü.jpg', 'c/ü_png.png', 'c/x.png/y.png', 'c/.hidden.png'):
         file = tmp_path / 'in' / name
         file.parent.mkdir(parents=True, exist_ok=True)
         image.save(file)
-    expected = ['a b/ü.png', 'c/x.png/y.png', 'c/ü_jpg.png', 'c/ü_png.png']
-    for number, text in enumerate((f'{tmp_path}/in', f'{tmp_path}/in/**/*.*g')):
-        out = tmp_path / str(number)
+    expected = ['a b/ü.png', 'c/x.png/y.png', 'c/ü_jpg.png', 'c/ü_png.png', 'c/ü_png_2.png']
+    # Below the input, where the second must not take what the first wrote, nor it again.
+    for text in (f'{tmp_path}/in', f'{tmp_path}/in/**/*.*g', f'{tmp_path}/in'):
+        out = tmp_path / 'in' / 'out'
         config = config_for(folder, input=text, output=str(out), write='ids')
         assert predict.predict(config, tmp_path) == 0
         written = (file.relative_to(out / 'ids').as_posix() for file in out.rglob('*.png') if file.is_file())

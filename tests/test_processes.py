@@ -153,13 +153,14 @@ def test_evaluation_by_two_processes_equals_one_to_the_last_bit(environment, tmp
     run = tmp_path / 'run'
     finish(start(environment, run, 1, settings=settings))
     finish(start(environment, run, 1, *evaluate, settings=settings))
-    expected = json.loads((run / 'metrics.json').read_text())
-    (run / 'metrics.json').unlink()
+    (metrics,) = run.glob('metrics-*.json')
+    expected = json.loads(metrics.read_text())
+    metrics.unlink()
     flags = [*evaluate, *pair_flags()]
     pair = [start(environment, run, 2, *flags, f'--process_index={i}', settings=settings) for i in (0, 1)]
     for process in pair:
         finish(process)
-    assert json.loads((run / 'metrics.json').read_text()) == expected
+    assert json.loads(metrics.read_text()) == expected
 
 
 def test_half_a_description_of_the_processes_is_refused(monkeypatch):

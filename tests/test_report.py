@@ -3,6 +3,7 @@
 import json
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from ann_jax.errors import SaveError
 from ann_jax.evaluation.report import Report
 from ann_jax.inference import pictures
+from ann_jax.modes import evaluate
 from ann_jax.runs.record import Record
 from ann_jax.typing import IGNORE
+from configs import scenes
 
 COLORS = ((255, 0, 0), (0, 200, 0), (9, 9, 9))
 
@@ -41,12 +44,12 @@ def test_panel_is_image_truth_prediction():
 
 def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
     record = Record(tmp_path)
-    report = Report(record, ('sky', 'road', 'car'), COLORS)
+    report = Report(record, ('sky', 'road', 'car'), COLORS, {'flip': False})
     scores = report.scores(7, 'val', np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
     report.picture(7, 'city/one', *(np.zeros((4, 4, 3), np.uint8), *np.zeros((2, 4, 4), np.uint8)))
     record.close()
     record = json.loads((tmp_path / 'metrics.json').read_text())
-    assert record['step'] == 7 and record['split'] == 'val'
+    assert record['step'] == 7 and record['split'] == 'val' and record['protocol'] == {'flip': False}
     assert record['iou'] == {'sky': 3 / 4, 'road': 4 / 5, 'car': None}
     assert record['miou'] == scores.miou == pytest.approx((3 / 4 + 4 / 5) / 2)
     assert record['pixel_accuracy'] == 7 / 8
@@ -54,6 +57,44 @@ def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
     with Image.open(tmp_path / 'pictures' / 'city_one.png') as picture:
         assert picture.size == (20, 4)
     assert 'car' in report.table(scores)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'name'),
+    [
+        ({}, ''),
+        ({'eval.flip': True, 'eval.scales': (0.5, 1.0)}, 'scales=0.5,1.0 flip=True'),
+        ({'dataset.eval_split': 'test'}, 'test'),
+        ({'eval.limit': 0}, 'limit=0'),
+        ({'model.dtype': 'bfloat16', 'eval.batch_size': 7}, 'dtype=bfloat16'),
+    ],
+)
+def test_an_evaluation_that_differs_from_the_training_has_a_name(settings, name, tmp_path):
+    config = scenes.get_config('runlocal')
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    config.update_from_flattened_dict(settings)
+    assert evaluate._name(config, tmp_path, tmp_path) == name
+    other = f'{name} from=resnet'.strip()
+    assert evaluate._name(config, tmp_path, Path('weights/resnet')) == other
+    assert evaluate._name(config, tmp_path / 'absent', Path('weights/resnet')) == ''
+
+
+def test_named_scores_lie_beside_those_of_the_training(tmp_path):
+    record, confusion = Record(tmp_path), np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    for name in ('', 'test scales=0.5,1.0 crop=3/4'):
+        report = Report(record, ('sky', 'road', 'car'), COLORS, {'name': name}, name)
+        report.scores(7, 'val', confusion)
+        report.picture(7, 'one', *(np.zeros((4, 4, 3), np.uint8), *np.zeros((2, 4, 4), np.uint8)))
+    record.close()
+    files = {
+        path.name: json.loads(path.read_text())['protocol']['name'] for path in tmp_path.glob('metrics*')
+    }
+    assert files == {'metrics.json': '', 'metrics-test_scales=0.5,1.0_crop=3_4.json': name}
+    assert len(list((tmp_path / 'pictures').iterdir())) == 2
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+    events.Reload()
+    assert {'val/miou', 'val__test_scales_0.5_1.0_crop_3/4_/miou'} <= set(events.Tags()['scalars'])
 
 
 def test_a_full_disk_is_an_error_at_once(tmp_path):

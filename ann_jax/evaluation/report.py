@@ -1,6 +1,7 @@
 """Writes scores and pictures of an evaluation into a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +14,37 @@ from ann_jax.runs.record import Record
 class Report:
     """Writes evaluations into the record of a run."""
 
-    def __init__(self, record: Record, classes: Sequence[str], colors: Sequence[Color]):
-        """Takes the record, and the dataset's classes and colours."""
+    def __init__(
+        self,
+        record: Record,
+        classes: Sequence[str],
+        colors: Sequence[Color],
+        protocol: Mapping[str, Any],
+        name: str = '',
+    ):
+        """Prepares to write.
+
+        Args:
+            record: of the run.
+            classes: of the dataset.
+            colors: of the classes.
+            protocol: how the scores are made, which is written beside them.
+            name: of an evaluation other than those of the training, which is kept apart from these; or ''.
+        """
         self._record, self._classes, self._colors = record, classes, colors
+        self._protocol, self._name = protocol, name
 
     def picture(
         self, step: int, name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
     ) -> None:
         """Writes one panel, replacing that of an earlier evaluation."""
+        name = f'{self._name} {name}' if self._name else name
         self._record.picture(step, name, panel(image, truth, prediction, self._colors))
 
     def scores(
         self, step: int, split: str, confusion: np.ndarray, categories: Sequence[str] = ()
     ) -> metrics.Scores:
-        """Writes metrics.json and the curves, and returns the scores of a confusion matrix.
+        """Writes the file of metrics and the curves, and returns the scores of a confusion matrix.
 
         `categories` is the group of each class, if the benchmark scores groups.
 
@@ -49,15 +67,17 @@ class Report:
         record = {
             'step': step,
             'split': split,
+            'protocol': dict(self._protocol),
             **means,
             'iou': by_class(scores.iou),
             'accuracy': by_class(scores.accuracy),
         }
         if categories:
             record['categories'] = by_name(scores.categories.items())
-        self._record.metrics(record)
-        self._record.scalars(step, {f'{split}/{name}': value for name, value in means.items()})
-        self._record.text(step, f'{split}/scores', f'```\n{self.table(scores)}\n```')
+        self._record.metrics(record, self._name)
+        curves = f'{split} ({self._name})' if self._name else split
+        self._record.scalars(step, {f'{curves}/{name}': value for name, value in means.items()})
+        self._record.text(step, f'{curves}/scores', f'```\n{self.table(scores)}\n```')
         return scores
 
     def table(self, scores: metrics.Scores) -> str:

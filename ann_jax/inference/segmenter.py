@@ -1,13 +1,13 @@
 """Using a trained network from Python: images in, class maps out."""
 
 import functools
-import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,14 +15,14 @@ from PIL import Image
 
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.datasets import read_image
-from ann_jax.data.disk import walk
-from ann_jax.data.images import IMAGE_ENDINGS, from_array, from_pillow, unseen
+from ann_jax.data.images import from_array, from_pillow
 from ann_jax.data.levels import to_levels
 from ann_jax.data.rasters import Raster, open_raster
 from ann_jax.data.reading import DECODER_ERRORS
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.inference import pictures
+from ann_jax.inference.intake import Picture, is_one, is_path, kept, listed, refuse_channels_first
 from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, whole_image
+from ann_jax.inference.results import Result
 from ann_jax.inference.strips import segment_in_strips
 from ann_jax.models.fold import fold
 from ann_jax.parallel.arrays import replicated
@@ -33,14 +33,10 @@ from ann_jax.weights.folder import Weights
 from ann_jax.weights.inputs import for_channels, normalizer
 from ann_jax.weights.opening import open_network
 
-logger = logging.getLogger(__name__)
-
 READ_AHEAD = 4
 LARGE = 1 << 26  # logits; images with more are segmented in strips if there are windows
 PROTOCOL_SETTINGS = ('scales', 'flip', 'crop', 'stride', 'average')
 READING_SETTINGS = ('image_range', 'bands', 'page', 'max_pixels')
-
-Picture = str | Path | np.ndarray | Image.Image
 
 
 def load(
@@ -48,6 +44,7 @@ def load(
     *,
     dtype: str = 'float32',
     space: int = 1,
+    device: jax.Device | None = None,
     backbone: Backbone | None = None,
     **settings: Any,
 ) -> 'Segmenter':
@@ -58,6 +55,7 @@ def load(
             model.json, or hf://OWNER/NAME[@REVISION], such a folder on a hub.
         dtype: what the network computes in, 'float32' or 'bfloat16'.
         space: number of devices that share the rows of an image, for images too large for one; -1 for all.
+        device: the device to compute on, one of jax.local_devices(); None for the first.
         backbone: the backbone that the weights were trained with, if it is not part of this package.
         **settings: settings of the test protocol, like `config.eval`: scales, flip, crop, stride, average;
             and of the reading of images, like `config.dataset`: page, max_pixels and, if the weights do not
@@ -70,47 +68,16 @@ def load(
     known = PROTOCOL_SETTINGS + READING_SETTINGS
     if unknown := settings.keys() - {*known}:
         raise ConfigError(f'unknown settings {sorted(unknown)}: known are {", ".join(known)}')
-    return Segmenter(open_network(path), dtype=dtype, space=space, backbone=backbone, **settings)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The class map of one image.
-
-    Attributes:
-        path: of the file; None if the image was not a file.
-        ids: (H, W) uint8 class indices.
-        classes: names of the classes.
-        colors: RGB colours of the classes.
-    """
-
-    path: Path | None
-    ids: np.ndarray
-    classes: tuple[str, ...]
-    colors: tuple[pictures.Color, ...]
-    _segmenter: 'Segmenter'
-    _levels: np.ndarray | Raster  # (H, W, N) uint8, what the network takes
-
-    @property
-    def image(self) -> np.ndarray:
-        """(H, W, 3) uint8, RGB or the first three of the bands that the network takes."""
-        return pictures.shown(_whole(self._levels))
-
-    def probabilities(self) -> np.ndarray:
-        """(H, W, classes) float32, computed by this call."""
-        return self._segmenter._probabilities(_whole(self._levels))
-
-    def colored(self, path: str | Path | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 class colours; written to a file if a path is given."""
-        return _write(pictures.colorize(self.ids, self.colors), path)
-
-    def overlay(self, path: str | Path | None = None, opacity: float = 0.6) -> np.ndarray:
-        """(H, W, 3) uint8 class colours over the image; written to a file if a path is given."""
-        return _write(pictures.overlay(self.image, self.ids, self.colors, opacity), path)
+    return Segmenter(
+        open_network(path), dtype=dtype, space=space, device=device, backbone=backbone, **settings
+    )
 
 
 class Segmenter:
     """A network with its test protocol.
+
+    It can be pickled, and used by several threads at a time. Processes that were forked after one was made
+    cannot use it, because JAX would hang: start them by spawning.
 
     Attributes:
         classes: names of the classes.
@@ -123,25 +90,36 @@ class Segmenter:
         *,
         dtype: str = 'float32',
         space: int = 1,
+        device: jax.Device | None = None,
         backbone: Backbone | None = None,
         **settings: Any,
     ):
         """Prepares without compiling anything; takes the arguments of `load`.
 
         Raises:
-            ConfigError: a setting cannot be used.
+            ConfigError: a setting cannot be used, or this process was forked from one with a segmenter.
             DataError: the weights do not fit their network.
         """
         if dtype not in ('float32', 'bfloat16'):
             raise ConfigError(f'dtype={dtype!r}: takes float32 or bfloat16')
+        if device is not None and space != 1:
+            raise ConfigError(f'device={device} and space={space}: name one device, or share the rows')
+        _refuse_fork()
+        model = weights.network(backbone, dtype=dtype).clone(folded=True)
+        self._made = {'dtype': dtype, 'space': space, 'device': device, 'backbone': backbone, **settings}
+        self._prepare(replace(weights, variables={}), fold(model, weights.variables), **self._made)
+
+    def _prepare(self, weights, variables, *, dtype, space, device, backbone, **settings):
+        """With folded variables."""
+        self._weights = weights
         reading = {name: settings.pop(name) for name in READING_SETTINGS if name in settings}
         settings = check_protocol(**settings)
         self._reading = weights.reading(**reading)
         self.classes, self.colors = weights.classes, weights.colors
-        devices = jax.local_devices()
+        devices = jax.local_devices() if device is None else [device]
         mesh = make_mesh(devices if space == -1 else devices[:space], data=1, space=space)
         model = weights.network(backbone, dtype=dtype).clone(folded=True)
-        self._variables = jax.device_put(fold(model, weights.variables), replicated(mesh))
+        self._variables = jax.device_put(variables, replicated(mesh))
         normalize = normalizer(**for_channels(weights.input, weights.in_channels))
         self._protocol = make_protocol(model, normalize, mesh, **settings)
         self._strips = None
@@ -157,85 +135,127 @@ class Segmenter:
         self._canvases = Canvases(not model.takes_canvas)
         self._argmax = jit(lambda logits: logits.argmax(-1).astype(np.uint8), mesh)
         self._softmax = jit(lambda logits: jax.nn.softmax(logits), mesh)
+        self._latest: list[jax.Array] = []  # logits of the latest result
+
+    def __repr__(self):
+        model, dtype = self._weights.model, self._made['dtype']
+        backbone = self._weights.backbone or f'ResNet-{model["depth"]}'
+        return f'Segmenter({model["variant"]} on {backbone}, {len(self.classes)} classes, {dtype})'
+
+    def __getstate__(self) -> dict[str, Any]:
+        device = self._made['device']
+        number = None if device is None else jax.local_devices().index(device)
+        variables = jax.device_get(self._variables)
+        return {'weights': self._weights, 'variables': variables, 'made': {**self._made, 'device': number}}
+
+    def __setstate__(self, state):
+        _refuse_fork()
+        number = state['made']['device']
+        device = None if number is None else jax.local_devices()[number]
+        self._made = {**state['made'], 'device': device}
+        self._prepare(state['weights'], state['variables'], **self._made)
 
     def __call__(self, images: Picture | Sequence[Picture]) -> 'Result | list[Result]':
-        """Segments one image, or several: a list, or a folder.
+        """Segments one image, or several: a list, a batch, or a folder.
 
         Args:
-            images: a path, an array (H, W, C) or (H, W), a Pillow image, a list of these, or a folder, whose
-                images are taken in order of name. Arrays are RGB, RGBA, grey or, if the network picks bands,
-                all bands; uint8, or another type that the image range of the network scales.
+            images: a path, an array (H, W, C) or (H, W), a Pillow image, a list of these, a batch (B, H, W,
+                C), or a folder, whose images are taken in order of name. Arrays are RGB, RGBA, grey or, if
+                the network picks bands, all bands; uint8, or another type that the image range of the network
+                scales; of NumPy, JAX, torch or any library that NumPy can read.
 
         Returns:
             A `Result`, or a list of them.
 
         Raises:
             DataError: an image cannot be used; the message names it.
+            ConfigError: the segmenter was made in another process.
         """
         several = list(self.stream(images))
-        return several[0] if _is_picture(images) else several
+        return several[0] if is_one(images) else several
 
     def stream(
-        self, images: Picture | Iterable[Picture], errors: list[str] | None = None
+        self,
+        images: Picture | Iterable[Picture],
+        errors: list[str] | None = None,
+        *,
+        ahead: int | None = None,
     ) -> Iterator[Result]:
-        """Segments many images, one by one; the next ones are read while the device works.
+        """Segments many images, one by one.
 
         Args:
-            images: as in `__call__`, or an iterable, which may be endless.
+            images: as in `__call__`, or an iterable, which may be endless, such as frames of a camera. Arrays
+                are copied when they are taken, so that it may give the same one again.
             errors: a list to which messages about unusable images are appended, instead of raising.
+            ahead: images that are taken before the result of one is given, and read while the device works.
+                None for 4, but 0 for iterators: a frame is taken when the result of the last was used.
 
         Raises:
             DataError: an image cannot be used, unless `errors` is given.
+            ConfigError: the segmenter was made in another process.
         """
-        pending = None
-        if _is_picture(images):
-            images = [images]
-        elif isinstance(images, (str, Path)):
-            images = find_images(Path(images).expanduser())
-        elif isinstance(images, bytes) or not isinstance(images, Iterable):
-            raise DataError(f'an image is a path, an array or a Pillow image, not {type(images).__name__}')
-        for picture, image in self._read_ahead(images, errors):
-            # Fetched one image late: the device works on this one while the host writes the previous one.
-            ids = self._ids(image)
-            if pending is not None:
-                yield self._result(*pending)
-            pending = picture, image, ids
-        if pending is not None:
-            yield self._result(*pending)
+        if ahead is None:
+            ahead = 0 if isinstance(images, Iterator) else READ_AHEAD
+        # Fetched one image late: the device works on this one while the host writes the previous one.
+        late = min(ahead, 1)
+        waiting = []
+        for picture, image in self._read_ahead(listed(images), errors, ahead - late):
+            waiting.append((picture, image, *self._ids(image)))
+            if len(waiting) > late:
+                yield self._result(*waiting.pop(0))
+        for last in waiting:
+            yield self._result(*last)
 
-    def probabilities(self, images: Iterable[Picture]) -> Iterator[np.ndarray]:
-        """(H, W, classes) float32 of each image."""
-        for _, image in self._read_ahead(images, None):
-            yield self._probabilities(image)
+    def probabilities(self, images: Picture | Iterable[Picture]) -> Iterator[np.ndarray]:
+        """(H, W, classes) float32 of each image; takes what `stream` takes."""
+        ahead = 0 if isinstance(images, Iterator) else READ_AHEAD
+        for _, image in self._read_ahead(listed(images), None, ahead):
+            yield self.run(image)
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, N) uint8 as the network takes it -> (H, W, classes) float32 probabilities."""
+        return self.softmax(self._logits(image), *image.shape[:2])
+
+    def softmax(self, logits: jax.Array, height: int, width: int) -> np.ndarray:
+        """(1, h, w, classes) logits of an image on a canvas -> (height, width, classes) probabilities."""
+        return np.asarray(self._softmax(logits))[0, :height, :width]
 
     def _ids(self, image):
-        """(1, h, w) uint8, at least the size of the image."""
+        """(1, h, w) uint8, at least the size of the image, and the logits unless they are many."""
         if self._strips and self._is_large(image):
             rows = image.rows if isinstance(image, Raster) else lambda top, bottom: image[top:bottom]
-            return self._strips(rows, image.shape[:2])[None]
-        return self._argmax(self._logits(image))
+            return self._strips(rows, image.shape[:2])[None], []
+        logits = self._logits(image)
+        return self._argmax(logits), [] if self._is_large(image) else [logits]
 
     def _is_large(self, image):
         return image.shape[0] * image.shape[1] * len(self.classes) > LARGE
-
-    def _probabilities(self, image):
-        height, width = image.shape[:2]
-        return np.asarray(self._softmax(self._logits(image)))[0, :height, :width]
 
     def _logits(self, image):
         array = pad([image], self._canvases.fit(*image.shape[:2]), 1, image.shape[2:])
         return self._protocol(self._variables, Canvas(array, np.array([image.shape[:2]], np.int32))).array
 
-    def _result(self, picture, image, ids):
-        path = Path(picture) if isinstance(picture, (str, Path)) else None
-        ids = np.asarray(ids)[0, : image.shape[0], : image.shape[1]]
-        return Result(path, ids, self.classes, self.colors, self, image)
+    def _result(self, picture, image, ids, logits):
+        path = Path(picture) if is_path(picture) else None
+        ids = np.array(np.asarray(ids)[0, : image.shape[0], : image.shape[1]])
+        self._latest.clear()  # only the latest result keeps its logits
+        self._latest = logits
+        return Result(path, ids, self.classes, self.colors, image, self, logits)
 
-    def _read_ahead(self, images, errors):
-        """Yields (picture, levels); a few are read ahead, in threads."""
+    def _read_ahead(self, images, errors, ahead):
+        """Yields (picture, levels); `ahead` more are read meanwhile, in threads."""
+        _refuse_fork()
         images = iter(images)
-        with ThreadPoolExecutor(READ_AHEAD) as pool:
-            submit = lambda picture: (picture, pool.submit(self._read, picture))
+        with ThreadPoolExecutor(max(ahead, 1)) as pool:
+
+            def submit(picture):
+                try:
+                    return picture, pool.submit(self._read, kept(picture))
+                except DataError as problem:
+                    future: Future[np.ndarray] = Future()
+                    future.set_exception(problem)
+                    return picture, future
+
             queue = [submit(picture) for picture in islice(images, 1)]
             while queue:
                 picture, future = queue.pop(0)
@@ -245,21 +265,21 @@ class Segmenter:
                 except DataError as error:
                     problem = error
                 # Of large images, few are held at a time.
-                ahead = 1 if image is not None and self._is_large(image) else READ_AHEAD
-                queue += [submit(more) for more in islice(images, max(0, ahead - len(queue)))]
+                more = min(ahead, 1) if image is not None and self._is_large(image) else ahead
+                queue += [submit(picture) for picture in islice(images, max(0, more - len(queue)))]
                 if problem is None:
                     yield picture, image
                 elif errors is None:
                     raise problem
                 else:
                     errors.append(str(problem))
+                queue = queue or [submit(picture) for picture in islice(images, 1)]
 
     def _read(self, picture):
         """The levels of a picture, (H, W, N) uint8."""
-        if isinstance(picture, (str, Path)):
-            path = Path(picture).expanduser()
-            raster = self._strips and open_raster(path, self._reading, LARGE // len(self.classes))
-            return raster or read_image(path, self._reading)
+        if isinstance(picture, Path):
+            raster = self._strips and open_raster(picture, self._reading, LARGE // len(self.classes))
+            return raster or read_image(picture, self._reading)
         if isinstance(picture, Image.Image):
             try:
                 values = from_pillow(picture, self._reading)
@@ -268,39 +288,19 @@ class Segmenter:
                     raise
                 raise DataError(f'cannot read the image {picture}: {e}') from e
             return to_levels(values, self._reading.limits, 'the Pillow image')
+        if not self._reading.bands:
+            refuse_channels_first(picture)
         return from_array(picture, self._reading)
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """The images of a folder and its subfolders, by name.
+_process = 0  # that made a segmenter: JAX hangs in processes that are forked from it
 
-    Raises:
-        DataError: there are none.
-    """
-    files = [Path(where, name) for where, names in walk(folder) for name in names]
-    others = unseen(files)
-    found = sorted(path for path in files if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-    if not found:
-        raise DataError(
-            f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)}){"; " if others else ""}{others}'
+
+def _refuse_fork():
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise ConfigError(
+            f'this process was forked from process {_process} after that had loaded a network, and JAX would '
+            "hang in it: use threads, or multiprocessing.get_context('spawn')"
         )
-    if others:
-        logger.warning('%s: %s', folder, others)
-    return found
-
-
-def _is_picture(images: object) -> TypeGuard[Picture]:
-    """Whether this is a single picture; a folder is not."""
-    if isinstance(images, (str, Path)):
-        return not Path(images).expanduser().is_dir()
-    return isinstance(images, (np.ndarray, Image.Image))
-
-
-def _whole(image):
-    return image.rows(0, image.shape[0]) if isinstance(image, Raster) else image
-
-
-def _write(picture, path):
-    if path is not None:
-        Image.fromarray(picture).save(path)
-    return picture

@@ -1,12 +1,13 @@
 """--mode=evaluate: scores trained weights on the evaluation split."""
 
 import contextlib
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from ann_jax import build
-from ann_jax.config import validate
+from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.trained import open_trained
@@ -50,9 +51,32 @@ def evaluate(
             'train a classifier for them first'
         )
     step = weights.source.get('step', 0)
+    name = _name(config, workdir, path)
     with contextlib.closing(Record(workdir, silent=not is_main(), writer=writer)) as record:
-        report = Report(record, dataset.classes, dataset.colors)
+        report = Report(record, dataset.classes, dataset.colors, build.protocol_settings(config), name)
         scores = evaluation.run(weights.variables, step, config.dataset.eval_split, report)
     if is_main():
         print(report.table(scores))
-        print(f'{path} at step {step}, {len(evaluation.source)} images; written to {workdir}')
+        apart = f', apart from those of the training: {name}' if name else ''
+        print(f'{path} at step {step}, {len(evaluation.source)} images; written to {workdir}{apart}')
+
+
+def _name(config, workdir, path):
+    """How this evaluation differs from those of the run in the working directory, '' if it does not."""
+    try:
+        saved = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):  # there is no run
+        return ''
+    trained = build.protocol_settings(defaults())
+    trained |= {key: value for key, value in saved.get('eval', {}).items() if key in trained}
+    plain = lambda value: ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    changed = {
+        key: plain(value)
+        for key, value in build.protocol_settings(config).items()
+        if plain(value) != plain(saved['model'].get(key, 'float32') if key == 'dtype' else trained[key])
+    }
+    if path != workdir:
+        changed['from'] = path.name
+    split = config.dataset.eval_split
+    parts = [split] if split != saved['dataset']['eval_split'] else []
+    return ' '.join([*parts, *(f'{key}={value or "()"}' for key, value in changed.items())])

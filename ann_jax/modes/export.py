@@ -9,6 +9,7 @@ folder/README.md                  the model card
 
 import datetime
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -35,6 +36,8 @@ from ann_jax.weights.card import front_matter
 from ann_jax.weights.folder import Weights
 from ann_jax.weights.inputs import for_channels
 
+logger = logging.getLogger(__name__)
+
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMATS = ('stablehlo', 'onnx')
 TOLERANCE = 1e-4  # of logits, relative to the largest
@@ -59,6 +62,18 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     opened, source = open_trained(config, workdir, backbone)
     model = opened.network(backbone, dtype=config.model.dtype).clone(folded=True)
     logits = _logits(model, build.normalize(config), fold(model, opened.variables))
+
+    asked = [
+        f'eval.{name}={value}'
+        for name, value in (
+            ('scales', config.eval.scales),
+            ('flip', config.eval.flip),
+            ('crop', config.eval.crop),
+        )
+        if value not in ((1.0,), [1.0], False, (), [])
+    ]
+    if asked and formats:
+        logger.warning('programs segment whole images at their own size, without %s', ' and '.join(asked))
 
     out = Path(c.output or workdir / 'export').expanduser()
     if out.exists():
@@ -159,6 +174,17 @@ def _checked(file, what, worst):
     return f'{file.name}: {what}; {size}; differs by {worst:.1e} of the largest logit'
 
 
+def _score(file):
+    """A line about one evaluation."""
+    record = json.loads(file.read_text(encoding='utf-8'))
+    protocol = record.get('protocol', {})  # runs of earlier versions do not tell
+    made = ', '.join(f'{key} {value}' for key, value in protocol.items() if value not in ([], 0)) or 'unknown'
+    return (
+        f'- `{record["split"]}` at step {record["step"]}: mIoU {100 * record["miou"]:.2f}, pixel accuracy '
+        f'{100 * record["pixel_accuracy"]:.2f}; protocol: {made}'
+    )
+
+
 def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -> str:
     order = 'blue, green, red' if opened.input['bgr'] else 'red, green, blue'
     order = f'{opened.in_channels} bands' if opened.in_channels != 3 else order
@@ -187,14 +213,8 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
         '        --config.predict.input=IMAGES',
         '',
     ]
-    if (scores := source / 'metrics.json').is_file():
-        record = json.loads(scores.read_text(encoding='utf-8'))
-        lines += [
-            f'Scores on `{record["split"]}` (newest evaluation of the run, step {record["step"]}):',
-            '',
-            f'- mIoU {100 * record["miou"]:.2f}, pixel accuracy {100 * record["pixel_accuracy"]:.2f}',
-            '',
-        ]
+    if scores := sorted(source.glob('metrics*.json')):
+        lines += ['Scores of the run, by split and protocol:', '', *map(_score, scores), '']
     lines += [
         'Normalisation, which the programs apply themselves (they take levels of 0 to 255, red first):',
         '',

@@ -19,7 +19,8 @@ from ann_jax.data.datasets import read_label
 from ann_jax.data.rasters import has_place, write_with_place
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.inference import pictures
-from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter, find_images
+from ann_jax.inference.intake import find_images
+from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter
 from ann_jax.modes.trained import open_trained
 from ann_jax.typing import Backbone
 
@@ -56,7 +57,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         build.dataset(config)  # defines what labels mean; fails now if it cannot
     kinds.sort(key='panels'.__eq__)  # last, because a label may be missing
     out = Path(c.output or workdir / 'predictions').expanduser()
-    files, root = _files(config)
+    files, root = _files(config, out)
     weights, source = open_trained(config, workdir, backbone)
     count = DATASETS['cityscapes'].num_classes
     if 'submission' in kinds and len(weights.classes) != count:
@@ -72,17 +73,16 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         **{name: config.eval[name] for name in PROTOCOL_SETTINGS},
         **{name: config.dataset[name] for name in READING_SETTINGS},
     )
-    # Images such as a.jpg and a.png, which would be written to the same file.
-    stems = Counter(path.relative_to(root).with_suffix('') for path in files)
-    clashing = {stem for stem, count in stems.items() if count > 1}
+    targets = _targets([path.relative_to(root) for path in files])
     errors: list[str] = []
     done = 0
     results = segmenter.stream(files, errors)
     with tqdm(total=len(files), desc='predict', unit='image') as bar:
         for result in results:
+            assert result.path is not None
             done += 1
             try:
-                _write(result, out, kinds, root, clashing, config)
+                _write(result, out, kinds, targets[result.path.relative_to(root)], root, config)
             except DataError as error:  # of its label
                 errors.append(str(error))
             except OSError as error:
@@ -101,8 +101,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     return 1 if errors else 0
 
 
-def _files(config):
-    """Returns the images, and the folder that their names are relative to."""
+def _files(config, out):
+    """Returns the images, and the folder that their names are relative to; not what was written to `out`."""
     text = config.predict.input
     if not text and 'submission' in config.predict.write.split(','):
         text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
@@ -111,22 +111,37 @@ def _files(config):
             '--config.predict.input is missing: name an image, a folder, or a pattern such as "a/*.jpg"'
         )
     path = Path(text).expanduser()
+    apart = lambda files: [file for file in files if out.resolve() not in file.resolve().parents]
     if path.is_dir():
-        return find_images(path), path
+        if not (files := apart(find_images(path))):
+            raise ConfigError(f'predict.input={text} holds no images but those of predict.output={out}')
+        return files, path
     if path.is_file():
         return [path], path.parent
-    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+    names = sorted(glob.glob(str(path), recursive=True))
+    files = apart(Path(name) for name in names if os.path.isfile(name))
     if not files:
         raise ConfigError(f'predict.input={text}: no such file, folder or pattern')
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
     return files, Path(*fixed)
 
 
-def _write(result, out, kinds, root, clashing, config):
+def _targets(names):
+    """Image -> what is written for it, without an ending: a, or a_jpg and a_png if both have that name."""
+    stems = Counter(name.with_suffix('') for name in names)
+    targets = {name: name.with_suffix('') for name in names if stems[name.with_suffix('')] == 1}
+    taken = set(targets.values())
+    for name in names:
+        if name not in targets:
+            longer = name.with_name(name.name.replace('.', '_'))
+            candidates = (longer.with_name(f'{longer.name}_{n}') for n in itertools.count(2))
+            targets[name] = next(each for each in itertools.chain([longer], candidates) if each not in taken)
+            taken.add(targets[name])
+    return targets
+
+
+def _write(result, out, kinds, target, root, config):
     name = result.path.relative_to(root)
-    target = name.with_suffix('')
-    if target in clashing:
-        target = name.with_name(name.name.replace('.', '_'))
 
     def place(kind, ending):
         file = out / kind / target.with_name(target.name + ending)

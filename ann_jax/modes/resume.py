@@ -129,6 +129,8 @@ def first_state(
         first, facts, state = checkpoints.first_whole(steps, restore)
         _note(facts, config, workdir, checkpoints.folder / str(first))
         logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - begin)
+        if config.init['from']:
+            logger.info('init.from=%s is where the run began: it is not read again', config.init['from'])
         checkpoints.set_aside(step for step in steps if step > first)
         return state, first, facts.get('started_from', {})
     weights = _open_init(config) if config.init['from'] else None

@@ -119,7 +119,7 @@ def train(
         batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
         record = Record(workdir, first + 1, silent=not is_main(), writer=writer)
         stack.enter_context(contextlib.closing(record))
-        report = Report(record, dataset.classes, dataset.colors)
+        report = Report(record, dataset.classes, dataset.colors, build.protocol_settings(config))
         record.config(first, config.to_dict())
         bar = stack.enter_context(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())

@@ -1,5 +1,6 @@
 """Opens the weights to evaluate, predict with or export."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -18,16 +19,23 @@ logger = logging.getLogger(__name__)
 
 
 def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = None) -> tuple[Weights, Path]:
-    """Opens the run in the working directory or, if there is none, `init.from`; returns weights and path.
+    """Opens `init.from` if it is given, or else the run in the working directory; returns weights and path.
 
-    The config is adapted to the weights; scenes are drawn as the run's commit drew them.
+    A run that started from `init.from` is what counts, not its start. The config is adapted to the weights;
+    scenes are drawn as the run's commit drew them.
 
     Raises:
         ConfigError: there are none, or their backbone is not from this package and was not given.
         DataError: they are damaged, or another version wrote them.
     """
-    is_run = (workdir / 'checkpoints').is_dir()
-    path = workdir if is_run else located(config.init['from'] or workdir)
+    given = config.init['from']
+    if given and (workdir / 'checkpoints').is_dir():
+        if _start_of(workdir) == given:
+            logger.info('the run in %s, which started from %s', workdir, given)
+            given = ''
+        else:
+            logger.warning('init.from=%s, and not the run in %s', given, workdir)
+    path = located(given or workdir)
     opened = open_network(path)
     opened.network(backbone)  # refuses a backbone that is missing
     for line in adopt(config, model=opened.model, input=opened.input, dataset=opened.images):
@@ -35,6 +43,15 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
     for line in adopt(config, dataset={'scenes': _scenes(config, opened)}):
         logger.info('as trained, not as given: %s', line)
     return opened, path
+
+
+def _start_of(workdir):
+    """What `init.from` was when the run began."""
+    try:
+        saved = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+        return saved['init']['from']
+    except (OSError, ValueError, LookupError, TypeError):
+        return ''
 
 
 def _scenes(config, opened):

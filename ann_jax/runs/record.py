@@ -1,7 +1,8 @@
 """The files that a run writes to its working directory, besides checkpoints.
 
 workdir/config.json     the resolved config
-workdir/metrics.json    scores of the newest evaluation
+workdir/metrics.json    scores of the newest evaluation as in training
+workdir/metrics-*.json  of evaluations by another protocol, on another split, or of other weights
 workdir/tensorboard/    event files, unless another writer was given
 workdir/pictures/       image, truth and prediction side by side
 workdir/checkpoints/    see `checkpoints`
@@ -9,6 +10,7 @@ workdir/log.txt         see `log`
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,9 +51,10 @@ class Record:
         self._json('config.json', config)
         self.text(step, 'config', '```json\n' + json.dumps(config, indent=2) + '\n```')
 
-    def metrics(self, metrics: Mapping) -> None:
-        """Writes metrics.json."""
-        self._json('metrics.json', metrics)
+    def metrics(self, metrics: Mapping, name: str = '') -> None:
+        """Writes metrics.json, or with a name metrics-<name>.json."""
+        suffix = '-' + re.sub(r'[^\w.,=-]+', '_', name) if name else ''
+        self._json(f'metrics{suffix}.json', metrics)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds points to curves."""

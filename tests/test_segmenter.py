@@ -1,0 +1,184 @@
+"""What a segmenter takes and gives: arrays of other libraries, frames that change, results that travel."""
+
+import multiprocessing
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from small import small_folder
+
+import ann_jax
+from ann_jax.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'small'
+    small_folder(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def segmenter(folder, compiled_fast):
+    return ann_jax.load(folder)
+
+
+def picture(seed=0, *, channels=3):
+    return np.random.default_rng(seed).integers(0, 256, (48, 64, channels), np.uint8)
+
+
+def as_torch(array):
+    torch = pytest.importorskip('torch', reason='gives tensors')
+    return torch.tensor(array)
+
+
+@pytest.mark.parametrize('convert', [np.array, jnp.asarray, as_torch, Image.fromarray, np.asfortranarray])
+def test_arrays_of_any_library(convert, segmenter):
+    result = segmenter(convert(picture()))
+    np.testing.assert_array_equal(result.ids, segmenter(picture()).ids)
+    np.testing.assert_array_equal(result.image, picture())
+    assert result.ids.any() and result.ids.shape == (48, 64)
+
+
+@pytest.mark.parametrize('convert', [np.array, jnp.asarray, as_torch, list])
+def test_a_batch_is_a_list(convert, segmenter):
+    batch = np.stack([picture(seed) for seed in range(3)])
+    results = segmenter(convert(batch))
+    assert len(results) == 3
+    for result, image in zip(results, batch, strict=True):
+        np.testing.assert_array_equal(result.ids, segmenter(image).ids)
+
+
+def test_grey_and_alpha(segmenter):
+    grey = picture(channels=1)
+    expected = segmenter(np.repeat(grey, 3, -1)).ids
+    for same in (grey, grey[..., 0]):
+        np.testing.assert_array_equal(segmenter(same).ids, expected)
+    alpha = np.full((48, 64, 1), 255, np.uint8)
+    expected = segmenter(picture()).ids
+    np.testing.assert_array_equal(segmenter(np.concatenate([picture(), alpha], -1)).ids, expected)
+
+
+@pytest.mark.parametrize(
+    ('image', 'message'),
+    [
+        (picture().transpose(2, 0, 1), r'\(3, 48, 64\) has its channels first: .*transpose\(1, 2, 0\)'),
+        (picture().transpose(2, 0, 1)[None], 'channels first'),
+        (picture() / np.float32(255), 'image_range'),
+        (picture().astype(np.int32), 'image_range'),
+        (np.zeros((0, 5, 3), np.uint8), 'image'),
+        (np.zeros(7, np.uint8), 'image'),
+        (np.zeros((4, 5), object), 'values of type object'),
+        (b'abc', 'not bytes'),
+        (7, 'not int'),
+        (None, 'not NoneType'),
+        ([picture(), 7], 'not int'),
+        ([None], 'not NoneType'),
+    ],
+)
+def test_what_is_no_image_is_refused(image, message, segmenter):
+    with pytest.raises(DataError, match=message):
+        segmenter(image)
+
+
+def test_a_tensor_that_numpy_cannot_read_is_refused(segmenter):
+    torch = pytest.importorskip('torch', reason='gives tensors')
+    for tensor in (torch.zeros(9, 9, 3, requires_grad=True), torch.zeros(9, 9, 3, dtype=torch.bfloat16)):
+        with pytest.raises(DataError, match=r'NumPy cannot read a Tensor of shape \(9, 9, 3\)'):
+            segmenter(tensor)
+
+
+@pytest.mark.parametrize('ahead', [None, 0, 1, 3])
+def test_a_camera_may_write_over_its_frames(ahead, segmenter):
+    """Each frame is copied when it is taken, and no more are taken than asked for."""
+    buffer, taken = np.zeros((48, 64, 3), np.uint8), []
+
+    def camera():
+        for number in range(8):
+            taken.append(number)
+            buffer[:] = picture(number)
+            yield buffer
+
+    for number, result in enumerate(segmenter.stream(camera(), ahead=ahead)):
+        assert len(taken) <= number + 1 + (ahead or 0)
+        np.testing.assert_array_equal(result.image, picture(number))
+        np.testing.assert_array_equal(result.ids, segmenter(picture(number)).ids)
+    assert number == 7
+
+
+def test_errors_in_a_stream_are_collected(segmenter):
+    errors = []
+    frames = iter([picture(0), None, picture(1).astype(float), picture(2)])
+    results = list(segmenter.stream(frames, errors))
+    assert len(results) == 2 and len(errors) == 2 and 'not NoneType' in errors[0]
+
+
+def test_results_are_ones_own(segmenter):
+    image = picture()
+    result = segmenter(image)
+    image[:] = 0
+    result.image[:] = 1
+    np.testing.assert_array_equal(result.image, picture())
+    assert result == result and result != segmenter(picture()) and len({result, result}) == 1
+    assert repr(result).startswith('Result(64 x 48, ') and '\n' not in repr(result)
+    assert repr(segmenter) == 'Segmenter(full on ResNet-10, 17 classes, float32)'
+
+
+def test_probabilities_run_no_network_again(segmenter, monkeypatch):
+    expected = next(segmenter.probabilities([picture()]))
+    older, result = segmenter(picture(1)), segmenter(picture())
+    for again in (lambda: older.probabilities(), lambda: segmenter.run(picture())):
+        assert again().shape == expected.shape
+    monkeypatch.setattr(segmenter, '_logits', lambda image: pytest.fail('it ran again'))
+    for _ in range(2):
+        np.testing.assert_array_equal(result.probabilities(), expected)
+    np.testing.assert_array_equal(expected.argmax(-1), result.ids)
+
+
+def test_results_and_segmenters_travel(segmenter):
+    result = segmenter(picture())
+    other = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(other.ids, result.ids)
+    np.testing.assert_array_equal(other.overlay(), result.overlay())
+    with pytest.raises(ConfigError, match='pickled .* segment result.image again'):
+        other.probabilities()
+    again = pickle.loads(pickle.dumps(segmenter))
+    np.testing.assert_array_equal(again(picture()).probabilities(), result.probabilities())
+
+
+def test_the_device_is_chosen(folder, segmenter):
+    device = jax.devices()[5]
+    elsewhere = pickle.loads(pickle.dumps(ann_jax.load(folder, device=device)))
+    assert {x.device for x in jax.tree.leaves(elsewhere._variables)} == {device}
+    np.testing.assert_array_equal(elsewhere(picture()).ids, segmenter(picture()).ids)
+    with pytest.raises(ConfigError, match='space=2: name one device'):
+        ann_jax.load(folder, device=device, space=2)
+
+
+def _said(function, queue):
+    try:
+        function()
+    except ConfigError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.filterwarnings('ignore::RuntimeWarning')
+def test_a_forked_process_is_refused_and_does_not_hang(folder, segmenter):
+    context = multiprocessing.get_context('fork')
+    for use in (lambda: segmenter(picture()), lambda: ann_jax.load(folder), lambda: _unpickled(segmenter)):
+        queue = context.SimpleQueue()
+        process = context.Process(target=_said, args=(use, queue))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        assert "get_context('spawn')" in queue.get()
+
+
+def _unpickled(segmenter):
+    made = {**segmenter._made}
+    type(segmenter).__new__(type(segmenter)).__setstate__({'weights': None, 'variables': {}, 'made': made})
