@@ -92,7 +92,7 @@ setup(
             'beartype>=0.19',
             'build>=1.2',
             'flatbuffers>=24',
-            'huggingface_hub>=0.30',
+            'huggingface_hub>=1.0',
             'mypy>=1.13',
             'pytest>=8',
             'pytest-xdist>=3.6',
@@ -105,7 +105,7 @@ setup(
         'tiff': ['rasterio>=1.3'],
         'heic': ['pillow-heif>=0.16'],
         # To open weights on the hub, hf://OWNER/NAME, and to write them there.
-        'hub': ['huggingface_hub>=0.30'],
+        'hub': ['huggingface_hub>=1.0'],
         # To write .pth, and for what is compared with PyTorch; reading it takes nothing.
         'convert': ['torch>=2.6'],
         # Ruff formats the signatures.

@@ -54,6 +54,7 @@ WRAPPERS = (
 @pytest.mark.parametrize('wrapper', WRAPPERS.split())
 def test_wrappers(wrapper):
     others = {'epoch': 3, 'optimizer': {'state': {0: {'momentum': TWO}}, 'groups': [TWO]}, 'queue': TWO}
+    others['optimizer_2'] = {'momentum': state(value=TWO)}
     for content in ({wrapper: state(), **others}, {'all': {wrapper: state('module.')}, **others}):
         assert find(content).state == state()
 

@@ -6,6 +6,7 @@ with HF_HUB_OFFLINE=1, takes them from there alone.
 """
 
 import functools
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def _fetch(repository, revision):
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         raise ConfigError(f"hf://{repository} needs huggingface_hub: pip install 'ann_jax[hub]'") from error
+    for library in ('httpx', 'httpx2'):  # which log every request
+        logging.getLogger(library).setLevel(logging.WARNING)
     name = f'hf://{repository}' + (f'@{revision}' if revision else '')
     get = functools.partial(hf_hub_download, repository)
 

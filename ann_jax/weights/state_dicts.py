@@ -138,7 +138,7 @@ def _trees(tree: Mapping, name: str = '', depth: int = 0) -> Iterator[tuple[str,
         if any(isinstance(value, np.ndarray | Unread) for value in tree.values()):
             yield name, tree
         for key, value in tree.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and 'optim' not in key:  # its moments may have the names of weights
                 yield from _trees(value, f'{name}.{key}' if name else key, depth + 1)
 
 
