@@ -112,6 +112,8 @@ def test_a_folder_goes_to_a_hub_and_comes_back(hub, tmp_path, capsys, monkeypatc
         opened.source['hub'] == f'hf://me/ann@{hub.commit(files)}'
         and opened.source['license'] == 'apache-2.0'
     )
+    with pytest.raises(ConfigError, match=r'is a folder: .*open it with ann_jax.load'):
+        ann_jax.convert('hf://me/ann')
     segmenter = ann_jax.load('hf://me/ann')
     assert segmenter.classes == saved.classes
     # Offline, the cache is all there is.

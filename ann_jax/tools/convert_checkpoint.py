@@ -22,7 +22,7 @@ from ann_jax.weights.converter import OUTPUT_STRIDES, convert
 def main(argv=None):
     """Parses the command line and converts; user errors end it with one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('source', type=Path, help='.pth, .pt, .safetensors or .pdparams')
+    parser.add_argument('source', type=Path, help='.pth, .pt, .safetensors, .pdparams or hf://OWNER/NAME')
     parser.add_argument('--out', type=Path, required=True, help='folder to write; must not exist')
     parser.add_argument(
         '--part', choices=('all', 'backbone'), default='all', help='backbone leaves the heads out'

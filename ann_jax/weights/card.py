@@ -23,7 +23,7 @@ def front_matter(source: Mapping[str, Any], backbone_alone: bool = False) -> str
         'datasets': [] if data == 'folder' else [data],
         'metrics': [] if backbone_alone else ['mean_iou'],
     }
-    lines = [f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in said.items() if value]
+    lines = [f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in said.items()]
     return '\n'.join(['---', *lines, '---', ''])
 
 

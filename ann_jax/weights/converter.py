@@ -105,6 +105,8 @@ def convert(
             raise ConfigError(f'{name}={value!r}: must be one of {", ".join(map(repr, known))}')
     path = located(path)
     path = foreign(path) or path
+    if path.is_dir():
+        raise ConfigError(f'{path} is a folder: name a file in it, or open it with ann_jax.load')
     file = read_file(path, prefer)
     source = {'file': path.name, 'sha256': sums.check(path), **origin(path)}
     try:

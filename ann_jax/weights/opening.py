@@ -83,7 +83,7 @@ def open_weights(path: str | Path) -> Weights:
         input=as_tuples(saved['input']),
         classes=classes,
         colors=colors,
-        source={'run': path.name, 'step': step, **_of_run(saved, scores.get(step))},
+        source={'run': path.name, 'step': step, **_of_run(saved, facts, scores.get(step))},
         backbone=facts.get('backbone', ''),
         images={key: data[key] for key in folder.IMAGES if data[key]},
         path=found,
@@ -91,11 +91,12 @@ def open_weights(path: str | Path) -> Weights:
     )
 
 
-def _of_run(saved, score):
-    """The dataset and the crops of a run, and the score of a checkpoint, where they are known."""
+def _of_run(saved, facts, score):
+    """Dataset, crops and first weights of a run, and the score of a checkpoint, where they are known."""
     data = saved.get('dataset', {})
     name = data.get('name') if data.get('root') else data.get('stand_in') or data.get('name')
     known = {'crop': as_tuples(saved.get('augment', {}).get('crop')), 'dataset': name, 'miou': score}
+    known['started_from'] = facts.get('started_from')
     return {key: value for key, value in known.items() if value not in (None, '')}
 
 
