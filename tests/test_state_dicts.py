@@ -8,9 +8,11 @@ import pytest
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
+from ann_jax.weights.layouts import Layout
 from ann_jax.weights.recognize import recognize
 from ann_jax.weights.state_dicts import find
 from ann_jax.weights.sums import check
+from ann_jax.weights.torch_state import from_torch
 
 ONE, TWO = np.float32([1]), np.float32([2])
 BACKBONE = ('conv1.weight', 'bn1.bias', 'layer1.0.conv1.weight', 'layer4.1.bn2.running_var')
@@ -98,6 +100,13 @@ def test_mmengine_saves_the_average_in_the_place_of_the_weights():
         found = find(content, prefer)
         assert found.state == state(value=TWO)
         assert 'state_dict is the moving average, as mmengine saves it' in found.notes[0]
+
+
+def test_the_counter_of_an_average_is_left_out():
+    content = {'model': state(), 'model_ema': state('module.', TWO) | {'n_averaged': np.array(3)}}
+    assert find(content, 'ema').state == state(value=TWO) | {'n_averaged': np.array(3)}
+    left = from_torch({'n_averaged': np.array(3)}, {}, Layout('', 'plain', '')).ignored
+    assert left == {'n_averaged': 'counter of the moving average'}
 
 
 def test_what_is_beside_a_backbone_is_left_out_by_name():

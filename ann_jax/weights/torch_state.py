@@ -100,6 +100,8 @@ def _ignored(key, state, layout, part):
     """Why a tensor may be left out, or None if it may not."""
     if key.endswith('.num_batches_tracked'):
         return 'step counter'
+    if key in ('n_averaged', 'steps'):
+        return 'counter of the moving average'
     if not layout.heads and key.removeprefix(layout.prefix).split('.')[0] in PRETRAINING:
         return 'head of the pretraining'
     if part == 'backbone' and not re.match(rf'{re.escape(layout.prefix)}{_BODY}', key):
