@@ -11,7 +11,6 @@ from reference import assert_close, golden, nchw, nhwc, normal, quick, torch_gra
 from ann_jax.errors import ConfigError
 from ann_jax.parallel.arrays import split_batch
 from ann_jax.parallel.mesh import make_mesh
-from ann_jax.parallel.programs import jit
 from ann_jax.training.losses import (
     batch_totals,
     cross_entropy,
@@ -252,13 +251,13 @@ def test_an_average_over_all_pixels_is_that_of_mmsegmentation(ohem, per_image):
                 main[rows] *= p[row] < max(0.3, good[min(20, good.size - 1)])
     options = {'ohem': ohem, 'per_image': per_image, 'threshold': 0.3, 'min_kept': 20, 'average': 'all'}
     options['class_weights'] = tuple(weights.tolist())
-    loss = segmentation_loss(logits, auxiliary, labels, **options)
+    loss = quick(functools.partial(segmentation_loss, **options))(logits, auxiliary, labels)
     assert_close(loss.main, main.sum() / labels.size)
     assert_close(loss.auxiliary, losses(auxiliary, **weighted).sum() / labels.size)
     # Rows below the images, as devices need them, are no pixels.
     below = lambda x, fill: np.concatenate([x, np.full_like(x[:, :3], fill)], 1)
-    padded = segmentation_loss(
-        below(logits, 0), below(auxiliary, 0), below(labels, IGNORE), pixels=labels[0].size, **options
+    padded = quick(functools.partial(segmentation_loss, pixels=labels[0].size, **options))(
+        below(logits, 0), below(auxiliary, 0), below(labels, IGNORE)
     )
     assert_close(padded.total, loss.total)
 
@@ -267,23 +266,26 @@ def test_an_average_over_all_pixels_of_parts_and_on_eight_devices():
     logits, labels, _ = random_case(5, 8, 9, 7)
     labels[2] = IGNORE
     options = {'threshold': 0.3, 'min_kept': 20, 'per_image': False, 'average': 'all'}
-    loss = functools.partial(segmentation_loss, **options)
+    loss = quick(functools.partial(segmentation_loss, **options))
     whole = loss(logits, logits[::-1], labels)
     halves = [(logits[part], logits[::-1][part], labels[part]) for part in (slice(4), slice(4, None))]
-    p = [true_probability(main, label) for main, _, label in halves]
-    totals = batch_totals([label for *_, label in halves], p, threshold=0.3, min_kept=20)
+    p = [quick(true_probability)(main, label) for main, _, label in halves]
+    totals_of = quick(functools.partial(batch_totals, threshold=0.3, min_kept=20))
+    totals = totals_of([label for *_, label in halves], p)
     parts = [loss(*half, totals=totals) for half in halves]
     assert_close(sum(part.total for part in parts), whole.total)
     mesh = make_mesh()
     assert mesh.shape['data'] == 8
     split = jax.device_put((logits, logits[::-1], labels), split_batch(mesh))
-    assert_close(jit(loss, mesh)(*split).total, whole.total)
+    with jax.set_mesh(mesh):
+        assert_close(loss(*split).total, whole.total)
 
 
 def test_the_two_averages_differ_by_the_share_of_ignored_pixels():
     logits, labels = normal(1, 20, 20, 5), np.zeros((1, 20, 20), np.uint8)
     labels[:, :5] = IGNORE  # a quarter
-    total = lambda average: segmentation_loss(logits, None, labels, ohem=False, average=average).total
+    loss = functools.partial(segmentation_loss, logits, None, ohem=False)
+    total = lambda average: quick(functools.partial(loss, average=average))(labels).total
     assert_close(total('all') / total('valid'), 0.75)
     with pytest.raises(ConfigError, match="unknown loss.average 'al'; did you mean 'all'"):
         total('al')
