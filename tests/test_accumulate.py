@@ -97,6 +97,21 @@ def test_parts_add_up_to_the_batch(per_image, ohem, class_weights):
         assert_same(expected, accumulated(copy(state), in_parts(batch, count, mesh)))
 
 
+def test_a_loss_is_told_the_pixels_of_an_image():
+    """Labels may have rows below it, where devices share its rows."""
+    seen = []
+
+    def loss(main, auxiliary, labels, pixels):
+        seen.append(pixels)
+        return main.sum()
+
+    tx, batch = sgd(poly_schedule(0.05, 10)), random_batch(2)
+    parts = make_step_parts(Pixelwise(), tx, loss=loss, normalize=lambda x: x / 100.0, seed=0)
+    variables = random_variables(Pixelwise(), 0, np.zeros((1, 4, 4, 3), np.float32), False)
+    jax.eval_shape(parts.forward_backward, create_state(variables, tx), batch)
+    assert set(seen) == {9 * 11}
+
+
 def test_parts_of_the_network_differ_in_batch_normalisation_alone():
     """Parts that are copies have the statistics of the whole; on two devices, each image over two."""
     mesh = make_mesh(jax.devices()[:4], data=2, space=2)
