@@ -275,6 +275,8 @@ def test_a_config_beside_a_file_is_that_of_the_file(tmp_path):
     hub_file(tmp_path / 'many', 'x.safetensors', **said)
     assert 'architecture' not in read_file(hub_file(tmp_path / 'many', 'y.safetensors', **said)).meta
     assert 'seed' not in read_file(hub_file(tmp_path / 'run', seed=1)).meta  # the config of a run
+    (tmp_path / 'run/model.json').write_text('{}\n{}')  # a log
+    read_file(tmp_path / 'run/model.safetensors')
     hub_file(tmp_path / 'bad')
     (tmp_path / 'bad/config.json').write_text('{')
     with pytest.raises(DataError, match='config.json cannot be read .*restore or remove it'):

@@ -50,7 +50,7 @@ def read_beside(path: Path) -> dict[str, Any]:
         DataError: it cannot be read, or the description is of another file.
     """
     said: dict[str, Any] = {}
-    own = _json(path.with_suffix('.json'))
+    own = _json(path.with_suffix('.json'), OWN)
     if OWN in own:
         if own.get('sha256', '') != sha256(path):
             raise DataError(
@@ -66,9 +66,11 @@ def read_beside(path: Path) -> dict[str, Any]:
     return said
 
 
-def _json(path):
+def _json(path, word=''):
+    """The dict in a file; {} if there is none, or none with the word, as in another program's log."""
     try:
-        content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        text = path.read_text(encoding='utf-8') if path.is_file() else ''
+        content = json.loads(text) if text and word in text else {}
     except (OSError, ValueError) as error:
         raise DataError(f'{path} cannot be read ({error}): restore or remove it') from error
     return content if isinstance(content, dict) else {}
