@@ -1,5 +1,6 @@
 """Reads the names and colours of classes: from a list, a number, or a file as annotation tools write them."""
 
+import csv
 import itertools
 import json
 import os
@@ -112,13 +113,22 @@ def _from_file(path, wrong):
     if table:
         lines = lines[lines.index(headings) + 1 :]
     lines = [line for line in lines if line and (not line.startswith('#') or _hex(line.split()[0]))]
-    if table:
+    if table and (table[0] or len(table[1]) == 1):
         return [_from_row(line, table[0], table[1], wrong) for line in lines]
-    found = [_from_words(line) for line in lines]
+    if all(re.match(r'[-*] ', line) for line in lines):  # bullets
+        lines = [line[2:] for line in lines]
+    if all(
+        re.search(r'\d(\s*[\s,;]\s*\d+){2}\s*[\s,;]\s*255$', line) for line in lines
+    ):  # red, green, blue, alpha
+        lines = [re.sub(r'\s*[\s,;]\s*255$', '', line) for line in lines]
+    if all(re.search(r'\s(?=\w*\d)[0-9a-fA-F]{6}$', line) for line in lines):  # colours without #
+        lines = [re.sub(r'(\w+)$', r'#\1', line) for line in lines]
+    found = _values_or_names([_from_words(line) for line in lines])
     for line, each in zip(lines, found, strict=True):
-        if not each.name or re.search(r'[{}<>=]|^\[|\]$|^\d+([\s,;]+\d+)+$', each.name):
+        unread = r'[{}<>="]|^\[|\]$|^\d+([\s,;]+\d+)+$|^#[0-9a-fA-F]{6}$'
+        if not each.name or re.search(unread, each.name):
             raise wrong(f'the line {line!r} is not understood')
-    return _values_or_names(lines, found)
+    return found
 
 
 # --- Tables with headings: a separator, and the column of what
@@ -137,16 +147,22 @@ def _table(line):
 
 
 def _from_row(line, separator, headings, wrong):
-    cells = [cell.strip(' "\'') for cell in line.split(separator)] if separator else [line]
     if len(headings) == 1:
         return _Class(line.strip(' "\''))
+    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+    while len(cells) > len(headings) and not cells[-1]:
+        cells.pop()
+    if len(cells) > len(headings):
+        raise wrong(f'the line {line!r} has {len(cells)} columns, but there are {len(headings)} headings')
     row = dict(zip(headings, cells, strict=False))
     red, green, blue = (next((row[key] for key in keys if key in row), '') for keys in _RGB)
     if red and green and blue:
         row['color'] = f'{red},{green},{blue}'
     found = _from_mapping(row)
-    if found is None or len(cells) > len(headings) + 3:
+    if found is None:
         raise wrong(f'the line {line!r} has no name')
+    if found.color is None and any(row.get(key) for key in _COLORS):
+        raise wrong(f'the colour in the line {line!r} is not understood: write numbers from 0 to 255')
     return found
 
 
@@ -172,7 +188,13 @@ def _from_tree(tree: Any) -> list[_Class]:
     if isinstance(tree, Mapping):
         inside = next((tree[key] for key in _CONTAINERS if isinstance(tree.get(key), (list, dict))), None)
         if inside is not None:
-            return _from_tree(inside)
+            classes, colors = _from_tree(inside), tree.get('palette') or tree.get('colors')
+            if isinstance(colors, list) and len(colors) == len(classes):  # as mmsegmentation keeps them
+                return [each._replace(color=_color(c)) for each, c in zip(classes, colors, strict=True)]
+            return classes
+        stuff = next((tree[key] for key in tree if str(key).lower().endswith('_classes')), None)
+        if isinstance(stuff, list):
+            return _from_tree(stuff)
         return [_from_item(key, value) for key, value in tree.items()]
     if not isinstance(tree, list):
         raise ValueError('it holds no list of classes')
@@ -205,7 +227,7 @@ def _from_words(line):
     """'road 128 64 128', '128 64 128 road', 'road #804080' or 'road:128,64,128::'; value and name as one."""
     if match := re.fullmatch(r'([^:]+):((?:\d+,\d+,\d+)?):[^:]*:[^:]*', line):  # CVAT
         return _Class(match[1].strip(), _color(match[2]) if match[2] else None)
-    words = re.sub(r'[,;|\t()\[\]:]+', ' ', line).split()
+    words = re.sub(r'[,;|\t()\[\]:"]+', ' ', line).split()
     for place, rest in ((-1, words[:-1]), (0, words[1:])):
         if rest and (color := _hex(words[place])):
             return _Class(' '.join(rest).strip('"\''), color)
@@ -220,9 +242,13 @@ def _from_words(line):
     return _Class(line.strip(' ,;"\''))
 
 
-def _values_or_names(lines, found):
+def _values_or_names(found):
     """Splits the value from the name, before or after it, if every line has one and the names stay apart."""
-    for pattern in (r'(?P<value>\d+)[\s,;:|]+(?P<name>.*\D.*)', r'(?P<name>.*\D.*?)[\s,;:|]+(?P<value>\d+)'):
+    between = r'(?:[\s,;:|.)=]|->)+'
+    for pattern in (
+        rf'(?P<value>\d+){between}(?P<name>.*\D.*)',
+        rf'(?P<name>.*\D.*?){between}(?P<value>\d+)',
+    ):
         matches = [re.fullmatch(pattern, each.name) for each in found]
         names = [match['name'].strip(' "\'') for match in matches if match]
         own = [name for name in names if name != 'ignore']
@@ -242,7 +268,7 @@ def _color(value: object) -> Color | None:
     if isinstance(value, str):
         if found := _hex(value.strip()):
             return found
-        value = re.findall(r'\d+', value)
+        value = re.findall(r'[\d.]+', value)
     elif isinstance(value, Mapping):
         value = [value.get(key) for key in 'rgb']
     if isinstance(value, Iterable):
