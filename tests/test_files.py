@@ -171,7 +171,7 @@ def test_labels_are_not_guessed_from_numbers_or_among_several(tmp_path):
         ['images/train/1.png', 'images/train/2.png'],
         ['labels/train/10.png', 'labels/train/20.png'],
     )
-    refuse(['1.png has no label'], source, tmp_path / 'a')
+    refuse(['1.png has no label', 'or let --mode=setup find out'], source, tmp_path / 'a')
     tree(
         tmp_path / 'b',
         ['images/train/a_1.png', 'images/train/b_1.png'],

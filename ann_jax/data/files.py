@@ -81,20 +81,22 @@ def _pair(dataset, root, part):
         raise DataError(f'{dataset.name}: no samples in {image_dir}: expected {dataset.layout}')
     near = _Near(layout.own is not None, *found.names)
     samples = []
+    strange = layout.own and images and labels and not images.keys() & labels.keys()
+    advice = ', or let --mode=setup find out how images and labels are named' if strange else ''
     for key in keys:
         absent = os.path.join(image_dir, key + endings[0])
         if key in images and key in labels:
             samples.append((key, images[key], labels[key], number))
         elif key in images:
             absent = os.path.join(label_dir, key + label_ending)
-            cure = near.labels(label_dir, key) or f'add {absent}'
+            cure = near.labels(label_dir, key) or f'add {absent}{advice}'
             problems.append((key, f'image {os.path.join(root, images[key])} has no label {absent}: {cure}'))
         else:
             cure = near.images(image_dir, key) or f'add it, or remove {key} from the list or the labels'
             problems.append((key, f'no image {absent}: {cure}'))
     for key in strays:
         absent = os.path.join(image_dir, key + endings[0])
-        cure = near.images(image_dir, key) or f'add {absent}'
+        cure = near.images(image_dir, key) or f'add {absent}{advice}'
         problems.append((key, f'label {os.path.join(root, labels[key])} has no image: {cure}'))
     return samples, problems
 
