@@ -51,14 +51,24 @@ def rectangle(top, left, bottom, right):
     return [left, top, right, top, right, bottom, left, bottom]
 
 
+def text(segmentation):
+    """A compressed mask as JSON has it."""
+    if isinstance(segmentation, dict) and isinstance(segmentation['counts'], bytes):
+        return segmentation | {'counts': segmentation['counts'].decode()}
+    return segmentation
+
+
 def coco(root, split=''):
     photo(root / f'images/{split}/a.jpg')
     photo(root / f'images/{split}/b.jpg')
-    odd = box(3, 4, 9, 11) | box(12, 0, 13, 40)
+    masks = pytest.importorskip('pycocotools.mask', reason="pip install '.[annotations]'")
+    odd, dot = box(3, 4, 9, 11) | box(12, 0, 13, 40), box(5, 5, 7, 7)
     objects = [
         (1, 7, [rectangle(5, 6, 10, 20), rectangle(20, 0, 25, 8)], 110),
         (1, 3, [rectangle(0, 0, 30, 40)], 1200),  # larger, so that it lies below
         (2, 3, runs(odd), odd.sum().item()),
+        (2, 7, masks.encode(np.asfortranarray(dot.astype(np.uint8))), 4),
+        (2, 7, [[1, 1, 2, 2]], 0),  # no area
     ]
     tree = {
         'images': [
@@ -66,22 +76,25 @@ def coco(root, split=''):
             for i, name in enumerate('ab', 1)
         ],
         'annotations': [
-            {'id': i, 'image_id': image, 'category_id': category, 'segmentation': s, 'area': area, 'bbox': []}
+            {'id': i, 'image_id': image, 'category_id': category, 'segmentation': text(s), 'area': area}
             for i, (image, category, s, area) in enumerate(objects)
         ],
-        'categories': [{'id': 7, 'name': 'car'}, {'id': 3, 'name': 'road'}, {'id': 0, 'name': 'project'}],
+        'categories': [
+            {'id': 7, 'name': 'car', 'supercategory': 'project'},
+            {'id': 3, 'name': 'road', 'supercategory': 'project'},
+            {'id': 0, 'name': 'project', 'supercategory': 'none'},
+        ],
     }  # fmt: skip
     tree['annotations'].append(
         {'id': 9, 'image_id': 2, 'category_id': 7, 'bbox': [0, 0, 3, 3], 'segmentation': []}
     )
     write(root / f'annotations/instances_{split or "all"}2017.json', tree)
     a = box(0, 0, 30, 40) + (box(5, 6, 10, 20) | box(20, 0, 25, 8))  # 1 road, 2 car
-    return {'a': a.astype(int) + (box(5, 6, 10, 20) | box(20, 0, 25, 8)), 'b': odd.astype(int)}
+    return {'a': a.astype(int) + (box(5, 6, 10, 20) | box(20, 0, 25, 8)), 'b': odd.astype(int) + dot}
 
 
 @pytest.mark.parametrize('split', ['', 'train'])
 def test_coco(split, tmp_path):
-    pytest.importorskip('pycocotools', reason="pip install '.[annotations]'")
     expected = coco(tmp_path / 'in', split)
     said = convert(tmp_path / 'in', tmp_path / 'out')
     assert '2 labels of 3 classes drawn from COCO' in said and '1 boxes were left out' in said

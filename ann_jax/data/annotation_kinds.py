@@ -26,6 +26,10 @@ _OTHERS = {
         'Label Studio JSON',
         'export the project as COCO, and convert that with python -m ann_jax.tools.annotations',
     ),
+    'via': (
+        'VGG Image Annotator JSON',
+        'export it as COCO, and convert that with python -m ann_jax.tools.annotations',
+    ),
     'supervisely': (
         'Supervisely annotations without masks',
         'export the project as masks (the app Export as masks), or as COCO',
@@ -143,6 +147,9 @@ def _kind_of_json(tree):
     if {'images', 'annotations', 'categories'} <= tree.keys():
         first = (tree['annotations'] or [{}])[0]
         return 'panoptic' if 'segments_info' in first else 'coco'
+    regions = tree.get('_via_img_metadata', tree).values()
+    if '_via_img_metadata' in tree or any(isinstance(each, dict) and 'regions' in each for each in regions):
+        return 'via'
     return 'supervisely' if {'objects', 'size'} <= tree.keys() else ''
 
 

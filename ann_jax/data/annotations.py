@@ -5,6 +5,7 @@ pycocotools comes with `pip install '.[annotations]'`.
 """
 
 import base64
+import functools
 import io
 import json
 import math
@@ -88,9 +89,10 @@ def _read_coco(file, found):
     categories = {
         each['id']: each['name'] for each in sorted(tree['categories'], key=lambda each: each['id'])
     }
+    # Roboflow's category 0 is the project, of which the others are parts.
+    whole = {each.get('supercategory') for each in tree['categories'] if each['id'] != 0}
     used = {annotation['category_id'] for annotation in tree['annotations']}
-    # Some tools name the project itself as category 0.
-    found.name([name for number, name in categories.items() if number in used or number != 0])
+    found.name([name for number, name in categories.items() if number in used or number or name not in whole])
     by_image: dict[Any, list] = {}
     for annotation in tree['annotations']:
         if not annotation.get('segmentation'):
@@ -110,7 +112,10 @@ def _coco(segmentation, file) -> Draw:
 
     def draw(height, width):
         if isinstance(segmentation, list):
-            runs = masks.merge(masks.frPyObjects([p for p in segmentation if len(p) >= 6], height, width))
+            outlines = [outline for outline in segmentation if len(outline) >= 6]
+            if not outlines:
+                return np.zeros((height, width), bool)
+            runs = masks.merge(masks.frPyObjects(outlines, height, width))
         elif isinstance(segmentation['counts'], list):
             runs = masks.frPyObjects(segmentation, height, width)
         else:
@@ -132,27 +137,21 @@ def _read_panoptic(file, found):
         image = images[annotation['image_id']]
         names = {segment['id']: categories[segment['category_id']] for segment in annotation['segments_info']}
         options = [os.path.join(top, annotation['file_name']) for top in (stem, folder)]
-        segments = _segments(next((path for path in options if os.path.isfile(path)), options[0]))
-        void = (IGNORED, lambda height, width, segments=segments: segments() == 0)
+        path = next((path for path in options if os.path.isfile(path)), options[0])
+        void = (IGNORED, lambda height, width, path=path: _segments(path) == 0)
         objects = [
-            (name, lambda height, width, segments=segments, number=number: segments() == number)
+            (name, lambda height, width, path=path, number=number: _segments(path) == number)
             for number, name in names.items()
         ]
         size = image['height'], image['width']
         found.images.append(Labelled(image['file_name'], file, size, [void, *objects]))
 
 
+@functools.lru_cache(maxsize=1)  # each segment asks for it
 def _segments(path):
-    """Reads (H, W) numbers of segments once."""
-    kept: list[np.ndarray] = []
-
-    def read():
-        if not kept:
-            with open_picture(read_file(path, 'segments'), path, 'segments') as picture:
-                kept.append(np.asarray(picture.convert('RGB')).astype(np.int64) @ (1, 256, 65536))
-        return kept[0]
-
-    return read
+    """(H, W) numbers of segments."""
+    with open_picture(read_file(path, 'segments'), path, 'segments') as picture:
+        return np.asarray(picture.convert('RGB')).astype(np.int64) @ (1, 256, 65536)
 
 
 # --- LabelMe
@@ -233,10 +232,10 @@ def _cvat(shape, file) -> Draw | None:
     if shape.tag != 'mask':
         return None
     left, top, width, height = (int(n) for n in get('left', 'top', 'width', 'height'))
-    runs = [int(n) for n in shape.attrib['rle'].split(',')]
-    part = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
 
     def draw(rows, columns):
+        runs = [int(n) for n in shape.attrib['rle'].split(',')]
+        part = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
         whole = np.zeros((rows, columns), bool)
         whole[top : top + height, left : left + width] = part
         return whole

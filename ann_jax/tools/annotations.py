@@ -73,7 +73,8 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
             raise DataError(f'{files} both have labels of {place}: give one of them in place of the folder')
         places[place] = each, path
     if missing:
-        raise DataError(f'{len(missing)} of {len(annotated.images)} images are missing: {listed(missing)}')
+        of = f'{len(missing)} of {len(annotated.images)} images'
+        raise DataError(f'{of} are missing in {source}; add them:{listed(missing)}')
     for place, (each, path) in places.items():
         _write(each, path, place, out, values, link)
     (out / 'classes.txt').write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
@@ -81,6 +82,10 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
         f'{count} {what} were left out, which have no area'
         for what, count in annotated.left_out.items()
         if count
+    ]
+    lines += [
+        f'{len(found[each])} files of {KINDS[each]} were left out: --kind={each} takes those'
+        for each in known[1:]
     ]
     unused = len(images) - len({path for _, path in places.values()})
     if unused:
@@ -130,7 +135,9 @@ def _place(labelled, path, source, alone):
     around = os.path.dirname(file) if alone else os.path.splitext(file)[0]
     split = split_of(Path(around).as_posix())[1]
     name = Path(labelled.image.replace('\\', '/'))
-    parts = [part for part in name.parent.parts if part not in ('..', '/', split, 'images', 'img')]
+    parts = [part for part in name.parent.parts if part not in (split, 'images', 'img')]
+    if name.is_absolute() or '..' in parts:  # on the computer of the tool
+        parts = []
     return Path(split, *parts, path.name).as_posix()
 
 
