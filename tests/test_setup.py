@@ -113,6 +113,11 @@ def kaggle(root):
     write(root, 'class_dict.csv', 'name,r,g,b\nroad,128,64,128\ncar,0,0,142\nsky,1,2,3\n')
 
 
+def potsdam(root):
+    colors = [(255, 255, 255), (0, 0, 255), (0, 255, 255)]
+    pairs(root, 'RGB/top_2_1{}_RGB.tif', '5_Labels_all/top_2_1{}_label.tif', names='0123', colors=colors)
+
+
 def scenes(root):
     for scene in ('one', 'two'):
         pairs(root, f'{scene}/images/{{}}.jpg', f'{scene}/masks/{{}}.png', values=(0, 85, 170, 255))
@@ -176,6 +181,7 @@ LAYOUTS = {
     beside: ('background,object', '0:0,255:1', (3, 1), ['held out of train']),
     camvid: ('Road,Car,Tree', '', (3, 1), ['*_L.png', '64 0 128 (']),
     kaggle: ('background,road,car,sky', '', (3, 1), ['class_dict.csv lacks, was added as background']),
+    potsdam: ('class 0,class 1,class 2', '', (2, 2), ['*_RGB.tif', '*_label.tif', '0 255 255 (']),
     scenes: (
         'class 0 (value 0),class 1 (value 85),class 2 (value 170),class 3 (value 255)',
         '0:0,85:1,170:2,255:3',

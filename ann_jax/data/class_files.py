@@ -117,13 +117,14 @@ def _from_file(path, wrong):
         return [_from_row(line, table[0], table[1], wrong) for line in lines]
     if all(re.match(r'[-*] ', line) for line in lines):  # bullets
         lines = [line[2:] for line in lines]
-    if all(
-        re.search(r'\d(\s*[\s,;]\s*\d+){2}\s*[\s,;]\s*255$', line) for line in lines
-    ):  # red, green, blue, alpha
-        lines = [re.sub(r'\s*[\s,;]\s*255$', '', line) for line in lines]
     if all(re.search(r'\s(?=\w*\d)[0-9a-fA-F]{6}$', line) for line in lines):  # colours without #
         lines = [re.sub(r'(\w+)$', r'#\1', line) for line in lines]
-    found = _values_or_names([_from_words(line) for line in lines])
+    found = [_from_words(line) for line in lines]
+    if all(re.search(r'\d(\s*[\s,;]\s*\d+){2}\s*[\s,;]\s*255$', line) for line in lines):
+        opaque = [_from_words(re.sub(r'\s*[\s,;]\s*255$', '', line)) for line in lines]
+        if len({each.name for each in opaque}) == len(lines):  # else the first number is of the name
+            found = opaque
+    found = _values_or_names(found)
     for line, each in zip(lines, found, strict=True):
         unread = r'[{}<>="]|^\[|\]$|^\d+([\s,;]+\d+)+$|^#[0-9a-fA-F]{6}$'
         if not each.name or re.search(unread, each.name):
@@ -148,7 +149,7 @@ def _table(line):
 
 def _from_row(line, separator, headings, wrong):
     if len(headings) == 1:
-        return _Class(line.strip(' "\''))
+        return _Class(line.strip(' "\'').replace('""', '"'))
     cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
     while len(cells) > len(headings) and not cells[-1]:
         cells.pop()

@@ -1,6 +1,8 @@
 """--mode=setup: looks at a folder, reports what it holds, and writes a config file for it."""
 
+import csv
 import importlib.machinery
+import io
 import keyword
 import os
 import re
@@ -221,10 +223,13 @@ def _class_settings(classes: ClassPlan, file: Path, root: str, written: dict[Pat
     if classes.file:
         text = os.path.join(root, classes.file)
     elif classes.colors or not _means(text, classes.names):
-        path = file.with_name(f'{file.stem}_classes.txt')
+        path = file.with_name(f'{file.stem}_classes.csv')
         colors = classes.colors or [()] * len(classes.names)
-        lines = (' '.join(map(str, (n, *c))) + '\n' for n, c in zip(classes.names, colors, strict=True))
-        written[path], text = ''.join(lines), os.path.abspath(path)
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator='\n')
+        rows.writerow(['name', 'red', 'green', 'blue'][: 4 if classes.colors else 1])
+        rows.writerows((name, *color) for name, color in zip(classes.names, colors, strict=True))
+        written[path], text = table.getvalue(), os.path.abspath(path)
     return {'classes': text, 'label_map': maps.write(classes.label_map) if classes.label_map else ''}
 
 
