@@ -23,10 +23,10 @@ ROAD, CAR = (128, 64, 128), (0, 0, 142)
 PALETTE = [(0, 0, 0), ROAD, CAR]
 
 
-def photo(path):
+def photo(path, size=SIZE):
     """A picture with many colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(RNG.integers(0, 256, (*SIZE, 3), np.uint8)).save(path)
+    Image.fromarray(RNG.integers(0, 256, (*size, 3), np.uint8)).save(path)
 
 
 def label(path, values=(0, 1, 2), colors=None, palette=None):
@@ -292,7 +292,7 @@ def test_annotations_are_recognised(tmp_path):
     refuse(['a picture per tag', 'as COCO'], tmp_path / 'a')
 
 
-def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch):
+def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for kind in ('SegmentationClass', 'SegmentationObject'):  # exported without images
         label(tmp_path / f'only/{kind}/a.png', colors=PALETTE)
@@ -308,6 +308,10 @@ def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch):
     with pytest.raises(DataError):
         setup(folder_config('many'))
     pairs(tmp_path / 'one', 'images/{}.jpg', 'masks/{}.png', names='a')
+    photo(tmp_path / 'two/images/a.png', (SIZE[0], 7))
+    label(tmp_path / 'two/masks/a.png')
+    setup(folder_config('two'))
+    assert 'a.png is 7x40 but its label' in capsys.readouterr().out
     config = load_config(str(setup(folder_config('one'))))
     assert config.dataset.eval_split == 'train' and check(config) == 0
 

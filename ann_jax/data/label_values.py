@@ -27,6 +27,7 @@ class Values:
     colors: Counter[Color] = field(default_factory=Counter)  # colour -> pixels, of labels of colours
     # index -> its colours, of labels with a palette
     palettes: dict[int, set[Color]] = field(default_factory=dict)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # height, width -> labels
     lossy: str = ''  # the format, if it changes values
     errors: list[str] = field(default_factory=list)
 
@@ -48,6 +49,7 @@ def survey_labels(paths: Sequence[str], most: int = 200) -> Values:
             continue
         found.files += 1
         found.lossy = found.lossy or raw.lossy
+        found.sizes[raw.values.shape[:2]] += 1
         values = raw.values
         if values.ndim == 3 and (values == values[..., :1]).all():
             values = values[..., 0]

@@ -12,24 +12,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from ann_jax.data import label_map as maps
 from ann_jax.data.annotation_kinds import advise
 from ann_jax.data.class_files import parse_classes
-from ann_jax.data.datasets import read_image
 from ann_jax.data.discovery import Plan, discover
 from ann_jax.data.disk import walk
 from ann_jax.data.files import draw, pair_files
-from ann_jax.data.images import IMAGE_ENDINGS
+from ann_jax.data.images import IMAGE_ENDINGS, match
 from ann_jax.data.label_values import ClassPlan, choose_classes, class_files, survey_labels
+from ann_jax.data.labels import decode_raw
 from ann_jax.data.naming import bare_key
 from ann_jax.data.own import own_dataset
+from ann_jax.data.reading import read_file
 from ann_jax.errors import ConfigError, DataError, SaveError
 
 _CROP = 512
-_SIZES_READ = 20
+_IMAGES_READ = 8
 
 _TEMPLATE = '''r"""{title}
 
@@ -106,8 +106,8 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
         notes.append(f'{len(rest)} pictures are not used, such as {rest[0]}')
     classes = choose_classes(values, class_files(names), root)
     settings = plan.settings() | _class_settings(classes, file, root, written)
-    sizes = _sizes(root, samples)
-    print('\n'.join(_report(root, plan, samples, values, classes, sizes, notes + classes.notes)))
+    notes += [*classes.notes, *_odd_images(root, samples)]
+    print('\n'.join(_report(root, plan, samples, values, classes, notes)))
     commands = _commands(file, os.path.join(root, next(iter(samples[plan.eval_split]))[1]))
     written[file] = _TEMPLATE.format(
         title=f'ANN-ResNet-50 on {root}.',
@@ -115,7 +115,7 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
         train=commands[1],
         root=root,
         settings=''.join(f'        {key}={value!r},\n' for key, value in settings.items()),
-        crop=tuple(min(_CROP, -(-side // 32) * 32) for side in np.median(sizes, 0).astype(int).tolist()),
+        crop=tuple(min(_CROP, -(-side // 32) * 32) for side in values.sizes.most_common(1)[0][0]),
     )
     _write(written)
     print('\n'.join(['', f'wrote {", ".join(map(str, written))}; next:', *commands]))
@@ -182,15 +182,19 @@ def _find(plan, root, split, notes):
     return [sample[:3] for sample in samples]
 
 
-def _sizes(root, samples):
-    """(number, 2): height and width of some images."""
-    paths = [os.path.join(root, image) for pairs in samples.values() for _, image, _ in pairs]
-    return np.array(
-        [read_image(p).shape[:2] for p in paths[:: max(1, len(paths) // _SIZES_READ)][:_SIZES_READ]]
-    )
+def _odd_images(root, samples):
+    """What is wrong with some images: they cannot be read, or have other sizes than their labels."""
+    pairs = [sample[1:] for split in samples.values() for sample in split]
+    for image, label in pairs[:: max(1, len(pairs) // _IMAGES_READ)][:_IMAGES_READ]:
+        image, label = os.path.join(root, image), os.path.join(root, label)
+        try:
+            values = decode_raw(read_file(label, 'label'), label).values
+            match(read_file(image, 'image'), values if values.ndim == 2 else values[..., 0], image, label)
+        except DataError as error:
+            yield str(error)
 
 
-def _report(root, plan, samples, values, classes, sizes, notes):
+def _report(root, plan, samples, values, classes, notes):
     """Yields the lines about a folder."""
     held = f', held out of {plan.train_split}' if plan.val_share else ''
     counts = [f'{len(pairs)} in {split}' for split, pairs in samples.items()]
@@ -200,8 +204,8 @@ def _report(root, plan, samples, values, classes, sizes, notes):
     yield f'  labels    {plan.labels}{endings(plan.label_ending)}'
     if plan.lists:
         yield f'  lists     {plan.lists}'
-    heights, widths = sizes.T
-    yield f'  sizes     {widths.min()} .. {widths.max()} wide, {heights.min()} .. {heights.max()} high'
+    heights, widths = zip(*values.sizes, strict=True)
+    yield f'  sizes     {min(widths)} .. {max(widths)} wide, {min(heights)} .. {max(heights)} high'
     kinds: Counter[Any] = values.colors or values.values
     total = sum(kinds.values())
     show = lambda kind: ' '.join(map(str, kind)) if isinstance(kind, tuple) else str(kind)
