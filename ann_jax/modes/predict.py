@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ann_jax import build
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
+from ann_jax.data.disk import hidden
 from ann_jax.data.rasters import has_place, write_with_place
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.inference import pictures
@@ -118,12 +119,12 @@ def _files(config, out):
         return files, path
     if path.is_file():
         return [path], path.parent
-    names = sorted(glob.glob(str(path), recursive=True))
-    files = apart(Path(name) for name in names if os.path.isfile(name))
+    top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+    found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name))
+    files = apart(file for file in found if not any(map(hidden, file.relative_to(top).parts)))
     if not files:
         raise ConfigError(f'predict.input={text}: no such file, folder or pattern')
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
-    return files, Path(*fixed)
+    return files, top
 
 
 def _targets(names):
