@@ -110,9 +110,14 @@ def test_training_stops_before_the_first_step(tmp_path):
     assert not list((tmp_path / 'run').glob('checkpoints/*'))
 
 
-def test_an_ignored_label_elsewhere_is_no_mask_of_0_and_255(tmp_path):
-    config = settings(folder(tmp_path, ((0, 255), (1, 255)), ((0, 255),)), classes='background,object')
-    at_start(config)
+def test_masks_of_0_and_255_among_others(tmp_path, caplog, capsys):
+    root = folder(tmp_path, ((0, 255), (0, 1)), ((0, 1),))
+    config = settings(root, classes='background,object')
+    both_tell(config, caplog, capsys, 'train: 1 of the 2', 'train0', 'label_map=0:0,1:1,255:1')
+    config.dataset.label_map = '0:0,1:1,255:1'
+    assert told(config, caplog, capsys)[0] == ''
+    config.dataset.update(classes='background,object,third', label_map='')  # more likely really ignored
+    assert '255:1' not in told(config, caplog, capsys)[0]
 
 
 @pytest.mark.parametrize('values', [(0,), (1,), (0, 1)])
@@ -289,6 +294,17 @@ def test_sources_of_the_user_are_sampled(caplog):
     assert len(ours.read) == 16
     with pytest.raises(DataError, match='eval: every pixel of the 100 labels is ignored'):
         first_look(config, Own(0, 1), Own(IGNORE))
+
+
+def test_splits_of_one_name_are_both_looked_at_unless_they_are_the_same(tmp_path, caplog):
+    config = settings(folder(tmp_path, val=((0, 1),)), train_split='val', eval_split='val')
+    with caplog.at_level(logging.INFO):
+        at_start(config)
+    assert 'looked at 1 of 1 val labels' in caplog.text
+    ours, theirs = Own(0, 1), Own(IGNORE)
+    ours.split = theirs.split = 'mine'
+    with pytest.raises(DataError, match='mine to evaluate: every pixel'):
+        first_look(config, ours, theirs)
 
 
 def test_labels_of_the_user_that_are_no_classes():

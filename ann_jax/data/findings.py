@@ -52,6 +52,13 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
             f'if 255 is a class, set --config.dataset.label_map=0:0,255:1',
             fatal=train,
         )
+    elif values_are_classes and found.masks and len(dataset.classes) == 2:
+        add(
+            'masks of 0 and 255',
+            f'{len(found.masks)} of {labels} hold only 0 and 255, such as that of {found.masks[0]}, but '
+            f'others hold 1: if 255 is {dataset.classes[1]} in these, set '
+            f'--config.dataset.label_map=0:0,1:1,255:1',
+        )
     elif absent:
         rule = 'cannot be learned' if train else 'is not scored'
         cure = '--mode=check counts all' if some else 'add samples with it, or leave out the class'

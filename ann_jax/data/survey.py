@@ -41,6 +41,7 @@ class Survey:
     images: np.ndarray  # (K + 1,) int64: images that contain the class
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (height, width) -> images
     blank: list[str] = field(default_factory=list)  # names of samples of which no pixel has a class
+    masks: list[str] = field(default_factory=list)  # samples of class 0 and ignored pixels, and nothing else
     decoded: int = 0  # images
     flat: list[tuple[str, int, int]] = field(default_factory=list)  # samples of few levels: lowest, highest
     contents: dict[bytes, list[str]] = field(default_factory=dict)  # hash of an image -> names of samples
@@ -134,6 +135,8 @@ def _add(found, seen, size, counts, levels, content):
     found.images += counts > 0
     if not counts[:-1].any():
         found.blank.append(name)
+    elif counts[-1] and not counts[1:-1].any():
+        found.masks.append(name)
     if levels:
         found.decoded += 1
         if levels[1] - levels[0] < FEW_LEVELS:

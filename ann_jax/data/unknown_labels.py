@@ -41,9 +41,10 @@ def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataErr
 
 def colors(raw: np.ndarray, layout: Layout, where: object, name: str, *, palette: bool = False) -> DataError:
     """The error for colours (N, 3) that mean nothing, in the pixels or the palette of a label."""
-    found, pixels = np.unique(raw, axis=0, return_counts=True)
+    codes, pixels = np.unique(raw @ np.array([1 << 16, 1 << 8, 1]), return_counts=True)
     order = np.argsort(-pixels, kind='stable')
-    found, pixels = found[order].astype(int), pixels[order]
+    codes, pixels = codes[order], pixels[order]
+    found = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1)  # red below 0: no colour
     known = np.array(list(layout.color_map or {}))
     names = layout.own.listed if layout.own else {}
     near = []

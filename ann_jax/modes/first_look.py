@@ -43,8 +43,9 @@ def _look(config, source, eval_source):
         return
     start = time.perf_counter()
     splits = {_name(source, 'train'): source}
-    if eval_source is not source:
-        splits.setdefault(_name(eval_source, 'eval'), eval_source)
+    if not (eval_source is source or _files(source) and _files(eval_source) == _files(source)):
+        name = _name(eval_source, 'eval')
+        splits[f'{name} to evaluate' if name in splits else name] = eval_source
     told, surveys = [], []
     for split, samples in splits.items():
         found, news = _sample(config, split, samples, train=samples is source)
