@@ -121,7 +121,7 @@ def big_endian_tiff(array):
 
 def test_negative_values_are_named_and_others_covers_them():
     data = encoded(Image.fromarray(np.array([[0, -2, 70_000]], np.int32)), 'tiff')
-    refuse(data, '-2 (1 pixels)', '70000 (1 pixels)', 'others:ignore')
+    refuse(data, '-2 (1 pixels)', '70000 (1 pixels)', 'others:ignore', '0 to 65535 to at most 254')
     label = classes(data, label_map='0:1,others:ignore')
     assert label.tolist() == [[1, IGNORE, IGNORE]]
 

@@ -94,5 +94,8 @@ def _text(start):
     if lower.startswith(('<!doctype html', '<html')):
         return Unread('a web page, so the download failed', 'download the file again')
     if text and (text.isprintable() or all(c.isprintable() or c in '\t\r\n' for c in text)):
-        return Unread('a text file', 'name only images as such')
+        return Unread(
+            'a text file',
+            'only pictures are read; python -m ann_jax.tools.annotations draws labels from annotations',
+        )
     return None

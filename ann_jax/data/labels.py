@@ -54,8 +54,8 @@ def decode_label(
     if raw.lossy and not (layout.own and layout.own.coarse):
         cure = '; a black and white mask can be read with --config.dataset.label_map=0-127:0,128-255:1'
         raise DataError(
-            f'label {where} is a {raw.lossy}, which changes values, mostly at edges: save labels as PNG, not '
-            f'from this file but from what it was made of{cure if layout.own else ""}'
+            f'label {where} is a {raw.lossy}, which can change values, mostly at edges: save labels as PNG, '
+            f'not from this file but from what it was made of{cure if layout.own else ""}'
         )
     classes, by_color = _map(raw, layout, where, name)
     palette = {}

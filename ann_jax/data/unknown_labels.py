@@ -32,6 +32,8 @@ def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataErr
         text = ','.join([first, *(f'{value}:ignore' for value in listed)])
     setting = '--config.dataset.label_map='
     cure = f'to ignore them, set {setting}{shlex.quote(text)}, or write a class in place of ignore'
+    if max(listed) >= maps.MOST_VALUES:
+        cure += f'; label_map takes values of 0 to {maps.MOST_VALUES - 1} to at most {INVALID} classes'
     if not given and listed == [last + 1]:
         cure += ' (or, if 1 is the first class, --config.dataset.reduce_zero_label=True)'
     elif len(listed) > _MANY:
