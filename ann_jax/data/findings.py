@@ -66,7 +66,7 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
             'classes never seen' if train else f'classes absent from {split}',
             f'no pixel of {labels} is {_list(absent)}; what no label has {rule}: {cure}',
         )
-    if found.black:
+    if found.black and own and (0, 0, 0) not in (*own.listed, *own.ignored):
         add(
             'black ignored',
             f'{100 * found.black / found.pixels.sum():.1f} % of the pixels of {labels} are ignored because '

@@ -4,11 +4,11 @@ Labels that cannot be used raise a `DataError` that names the file.
 """
 
 import io
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from ann_jax.data import unknown_labels as unknown
 from ann_jax.data.classes import INVALID, Layout
@@ -30,9 +30,34 @@ class Label(NamedTuple):
 
     classes: np.ndarray  # (H, W) uint8: class index, or IGNORE
     by_color: bool = False
-    black: int = 0  # pixels ignored because they are black, which nobody listed
-    palette: Mapping[int, int] = {}  # value -> 0xRRGGBB, of those in the label, if values count
-    lossy: str = ''  # the format, if it changes values
+    raw: Raw | None = None  # None: it is not a file of its own
+
+    @property
+    def lossy(self) -> str:
+        """The format, if it changes values."""
+        return self.raw.lossy if self.raw else ''
+
+    def palette(self) -> dict[int, int]:
+        """Value -> 0xRRGGBB of the values in the label, if it has a palette of which the values count."""
+        if self.raw is None or self.raw.palette is None or self.by_color:
+            return {}
+        used = np.flatnonzero(count_bytes(self.raw.values))
+        return dict(zip(used.tolist(), (self.raw.palette[used] @ _ONE).tolist(), strict=True))
+
+    def black(self) -> int:
+        """Number of black pixels, if colours count."""
+        if self.raw is None or not self.by_color:
+            return 0
+        values, palette, _ = self.raw
+        if values.ndim == 3:
+            return int(np.count_nonzero(~values.any(-1)))
+        zero = np.arange(256) == 0 if palette is None else ~palette.any(1)
+        return int(count_bytes(values)[zero].sum())
+
+
+def count_bytes(values: np.ndarray) -> np.ndarray:
+    """Counts each value of (H, W) uint8: (256,) int64."""
+    return np.array(Image.fromarray(values).histogram(), np.int64)
 
 
 def decode_label(
@@ -58,22 +83,7 @@ def decode_label(
             f'not from this file but from what it was made of{cure if layout.own else ""}'
         )
     classes, by_color = _map(raw, layout, where, name)
-    palette = {}
-    if raw.palette is not None and not by_color:
-        used = np.flatnonzero(np.bincount(raw.values.ravel(), minlength=256))
-        palette = dict(zip(used.tolist(), (raw.palette[used] @ _ONE).tolist(), strict=True))
-    black = 0
-    if by_color and layout.own and (0, 0, 0) not in (*layout.own.listed, *layout.own.ignored):
-        black = _count_black(raw)
-    return Label(classes, by_color, black, palette, raw.lossy)
-
-
-def _count_black(raw):
-    if raw.values.ndim == 3:
-        return int(np.count_nonzero(~raw.values.any(-1)))
-    if raw.palette is None:
-        return int(np.count_nonzero(raw.values == 0))
-    return int(np.count_nonzero(~raw.palette.any(1)[raw.values]))
+    return Label(classes, by_color, raw)
 
 
 def decode_raw(

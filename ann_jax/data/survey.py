@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ann_jax.data.classes import check_labels
-from ann_jax.data.labels import Label
+from ann_jax.data.labels import Label, count_bytes
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Sample, Source
 
@@ -46,7 +46,7 @@ class Survey:
     flat: list[tuple[str, int, int]] = field(default_factory=list)  # samples of few levels: lowest, highest
     contents: dict[bytes, list[str]] = field(default_factory=dict)  # hash of an image -> names of samples
     painted: int = 0  # labels whose colours count
-    black: int = 0  # pixels in these, ignored because they are black, which nobody listed
+    black: int = 0  # black pixels in these
     lossy: list[str] = field(default_factory=list)  # samples whose label has a format that changes values
     palette: dict[int, tuple[int, str]] = field(
         default_factory=dict
@@ -104,7 +104,7 @@ def survey(
         indices = range(len(source)) if indices is None else indices
         for future in progress([pool.submit(_count, source, i, classes, decode) for i in indices]):
             try:
-                _add(found, *future.result())
+                _add(found, future.result())
             except DataError as e:
                 found.errors.append(str(e))
     finally:
@@ -112,42 +112,57 @@ def survey(
     return found
 
 
+class _Counted(NamedTuple):
+    """What is kept of a sample."""
+
+    name: str
+    size: tuple[int, int]
+    counts: np.ndarray  # (K + 1,) int64
+    levels: tuple[int, int] | None  # the lowest and the highest, if the image was decoded
+    content: bytes
+    by_color: bool
+    black: int
+    palette: dict[int, int]
+    lossy: str
+
+
 def _count(source, index, classes, decode):
-    """Reads a sample: what is counted of it, and the sample without its arrays."""
     seen = look(source, index, image=decode is None or index in decode, closely=decode is None)
-    label, image = seen.label.classes, seen.image
-    counts = np.bincount(label.ravel(), minlength=256)
-    levels = None if image is None else (int(image.min(initial=255)), int(image.max(initial=0)))
+    label, image = seen.label, seen.image
+    counts = count_bytes(label.classes.astype(np.uint8, copy=False))
     content = seen.data or (b'' if image is None else image.tobytes())
-    return (
-        seen._replace(label=seen.label._replace(classes=np.empty(0)), image=None, data=b''),
-        label.shape,
-        np.append(counts[:classes], counts[IGNORE]),
-        levels,
-        hashlib.sha1(content, usedforsecurity=False).digest(),
+    return _Counted(
+        name=seen.name,
+        size=label.classes.shape,
+        counts=np.append(counts[:classes], counts[IGNORE]),
+        levels=None if image is None else (int(image.min(initial=255)), int(image.max(initial=0))),
+        content=hashlib.sha1(content, usedforsecurity=False).digest(),
+        by_color=label.by_color,
+        black=label.black(),
+        palette=label.palette(),
+        lossy=label.lossy,
     )
 
 
-def _add(found, seen, size, counts, levels, content):
-    name, label = seen.name, seen.label
-    found.sizes[size] += 1
-    found.pixels += counts
-    found.images += counts > 0
-    if not counts[:-1].any():
-        found.blank.append(name)
-    elif counts[-1] and not counts[1:-1].any():
-        found.masks.append(name)
-    if levels:
+def _add(found, one):
+    found.sizes[one.size] += 1
+    found.pixels += one.counts
+    found.images += one.counts > 0
+    if not one.counts[:-1].any():
+        found.blank.append(one.name)
+    elif one.counts[-1] and not one.counts[1:-1].any():
+        found.masks.append(one.name)
+    if one.levels:
         found.decoded += 1
-        if levels[1] - levels[0] < FEW_LEVELS:
-            found.flat.append((name, *levels))
-    found.contents.setdefault(content, []).append(name)
-    if label.lossy:
-        found.lossy.append(name)
-    if label.by_color:
+        if one.levels[1] - one.levels[0] < FEW_LEVELS:
+            found.flat.append((one.name, *one.levels))
+    found.contents.setdefault(one.content, []).append(one.name)
+    if one.lossy:
+        found.lossy.append(one.name)
+    if one.by_color:
         found.painted += 1
-        found.black += label.black
-    for value, color in label.palette.items():
-        first, user = found.palette.setdefault(value, (color, name))
+        found.black += one.black
+    for value, color in one.palette.items():
+        first, user = found.palette.setdefault(value, (color, one.name))
         if first != color and not found.clash:
-            found.clash = value, user, name
+            found.clash = value, user, one.name
