@@ -93,7 +93,7 @@ def pick(values: np.ndarray, has_alpha: bool, reading: Reading, where: object) -
     """Picks the bands that become channels.
 
     Args:
-        values: (H, W, C).
+        values: (H, W, C); one band, grey, counts as three equal ones.
         has_alpha: whether the last band is alpha, which is dropped if no bands are picked.
         reading: names the bands.
         where: names the image in errors.
@@ -105,6 +105,8 @@ def pick(values: np.ndarray, has_alpha: bool, reading: Reading, where: object) -
         DataError: a band does not exist, or no bands are picked and those of the image are not red, green and
             blue.
     """
+    if values.shape[2] == 1:  # of grey; a view, which takes no memory
+        values = np.broadcast_to(values, (*values.shape[:2], 3))
     count = values.shape[2]
     if reading.bands:
         if max(reading.bands) > count:
@@ -116,9 +118,7 @@ def pick(values: np.ndarray, has_alpha: bool, reading: Reading, where: object) -
             return values
         return values[..., [band - 1 for band in reading.bands]]
     if has_alpha and count in (2, 4):
-        values = values[..., :-1]
-    if values.shape[2] == 1:
-        return np.broadcast_to(values, (*values.shape[:2], 3))
+        return pick(values[..., :-1], False, reading, where)
     if values.shape[2] != 3:
         raise DataError(
             f'{where} has {count} bands, which are not red, green and blue: pick those to use, counted from '
@@ -162,7 +162,7 @@ def scale(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
     if values.dtype == bool:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype == np.uint8 and (limits is None or limits[0] < 0 or not 1 < limits[1] <= 255):
-        return values
+        return np.ascontiguousarray(values)
     if limits is None:
         return (values >> 8).astype(np.uint8)
     low, high = limits

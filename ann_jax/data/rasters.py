@@ -129,8 +129,8 @@ def write_with_place(
             place = {'crs': source.gcps[1], 'gcps': source.gcps[0]}
     shape = {'height': ids.shape[0], 'width': ids.shape[1], 'count': 1, 'dtype': 'uint8'}
     with rasterio.open(path, 'w', driver='GTiff', compress='deflate', **shape, **place) as target:
+        target.write_colormap(1, dict(enumerate(colors)))  # before the values, or GDAL complains
         target.write(ids, 1)
-        target.write_colormap(1, dict(enumerate(colors)))
 
 
 def _directory(path, page):
