@@ -17,7 +17,15 @@ import ann_jax
 from ann_jax import build
 from ann_jax.config import defaults, validate
 from ann_jax.data.datasets import FolderSource
-from ann_jax.data.images import IMAGE_ENDINGS, PLAIN, decode_image, decode_values, from_array, unseen
+from ann_jax.data.images import (
+    IMAGE_ENDINGS,
+    PLAIN,
+    decode_image,
+    decode_values,
+    from_array,
+    from_pillow,
+    unseen,
+)
 from ann_jax.data.levels import Reading, find_range, to_levels
 from ann_jax.data.own import own_dataset
 from ann_jax.data.reading import open_picture
@@ -125,6 +133,13 @@ def test_a_range_in_the_header_is_a_natural_one():
         np.testing.assert_allclose(decode_image(data, 'x').astype(int), expected.astype(int), atol=1)
         refused(['cannot read the image x'], decode_image, data[:-9], 'x')
         refused(['uses few of them'], decode_image, data.replace(b'4095', b'65535'), 'x')
+
+
+def test_a_pillow_image_that_lost_bits_is_told():
+    with Image.open(io.BytesIO(png_16(values(4096, 3)))) as image:
+        refused(['Pillow keeps 8', 'give the file'], from_pillow, image)
+    with Image.open(io.BytesIO(png_16(values(65536)))) as image:
+        assert from_pillow(image).dtype == np.uint16
 
 
 def test_deep_jpeg_2000():

@@ -158,7 +158,10 @@ def from_pillow(
 ) -> np.ndarray:
     """Returns the bands of a Pillow image that `reading` picks, unscaled: see `decode_values`."""
     form = image.format
-    if upright:
+    if image.mode[0] != 'I' and any(';16' in str(tile) for tile in getattr(image, 'tile', ())):
+        raise DataError(f'{where} has colours of 16 bits, of which Pillow keeps 8: give the file instead')
+    # Only where needed: both copy the image, which may be large.
+    if upright and image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode[0] in 'IF':
         values = np.array(image)[..., None]
@@ -172,7 +175,7 @@ def from_pillow(
     if alpha and (tiff_of or max(reading.bands, default=1) > 3):
         values = np.array(image.convert('RGBA'))
         return pick(values, not tiff_of or looks_like_alpha(values[..., 3]), reading, where)
-    return pick(np.array(image.convert('RGB')), False, reading, where)
+    return pick(np.array(image if image.mode == 'RGB' else image.convert('RGB')), False, reading, where)
 
 
 def from_array(array: np.ndarray, reading: Reading = PLAIN) -> np.ndarray:
