@@ -165,11 +165,11 @@ def from_pillow(
         image = ImageOps.exif_transpose(image)
     if image.mode[0] in 'IF':
         values = np.array(image)[..., None]
-        values = values.astype(values.dtype.newbyteorder('='))
-        if values.dtype == np.int32 and form in ('PNG', 'PPM'):
-            values = values.astype(np.uint16)
         if tiff_of:
-            values = tiff_of.without_nodata(values)
+            values = tiff_of.without_nodata(values.astype(tiff_of.dtype))
+        elif values.dtype == np.int32 and form in ('PNG', 'PPM'):
+            values = values.astype(np.uint16)
+        values = values.astype(values.dtype.newbyteorder('='), copy=False)
         return pick(values, False, reading, where)
     alpha = image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info
     if alpha and (tiff_of or max(reading.bands, default=1) > 3):
@@ -193,8 +193,8 @@ def from_array(array: np.ndarray, reading: Reading = PLAIN) -> np.ndarray:
     if values.ndim not in (2, 3) or not values.size:
         raise DataError(f'an image is (H, W) or (H, W, bands), not {values.shape}')
     values = values[..., None] if values.ndim == 2 else values
-    if values.shape[2] > 3 * max(values.shape[:2]):
-        raise DataError(f'{where} has its bands first or none at all: an image is (H, W) or (H, W, bands)')
+    if not reading.bands and values.shape[0] <= 4 < values.shape[2]:
+        raise DataError(f'{where} has its bands first: an image is (H, W, bands), array.transpose(1, 2, 0)')
     has_alpha = values.shape[2] in (2, 4) and looks_like_alpha(values[..., -1])
     return to_levels(pick(values, has_alpha, reading, where), reading.limits, where)
 

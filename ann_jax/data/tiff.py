@@ -34,6 +34,11 @@ class Directory(NamedTuple):
         return np.where(values == self.nodata, np.array(np.nan, values.dtype), values)
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of the values, for kinds that NumPy has."""
+        return np.dtype(f'{self.kind}{self.bits // 8}')
+
+    @property
     def for_pillow(self) -> bool:
         """Whether Pillow reads all of its bits and bands."""
         if self.samples == 1 and self.photometric != WHITE_IS_ZERO and self.bits > 8:
