@@ -263,6 +263,11 @@ def test_tiffs_of_many_bands(dtype, interleave):
         )  # fmt: skip
         if count in (2, 4, 7):
             refused([f'x has {count} bands'], decode_image, data, 'x')
+        if count == 1:
+            with rasterio.MemoryFile() as memory:
+                with memory.open(driver='GTiff', **shape, **more | {'compress': 'lerc'}) as opened:
+                    opened.write(array.transpose(2, 0, 1))
+                np.testing.assert_array_equal(decode_values(memory.read(), 'x', reading), array)
         if count > 1:
             refused(['copy or download the file again'], decode_values, data[: len(data) // 2], 'x', reading)
 

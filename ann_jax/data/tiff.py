@@ -6,6 +6,7 @@ import numpy as np
 from PIL import TiffImagePlugin
 
 _SIGNATURES = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'  # the last two are BigTIFF's
+_NOT_PILLOWS = 34712, 34887, 50002  # compressions: JPEG 2000, LERC, JPEG XL
 _KINDS = {1: 'u', 2: 'i', 3: 'f'}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 _SINGLE_BAND = {('u', 16), ('i', 16), ('i', 32), ('f', 32)}  # deep ones, which Pillow reads without loss
@@ -21,6 +22,7 @@ class Directory(NamedTuple):
     bits: int
     kind: str  # of a sample: u, i, f, or ? for another
     photometric: int
+    compression: int
     planar: bool  # whether each band is stored by itself
     alpha: bool  # whether the last sample is marked as alpha
     orientation: int  # as EXIF's
@@ -41,6 +43,8 @@ class Directory(NamedTuple):
     @property
     def for_pillow(self) -> bool:
         """Whether Pillow reads all of its bits and bands."""
+        if self.compression in _NOT_PILLOWS:
+            return False
         if self.samples == 1 and self.photometric != WHITE_IS_ZERO and self.bits > 8:
             return (self.kind, self.bits) in _SINGLE_BAND and not self.planar
         if self.kind != 'u' or self.bits > 8:
@@ -91,6 +95,7 @@ def _describe(tags, number):
         bits=max(tags.get(258, (1,))),
         kind=_KINDS.get(tags.get(339, (1,))[0], '?'),
         photometric=tags.get(262, BLACK_IS_ZERO),
+        compression=tags.get(259, 1),
         planar=tags.get(284, 1) == 2,
         alpha=bool(extra) and extra[-1] in (1, 2),
         orientation=tags.get(274, 1),
