@@ -132,7 +132,7 @@ def test_a_range_in_the_header_is_a_natural_one():
         expected = scaled(array, 0, 4095)
         np.testing.assert_allclose(decode_image(data, 'x').astype(int), expected.astype(int), atol=1)
         refused(['cannot read the image x'], decode_image, data[:-9], 'x')
-        refused(['uses few of them'], decode_image, data.replace(b'4095', b'65535'), 'x')
+        refused(['almost black'], decode_image, data.replace(b'4095', b'65535'), 'x')
 
 
 def test_a_pillow_image_that_lost_bits_is_told():
@@ -146,14 +146,14 @@ def test_deep_jpeg_2000():
     array = values(4096, 3).repeat(8, 0).repeat(8, 1)
     lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
     data = cv2.imencode('.jp2', np.ascontiguousarray(array[..., ::-1]), lossless)[1].tobytes()
-    refused(['uses few of them', '0,4095'], decode_image, data, 'x')
+    refused(['almost black', '0,4095'], decode_image, data, 'x')
     np.testing.assert_array_equal(decode_image(data, 'x', reading=RANGE), scaled(array))
 
 
 @pytest.mark.parametrize(
     ('array', 'words'),
     [
-        (values(4096), ['uses few of them', 'image_range=0,4095', "load(..., image_range='0,4095')", 'auto']),
+        (values(4096), ['almost black', 'image_range=0,4095', "load(..., image_range='0,4095')", 'auto']),
         (values(1000, 3), ['image_range=0,1023']),
         (values(30000, dtype=np.int16), ['of type int16', 'image_range=LOW,HIGH']),
         (values(65536, dtype=np.int32), ['of type int32', 'image_range=LOW,HIGH']),

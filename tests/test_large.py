@@ -86,6 +86,14 @@ def test_large_tiffs_are_read_by_rows_and_keep_their_place(tmp_path, monkeypatch
         assert (written.crs, written.transform) == (given.crs, given.transform)
         np.testing.assert_array_equal(written.read(1), result.ids)
         assert written.colormap(1)[1][:3] == seg.colors[1]
+    data = (tmp_path / 'a.tif').read_bytes()
+    raster = open_raster(tmp_path / 'a.tif', seg._reading, 0)
+    (tmp_path / 'a.tif').write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(seg, '_read', lambda picture: raster)
+    errors = []
+    assert not list(seg.stream([tmp_path / 'a.tif'], errors)) and 'a.tif' in errors[0]
+    with pytest.raises(DataError, match='copy or download'):
+        seg.stream([tmp_path / 'a.tif']).__next__()
     Image.fromarray(image).save(tmp_path / 'b.tif')
     assert not has_place(tmp_path / 'b.tif') and not has_place(tmp_path / 'no.tif')
     named = Result(tmp_path / 'b.tif', result.ids, seg.classes, seg.colors, seg, image)

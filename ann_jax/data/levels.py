@@ -192,10 +192,7 @@ def check_levels(values: np.ndarray, limits: tuple[float, float] | None, where: 
         if (values >= _USED).mean() >= _FEW or not values.any():
             return
         most = int(np.percentile(values, 100 * (1 - _FEW), method='lower'))
-        found = (
-            f'is of 16 bits, but uses few of them (99.9 % of its values are up to {most}), so it would be '
-        )
-        found += 'almost black'
+        found = f'is of 16 bits, but 99.9 % of its values are up to {most}, so it would be almost black'
         cure, more = f'0,{2 ** max(8, most.bit_length()) - 1}', '; 0,65535 if it is just dark'
     else:
         finite = values[np.isfinite(values)]

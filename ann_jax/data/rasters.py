@@ -84,6 +84,11 @@ class Raster:
         return self._directory.without_nodata(values)
 
 
+def whole(image: np.ndarray | Raster) -> np.ndarray:
+    """All rows of an image."""
+    return image.rows(0, image.shape[0]) if isinstance(image, Raster) else image
+
+
 def open_raster(path: str | os.PathLike, reading: Reading, pixels: int) -> Raster | None:
     """Opens a TIFF of more than `pixels` to be read by rows; None for other files and without rasterio.
 

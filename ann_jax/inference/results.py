@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ann_jax.data.rasters import Raster
+from ann_jax.data.rasters import Raster, whole
 from ann_jax.errors import ConfigError
 from ann_jax.inference import pictures
 
@@ -42,7 +42,7 @@ class Result:
     @property
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8, RGB or the first three of the bands that the network takes; a copy."""
-        return np.array(pictures.shown(self._whole()))
+        return np.array(pictures.shown(whole(self._levels)))
 
     def probabilities(self) -> np.ndarray:
         """(H, W, classes) float32.
@@ -59,9 +59,9 @@ class Result:
                 'result.image again'
             )
         kept = self._logits[:1]  # another thread may clear it
-        return (
-            self._segmenter.softmax(kept[0], *self.ids.shape) if kept else self._segmenter.run(self._whole())
-        )
+        if kept:
+            return self._segmenter.softmax(kept[0], *self.ids.shape)
+        return self._segmenter.run(whole(self._levels))
 
     def colored(self, path: str | Path | None = None) -> np.ndarray:
         """(H, W, 3) uint8 class colours; written to a file if a path is given."""
@@ -69,7 +69,7 @@ class Result:
 
     def overlay(self, path: str | Path | None = None, opacity: float = 0.6) -> np.ndarray:
         """(H, W, 3) uint8 class colours over the image; written to a file if a path is given."""
-        return _write(pictures.overlay(self._whole(), self.ids, self.colors, opacity), path)
+        return _write(pictures.overlay(whole(self._levels), self.ids, self.colors, opacity), path)
 
     def __repr__(self):
         height, width = self.ids.shape
@@ -79,10 +79,6 @@ class Result:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {'_segmenter': None, '_logits': []}
-
-    def _whole(self):
-        levels = self._levels
-        return levels.rows(0, levels.shape[0]) if isinstance(levels, Raster) else levels
 
 
 def _write(picture, path):

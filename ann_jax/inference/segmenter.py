@@ -17,7 +17,7 @@ from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.datasets import read_image
 from ann_jax.data.images import from_array, from_pillow
 from ann_jax.data.levels import to_levels
-from ann_jax.data.rasters import Raster, open_raster
+from ann_jax.data.rasters import Raster, open_raster, whole
 from ann_jax.data.reading import DECODER_ERRORS
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import Picture, is_one, is_path, kept, listed, refuse_channels_first
@@ -200,7 +200,12 @@ class Segmenter:
         late = min(ahead, 1)
         waiting = []
         for picture, image in self._read_ahead(listed(images), errors, ahead - late):
-            waiting.append((picture, image, *self._ids(image)))
+            try:
+                waiting.append((picture, image, *self._ids(image)))
+            except DataError as error:  # of a file that is read by rows
+                if errors is None:
+                    raise
+                errors.append(str(error))
             if len(waiting) > late:
                 yield self._result(*waiting.pop(0))
         for last in waiting:
@@ -210,7 +215,7 @@ class Segmenter:
         """(H, W, classes) float32 of each image; takes what `stream` takes."""
         ahead = 0 if isinstance(images, Iterator) else READ_AHEAD
         for _, image in self._read_ahead(listed(images), None, ahead):
-            yield self.run(image)
+            yield self.run(whole(image))
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """(H, W, N) uint8 as the network takes it -> (H, W, classes) float32 probabilities."""
