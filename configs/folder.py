@@ -20,6 +20,8 @@ image and its label share a name. Labels are greyscale or palette PNGs whose val
                                                         what the values of the labels mean; also ranges, as in
                                                         0-127:0,128-255:1
     --config.dataset.reduce_zero_label=True             0 is ignored, and 1 is the first class
+    --config.dataset.image_range=0,4095                 of images of more than 8 bits: what becomes 0 and 255
+    --config.dataset.bands=4,3,2                        of images of more than three bands: those to use
 
 Masks of 0 and 255 need `label_map=0:0,255:1`. `--mode=check` reads all files and counts the classes,
 `--mode=browse` draws some samples with their labels.

@@ -331,6 +331,7 @@ def test_max_pixels_is_the_only_limit():
 
 
 def test_endings_are_those_of_training_and_prediction(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
     image = Image.fromarray(values(256, 3, dtype=np.uint8))
     (tmp_path / 'images/train').mkdir(parents=True)
     (tmp_path / 'labels/train').mkdir(parents=True)
@@ -350,11 +351,14 @@ def test_endings_are_those_of_training_and_prediction(tmp_path, caplog):
     assert len(source) == 5
     for index in range(5):
         assert source[index]['image'].shape == (*SIZE, 3)
+    assert not caplog.text
     for name in ('a.psd', 'b.PSD', 'c'):
         (tmp_path / 'images/train' / name).touch()
-    with caplog.at_level(logging.WARNING):
-        assert len(find_images(tmp_path / 'images')) == 5
-    assert '3 files are not read as images, by their endings: .psd (2), no ending (1)' in caplog.text
+    told = '3 files are not read as images, by their endings: .psd (2), no ending (1)'
+    assert len(find_images(tmp_path / 'images')) == 5
+    assert caplog.text.count(told) == 1
+    FolderSource(source.dataset, tmp_path, 'train')
+    assert caplog.text.count(told) == 2
     assert unseen([f'a{ending.upper()}' for ending in IMAGE_ENDINGS]) == ''
 
 

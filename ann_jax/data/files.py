@@ -10,6 +10,7 @@ from ann_jax.data import archives
 from ann_jax.data.classes import LISTS, Dataset, Layout
 from ann_jax.data.disk import hidden
 from ann_jax.data.folders import Found, by_key, from_folders, names_below
+from ann_jax.data.images import unseen
 from ann_jax.data.listed import from_list, from_two_lists
 from ann_jax.data.lists import read_list
 from ann_jax.data.naming import LABEL_ENDINGS, Naming, bare_key
@@ -74,6 +75,10 @@ def _pair(dataset, root, part):
     endings, label_ending = found.naming or Naming(layout.image_endings, layout.label_ending)
     if label_ending != layout.label_ending or endings[0] != layout.image_endings[0]:
         _note(endings[0] if endings[0] not in layout.image_endings else '', label_ending)
+    if keys is None and layout.own:
+        others = unseen(name for name in found.names[0] if not name.lower().endswith(tuple(endings)))
+        if others:
+            logger.warning('%s: %s', image_dir, others)
     strays = sorted(labels.keys() - images.keys()) if keys is None else []
     keys = sorted(images) if keys is None else keys
     problems = list(found.problems)
