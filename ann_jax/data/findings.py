@@ -26,9 +26,8 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
         found: the survey of its samples, or of some of them.
         train: whether it is learned from; otherwise it is scored.
     """
-    if (
-        getattr(dataset, 'name', '') == 'scenes' or not found.read
-    ):  # the embedded scenes are drawn as they should be
+    drawn = getattr(dataset, 'name', '') == 'scenes'  # the embedded scenes, which are as they should be
+    if drawn or not found.read:
         return []
     tell: list[Finding] = []
     add = lambda kind, text, fatal=False: tell.append(Finding(kind, f'{split}: {text}', fatal))
