@@ -15,7 +15,7 @@ from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, open_source
 from ann_jax.data.own import own_dataset
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.inference.segmenter import find_images
+from ann_jax.inference.intake import find_images
 from ann_jax.modes import predict
 from ann_jax.typing import IGNORE
 
@@ -85,7 +85,10 @@ def test_hidden_and_system_files_are_left_out_everywhere(tmp_path):
     assert find_images(tmp_path / 'images') == [tmp_path / 'images/train/a.png']
     config = load_config('folder')
     config.predict.input = f'{tmp_path}/images/**/*.png'
-    assert predict._files(config) == ([tmp_path / 'images/train/a.png'], tmp_path / 'images')
+    assert predict._files(config, tmp_path / 'out') == (
+        [tmp_path / 'images/train/a.png'],
+        tmp_path / 'images',
+    )
 
 
 def test_links_are_followed_once_around(tmp_path):

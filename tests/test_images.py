@@ -31,7 +31,7 @@ from ann_jax.data.own import own_dataset
 from ann_jax.data.reading import open_picture
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.inference.segmenter import find_images
+from ann_jax.inference.intake import find_images
 from ann_jax.modes.resume import keep_settings
 from ann_jax.weights import folder as weights
 from ann_jax.weights.inputs import IMAGENET_RGB, for_channels

@@ -1,10 +1,8 @@
 """What a segmenter gives for an image."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -14,8 +12,15 @@ from ann_jax.data.rasters import Raster, whole
 from ann_jax.errors import ConfigError
 from ann_jax.inference import pictures
 
-if TYPE_CHECKING:
-    from ann_jax.inference.segmenter import Segmenter
+
+class Network(Protocol):
+    """What a result asks the segmenter that made it."""
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, N) uint8 -> (H, W, classes) probabilities."""
+
+    def softmax(self, logits: jax.Array, height: int, width: int) -> np.ndarray:
+        """(1, h, w, classes) logits -> (height, width, classes) probabilities."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +41,7 @@ class Result:
     classes: tuple[str, ...]
     colors: tuple[pictures.Color, ...]
     _levels: np.ndarray | Raster  # (H, W, N) uint8, what the network takes
-    _segmenter: Segmenter | None
+    _segmenter: Network | None
     _logits: list[jax.Array] = field(default_factory=list)  # (1, h, w, classes), until the next result
 
     @property
