@@ -1,6 +1,7 @@
 """Large images: segmented in strips, read by rows, and GeoTIFFs that keep their place."""
 
 import types
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 from PIL import Image
 
 from ann_jax.data.classes import DATASETS
+from ann_jax.data.datasets import FolderSource, InRegions
 from ann_jax.data.images import decode_image
 from ann_jax.data.levels import Reading
-from ann_jax.data.rasters import has_place, open_raster
+from ann_jax.data.own import own_dataset
+from ann_jax.data.pipeline import train_batches
+from ann_jax.data.rasters import Raster, has_place, open_raster
+from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.inference.protocols import Canvas, sliding_window
-from ann_jax.inference.segmenter import Result, Segmenter
+from ann_jax.inference.results import Result
+from ann_jax.inference.segmenter import Segmenter
 from ann_jax.inference.strips import segment_in_strips
 from ann_jax.modes import predict
 
@@ -56,7 +62,7 @@ def segmenter(limit, monkeypatch):
     found._reading = Reading(bands=(3, 2, 1))
     found._strips = lambda rows, size: segment_in_strips(protocol, {}, rows, size, CROP, CROP)
     found._argmax = lambda _: pytest.fail('not in strips')
-    found._logits = lambda image: None
+    found._logits, found._latest = lambda image: None, []
     return found
 
 
@@ -81,7 +87,7 @@ def test_large_tiffs_are_read_by_rows_and_keep_their_place(tmp_path, monkeypatch
         protocol, {}, lambda top, bottom: image[top:bottom], image.shape[:2], CROP, CROP
     )
     np.testing.assert_array_equal(result.ids, expected)
-    predict._write(result, tmp_path / 'out', ['ids'], tmp_path, set(), None)
+    predict._write(result, tmp_path / 'out', ['ids'], Path('a'), tmp_path, None)
     with rasterio.open(tmp_path / 'out/ids/a.tif') as written, rasterio.open(tmp_path / 'a.tif') as given:
         assert (written.crs, written.transform) == (given.crs, given.transform)
         np.testing.assert_array_equal(written.read(1), result.ids)
@@ -96,8 +102,8 @@ def test_large_tiffs_are_read_by_rows_and_keep_their_place(tmp_path, monkeypatch
         seg.stream([tmp_path / 'a.tif']).__next__()
     Image.fromarray(image).save(tmp_path / 'b.tif')
     assert not has_place(tmp_path / 'b.tif') and not has_place(tmp_path / 'no.tif')
-    named = Result(tmp_path / 'b.tif', result.ids, seg.classes, seg.colors, seg, image)
-    predict._write(named, tmp_path / 'out', ['ids'], tmp_path, set(), None)
+    named = Result(tmp_path / 'b.tif', result.ids, seg.classes, seg.colors, image, seg)
+    predict._write(named, tmp_path / 'out', ['ids'], Path('b'), tmp_path, None)
     assert (tmp_path / 'out/ids/b.png').is_file()
 
 
@@ -133,12 +139,50 @@ def test_few_large_images_are_held_at_a_time(monkeypatch):
             taken.append(number)
             yield np.zeros((30, 30, 3), np.uint8)
 
-    reader = seg._read_ahead(images(), None)
+    reader = seg._read_ahead(images(), None, 4)
     next(reader)
     assert len(taken) == 2  # one more is read meanwhile
     seg = segmenter(10**6, monkeypatch)
     taken.clear()
-    reader = seg._read_ahead(images(), None)
+    reader = seg._read_ahead(images(), None, 4)
     next(reader)
     assert 2 < len(taken) < 9
     assert isinstance(reader, types.GeneratorType) and len([*reader]) == 8
+
+
+@pytest.mark.filterwarnings('ignore::Warning')  # it has no place
+def test_training_reads_of_a_large_tiff_what_a_crop_shows(tmp_path, monkeypatch):
+    rasterio = pytest.importorskip('rasterio', reason='reads windows of TIFFs')
+    size = 160, 208
+    image, label = RNG.integers(0, 256, (*size, 3), np.uint8), RNG.integers(0, 2, size, np.uint8)
+    for folder in ('images/train', 'labels/train'):
+        (tmp_path / folder).mkdir(parents=True)
+    tiles = {'tiled': True, 'blockxsize': 16, 'blockysize': 16, 'photometric': 'RGB'}
+    shape = {'height': size[0], 'width': size[1], 'count': 3, 'dtype': 'uint8'}
+    with rasterio.open(tmp_path / 'images/train/a.tif', 'w', driver='GTiff', **shape, **tiles) as file:
+        file.write(np.moveaxis(image, -1, 0))
+    Image.fromarray(label).save(tmp_path / 'labels/train/a.png')
+    dataset = own_dataset(name='folder', classes='a,b', root=str(tmp_path))
+    source = FolderSource(dataset, tmp_path, 'train')
+    np.testing.assert_array_equal(source[0]['image'], image)
+    augment = Augment((48, 40), aspect_range=(0.9, 1.1))
+    whole, regions = ([], [])
+    for batches, samples in ((whole, source), (regions, InRegions(source))):
+        monkeypatch.setattr('ann_jax.data.datasets.IN_REGIONS', 1000)
+        iterator = train_batches(samples, augment, batch_size=2, seed=3)
+        batches += [next(iterator) for _ in range(5)]
+        iterator.close()
+        monkeypatch.setattr(Raster, '_read', _less_than_whole(Raster._read, size))
+    for ours, theirs in zip(whole, regions, strict=True):
+        np.testing.assert_array_equal(ours['image'], theirs['image'])
+        np.testing.assert_array_equal(ours['label'], theirs['label'])
+    assert isinstance(source.in_regions(0)['image'], Raster)
+
+
+def _less_than_whole(read, size):
+    def checked(self, **options):
+        (top, bottom), (left, right) = options.get('window', ((0, 0), (0, 0)))
+        assert (bottom - top) * (right - left) < size[0] * size[1] / 2
+        return read(self, **options)
+
+    return checked

@@ -14,10 +14,13 @@ from ann_jax.data.images import PLAIN, decode_image, decode_values, encode_png, 
 from ann_jax.data.labels import Label, decode_label, map_label
 from ann_jax.data.levels import Reading
 from ann_jax.data.naming import without_ending
+from ann_jax.data.rasters import Raster, open_raster
 from ann_jax.data.reading import check_png, read_file
 from ann_jax.data.survey import Look, look
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
+
+IN_REGIONS = 1 << 24  # pixels; of larger TIFFs, training reads what a crop shows
 
 
 class FolderSource:
@@ -55,6 +58,7 @@ class FolderSource:
                 f'holds {dataset.layout}'
             )
         self._samples, self.problems = [], []
+        self._rasters: dict[int, Raster | None] = {}
         parts = dataset.splits[split]
         for part in parts:
             samples, problems = pair_files(dataset, self._root, part)
@@ -106,25 +110,61 @@ class FolderSource:
         Raises:
             DataError: as `__getitem__`, or see `examine_jpeg` and `check_png`.
         """
-        name, image_file, label_file, number = self._samples[index]
-        layout = self.dataset.layouts[number]
+        name, image_file, label_file, _ = self._samples[index]
         data, where = self._encoded_image(image_file)
         if closely:
             examine_jpeg(data, where)
             check_png(data, where, 'image')
-        if isinstance(label_file, str):
-            label_file = os.path.join(self._root, label_file)
-            label_data, most = read_file(label_file, 'label'), self._reading.max_pixels
-            label = decode_label(label_data, layout, label_file, self.dataset.name, max_pixels=most)
-        else:
-            label = Label(map_label(label_file.raw(), layout, label_file, self.dataset.name))
+        label = self._label(index)
         decoded = match(data, label.classes, where, label_file, self._reading) if image else None
         return Look(name, label, decoded, data)
+
+    def in_regions(self, index: int) -> Sample:
+        """Reads one sample, or of a large TIFF the label alone: its image is a `Raster`, to be sliced.
+
+        Raises:
+            DataError: as `__getitem__`.
+        """
+        name, image_file, _, _ = self._samples[index]
+        if index not in self._rasters:
+            path = os.path.join(self._root, image_file) if isinstance(image_file, str) else ''
+            self._rasters[index] = open_raster(path, self._reading, IN_REGIONS)
+        raster = self._rasters[index]
+        if raster is None:
+            return self[index]
+        classes = self._label(index).classes
+        if raster.shape[:2] != classes.shape:
+            return self[index]  # which says what is wrong
+        return Sample(name=name, image=raster, label=classes)  # type: ignore[typeddict-item]
+
+    def _label(self, index):
+        _, _, file, number = self._samples[index]
+        layout = self.dataset.layouts[number]
+        if not isinstance(file, str):
+            return Label(map_label(file.raw(), layout, file, self.dataset.name))
+        file = os.path.join(self._root, file)
+        data, most = read_file(file, 'label'), self._reading.max_pixels
+        return decode_label(data, layout, file, self.dataset.name, max_pixels=most)
 
     def image_files(self) -> list[str]:
         """The image file of each sample, or its place in an archive."""
         path = lambda image: os.path.normpath(os.path.join(self._root, image))
         return [path(image) if isinstance(image, str) else str(image) for _, image, _, _ in self._samples]
+
+
+class InRegions:
+    """A source for training, which reads of large images what a crop shows, if it can."""
+
+    def __init__(self, source: Source):
+        self.dataset, self.problems = source.dataset, source.problems
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index) -> Sample:
+        """Reads a sample; see `FolderSource.in_regions`."""
+        return getattr(self._source, 'in_regions', self._source.__getitem__)(index)
 
 
 class Take:

@@ -65,14 +65,19 @@ class Raster:
         check_levels(values, reading.limits, path)
         self.shape = directory.height, directory.width, values.shape[2]
 
-    def rows(self, top: int, bottom: int) -> np.ndarray:
-        """Some rows as (bottom - top, W, N) uint8, see `data.images.decode_image`.
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        """A window as (h, w, N) uint8, see `data.images.decode_image`.
 
         Raises:
             DataError: the file is damaged.
         """
-        values = self._read(window=((top, bottom), (0, self._directory.width)))
+        ranges = [part.indices(length)[:2] for part, length in zip(window, self.shape, strict=False)]
+        values = self._read(window=tuple(ranges))
         return scale(pick(values, self._alpha, self._reading, self._path), self._reading.limits)
+
+    def rows(self, top: int, bottom: int) -> np.ndarray:
+        """Some rows as (bottom - top, W, N) uint8."""
+        return self[top:bottom, :]
 
     def _read(self, **options):
         rasterio = _rasterio(self._path)

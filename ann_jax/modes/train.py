@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ann_jax import __version__, build
 from ann_jax.config import validate
+from ann_jax.data.datasets import InRegions
 from ann_jax.data.levels import AUTO
 from ann_jax.data.pipeline import Replacing, cores, train_batches
 from ann_jax.errors import ConfigError, SaveError
@@ -217,6 +218,7 @@ def _in_parts(batch, count, mesh):
 
 
 def _batches(config, source, first):
+    source = InRegions(source)
     return train_batches(
         Replacing(source) if config.loader.bad_samples == 'skip' else source,
         build.augment(config),
