@@ -6,7 +6,7 @@ datasets, and changes what its dataset needs. Arguments follow the file's name a
     --config=configs/cityscapes.py:variant=apnb,runlocal
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,15 +14,32 @@ from ml_collections import ConfigDict
 from ann_jax.data.levels import AUTO, Reading, channels_of
 from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, unknown
+from ann_jax.inference import protocols
 from ann_jax.inference.protocols import check_protocol
+from ann_jax.models import settings as network_settings
 from ann_jax.models.ann import VARIANTS
-from ann_jax.training.losses import AVERAGES
+from ann_jax.ranges import RANGES, out_of_range, shown
+from ann_jax.runs import history
+from ann_jax.training import losses
+from ann_jax.training.optimizers import DECAYS
 from ann_jax.weights.folder import PARTS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, check_input
 
 __all__ = ['AUTHORS_BGR', 'IMAGENET_RGB', 'defaults', 'finish', 'parse_argument']
 
 PROTOCOLS = ('single', 'paper')
+# Settings that are one of a few names or numbers; the ranges of numbers are in `ranges.py`.
+CHOICES: dict[str, Collection[Any]] = {
+    **{f'model.{key}': values for key, values in network_settings.CHOICES.items()},
+    'model.dtype': ('float32', 'bfloat16'),
+    'dataset.format': ('folder', 'tfds'),
+    'loader.bad_samples': ('stop', 'skip'),
+    'train.not_finite': ('stop', 'skip'),
+    'loss.average': losses.AVERAGES,
+    'optim.decay': DECAYS,
+    'init.parts': PARTS,
+    'eval.average': protocols.AVERAGES,
+}
 
 
 def defaults() -> ConfigDict:
@@ -175,6 +192,9 @@ def defaults() -> ConfigDict:
     )
 
 
+_DEFAULTS = history.flat(defaults().to_dict())
+
+
 def parse_argument(argument: str | None, **spec: Any) -> dict[str, Any]:
     """Parses 'variant=apnb,runlocal' into a value per known name; `runlocal` alone means True.
 
@@ -249,65 +269,39 @@ def validate(config: ConfigDict) -> None:
     """Refuses values that would otherwise fail late or silently, before any file is opened.
 
     Raises:
-        ConfigError: a value cannot be used; names the key, the value and what it must be.
+        ConfigError: values cannot be used; one line each, with the key, the value and what it must be.
     """
-
-    def check(key, value, good, rule):
-        if not good:
-            raise ConfigError(f'{key}={value!r}: must be {rule}')
-
-    for key in (
-        'train.steps',
-        'train.batch_size',
-        'train.accumulate',
-        'train.log_every',
-        'train.eval_every',
-        'train.checkpoint_every',
-        'model.width',
-    ):
-        section, name = key.split('.')
-        check(key, config[section][name], config[section][name] > 0, 'a number above 0')
-    for key in ('augment.crop', 'augment.scale_range', 'augment.aspect_range'):
-        section, name = key.split('.')
-        value = config[section][name]
-        check(key, value, len(value) == 2 and min(value) > 0, 'two numbers above 0, such as 769,769')
-    for key in ('model.sizes', 'model.fuse_stages', 'model.multi_grid', 'model.stem_widths'):
-        value = config.model[key.split('.')[1]]
-        good = len(value) > 0 and all(isinstance(n, int) and n > 0 for n in value)
-        check(key, value, good, 'whole numbers above 0, such as 1,3,6,8')
-    for key in ('data', 'space'):
-        size = config.mesh[key]
-        check(f'mesh.{key}', size, size == -1 or size > 0, 'a number above 0, or -1 for what is left')
-    channels = config.model.aux_channels
-    check('model.aux_channels', channels, channels >= 0, 'a number above 0, or 0 for no auxiliary head')
-    remat = config.model.remat
-    check('model.remat', remat, set(remat) <= {2, 3, 4, 5}, 'some of the stages 2,3,4,5, or () for none')
-    for key in ('threads', 'workers'):
-        count = config.loader[key]
-        check(f'loader.{key}', count, count >= 0, 'a number above 0, or 0 for the default')
-    check('seed', config.seed, 0 <= config.seed < 2**32, 'a number from 0 to 2**32 - 1')
+    settings = history.flat(config.to_dict())
+    if lines := [line for key, default in _DEFAULTS.items() if (line := _refusal(key, default, settings))]:
+        raise ConfigError('\n'.join(lines))
     c = config.eval
     check_protocol(scales=c.scales, flip=c.flip, crop=c.crop, stride=c.stride, average=c.average)
-    for key in ('train.not_finite', 'loader.bad_samples'):
-        section, name = key.split('.')
-        check(key, config[section][name], config[section][name] in ('stop', 'skip'), 'stop or skip')
-    average = config.loss.average
-    check('loss.average', average, average in AVERAGES, f'one of {", ".join(AVERAGES)}')
-    parts = config.init.parts
-    check('init.parts', parts, parts in PARTS, f'one of {", ".join(PARTS)}')
-    share = config.dataset.val_share
-    check('dataset.val_share', share, 0 <= share < 1, 'a share from 0 to below 1, such as 0.1')
-    form = config.dataset.format
-    check('dataset.format', form, form in ('folder', 'tfds'), 'folder or tfds')
+    if config.mesh.data == config.mesh.space == -1:
+        raise ConfigError('mesh.data=-1 and mesh.space=-1: one of them takes what the other leaves')
     c = config.dataset
     Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
     check_input(config.input, channels_of(c.bands))
     if config.dataset.name != 'folder':
         for key in ('classes', 'label_map', 'reduce_zero_label', 'lists', 'image_ending', 'val_share'):
-            value = config.dataset[key]
-            check(f'dataset.{key}', value, not value, 'empty without --config=configs/folder.py')
-    dtype = config.model.dtype
-    check('model.dtype', dtype, dtype in ('float32', 'bfloat16'), 'float32 or bfloat16')
+            if value := config.dataset[key]:
+                raise ConfigError(
+                    f'dataset.{key}={shown(value)}: must be empty without --config=configs/folder.py'
+                )
+
+
+def _refusal(key, default, settings):
+    """Why a setting cannot be used, in one line; '' if it can."""
+    if key not in settings:
+        return f'the config has no {key}: start from ann_jax.config.defaults()'
+    value = settings[key]
+    if key in RANGES and (line := out_of_range(key, value)):
+        return line
+    if key in CHOICES:
+        good = any(type(value) is type(choice) and value == choice for choice in CHOICES[key])
+        rule = f'one of {", ".join(map(str, CHOICES[key]))}'
+    else:
+        good, rule = key in RANGES or isinstance(value, type(default)), f'of type {type(default).__name__}'
+    return '' if good else f'{key}={shown(value)}: must be {rule}'
 
 
 def adopt(config: ConfigDict, **sections: Mapping[str, Any]) -> list[str]:

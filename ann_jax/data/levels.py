@@ -7,6 +7,7 @@ import numpy as np
 
 from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, DataError
+from ann_jax.ranges import check, shown
 
 AUTO = 'auto'
 PERCENTILES = 0.1, 99.9  # of the values that `auto` maps to 0 and 255
@@ -46,9 +47,8 @@ class Reading:
         Raises:
             ConfigError: a setting cannot be parsed.
         """
-        for name, value, least in (('page', page, 0), ('max_pixels', max_pixels, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f'dataset.{name}={value!r}: must be a whole number, at least {least}')
+        check('dataset.page', page)
+        check('dataset.max_pixels', max_pixels)
         return cls(_parse_range(image_range), parse_bands(bands), page, max_pixels)
 
 
@@ -79,8 +79,8 @@ def parse_bands(text: str) -> tuple[int, ...]:
         ConfigError: it holds something else than numbers from 1.
     """
     items = [item.strip() for item in str(text).split(',')] if text else []
-    if not all(item.isdecimal() and int(item) > 0 for item in items):
-        raise ConfigError(f'dataset.bands={text!r}: must be numbers from 1, such as 4,3,2, or empty')
+    if not all(item.isdecimal() and len(item) < 10 and int(item) > 0 for item in items):
+        raise ConfigError(f'dataset.bands={shown(text)}: must be numbers from 1, such as 4,3,2, or empty')
     return tuple(map(int, items))
 
 

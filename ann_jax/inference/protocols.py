@@ -25,6 +25,7 @@ from ann_jax.parallel.arrays import split_batch
 from ann_jax.parallel.mesh import shares_images
 from ann_jax.parallel.processes import largest
 from ann_jax.parallel.programs import jit, on_devices, per_device
+from ann_jax.ranges import check
 from ann_jax.weights.inputs import Normalize
 
 AVERAGES = ('logits', 'probabilities')
@@ -61,14 +62,14 @@ def check_protocol(
     for name, value in (('scales', scales), ('crop', crop), ('stride', stride)):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f'{name!r}={value!r}: scales, crop and stride are tuples, such as (0.75, 1.0)')
-    if not scales or min(scales) <= 0:
-        raise ConfigError(f'eval.scales={scales!r}: takes numbers above 0')
-    both = all(len(each) == 2 and min(each) > 0 for each in (crop, stride))
-    if (crop or stride) and not (both and stride[0] <= crop[0] and stride[1] <= crop[1]):
+        check(f'eval.{name}', tuple(value))
+    if len(crop) != len(stride) or any(step > side for step, side in zip(stride, crop, strict=True)):
         raise ConfigError(
-            f'eval.crop={tuple(crop)} and eval.stride={tuple(stride)}: takes two numbers above 0, and so '
-            'does eval.stride, which is at most eval.crop; or both are ()'
+            f'eval.crop={tuple(crop)} and eval.stride={tuple(stride)}: each takes two numbers, eval.stride '
+            'at most eval.crop; or both are ()'
         )
+    if not isinstance(flip, bool):
+        raise ConfigError(f'eval.flip={flip!r}: must be True or False')
     if average not in AVERAGES:
         raise ConfigError(unknown('average', average, AVERAGES))
     return {'scales': scales, 'flip': flip, 'crop': crop, 'stride': stride, 'average': average}

@@ -20,6 +20,8 @@ OF_HEAD = (
     'variant', 'fuse_stages', 'sampling', 'sizes', 'share', 'out_norm', 'key_channels', 'head_channels',
     'aux_channels', 'conv_bias', 'align_corners',
 )  # fmt: skip
+# Settings that the weights of a backbone determine.
+BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool', 'avg_down')
 # Settings that do not affect the variables and may be left out.
 OPTIONAL = ('dropout', 'dtype', 'remat')
 CHOICES: dict[str, Collection[Any]] = {
@@ -36,7 +38,7 @@ def unknown_settings(settings: Mapping[str, Any], needed: tuple[str, ...]) -> li
     known = {*OF_BACKBONE, *OF_HEAD, *OPTIONAL}
     lines = [f'model.{key}={value!r}' for key, value in settings.items() if key not in known]
     for key, choices in CHOICES.items():
-        if key in settings and settings[key] not in choices:
+        if key in settings and settings[key] not in list(choices):  # it may be unhashable
             lines.append(f'model.{key}={settings[key]!r}')
     return lines + [f'no model.{key}' for key in needed if key not in settings]
 

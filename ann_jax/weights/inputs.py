@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ann_jax.errors import ConfigError
+from ann_jax.ranges import check
 
 Normalize = Callable[[jax.Array], jax.Array]
 
@@ -56,14 +57,18 @@ def check_input(settings: Mapping[str, Any], channels: int) -> None:
     """Checks that a normalisation suits a number of channels.
 
     Raises:
-        ConfigError: it does not hold 3 numbers or one per channel, or swaps other channels than RGB.
+        ConfigError: it does not hold 3 numbers or one per channel, one is out of its range, or it swaps
+            other channels than RGB.
     """
     for key in ('mean', 'std'):
+        check(f'input.{key}', settings[key])
         if len(settings[key]) not in (3, channels):
             raise ConfigError(
                 f'input.{key}={tuple(settings[key])!r}: must be {channels} numbers, one per channel, or 3, '
                 'of which the average is used'
             )
+    if not isinstance(settings['bgr'], bool):
+        raise ConfigError(f'input.bgr={settings["bgr"]!r}: must be True or False')
     if settings['bgr'] and channels != 3:
         raise ConfigError(
             f'input.bgr=True: red and blue cannot be swapped in {channels} channels; set '
