@@ -140,7 +140,9 @@ def saved_config(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
         VersionError: there is none, or one without the network or its input.
     """
     for section in ('config', 'model', 'input'):
-        if not isinstance(facts.get('config'), dict) or section not in ('config', *facts['config']):
+        config = facts.get('config')
+        held = config.get(section) if isinstance(config, dict) and section != 'config' else config
+        if not isinstance(held, dict):
             raise not_understood(path, facts.get('version'), f'it does not hold its {section}')
     return facts['config']
 
@@ -154,7 +156,7 @@ def not_understood(path: Path, version: str | None, what: str, cure: str = '') -
         what: what this version does not understand.
         cure: how to use parts of it with this version; '' if that is impossible.
     """
-    numbers = lambda text: [int(part) for part in re.findall(r'\d+', text)[:3]]
+    numbers = lambda text: [int(part) for part in re.findall(r'\d{1,9}', text)[:3]]
     newer = 'newer' if version and numbers(version) > numbers(__version__) else 'newer or changed'
     use = f', or {cure}' if cure else '; this one can use nothing of it'
     return VersionError(

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,19 +26,17 @@ from ann_jax.data.names import voc_colors
 from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, DataError, listed
 from ann_jax.models.ann import ANN
-from ann_jax.models.settings import OF_BACKBONE, OF_HEAD, network, unknown_settings
+from ann_jax.models.settings import BACKBONE_FACTS, OF_BACKBONE, OF_HEAD, network, unknown_settings
 from ann_jax.runs import history
 from ann_jax.typing import Backbone
-from ann_jax.weights import safetensors
+from ann_jax.weights import safetensors, soundness
+from ann_jax.weights.arrays import read_variables
 from ann_jax.weights.card import card
-from ann_jax.weights.torch_files import read
 
 logger = logging.getLogger(__name__)
 
 VERSION = 3  # 2: 'backbone' in model.json; 3: 'images', and weights.safetensors
 ARRAYS = ('weights.safetensors', 'weights.npz')
-# Settings of `config.model` that the weights of a backbone determine.
-BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool', 'avg_down')
 # Settings of `config.model` that weights do not determine.
 FREE_SETTINGS = ('dropout', 'dtype', 'remat')
 PARTS = ('all', 'backbone', 'but_classifier')
@@ -111,6 +108,7 @@ class Weights:
         Raises:
             ConfigError: they are a backbone alone, or were trained with another backbone, which is not given.
             VersionError: see `refuse_unknown`.
+            DataError: the arrays are not those of a network on that backbone.
         """
         self.refuse_unknown()
         if not self.classes:
@@ -120,7 +118,19 @@ class Weights:
                 f'these weights were trained with a custom backbone, {self.backbone}: pass it, as in '
                 f'ann_jax.load(path, backbone={self.backbone}(...))'
             )
-        return network({**self.model, **settings}, len(self.classes), backbone, self.in_channels)
+        built = network({**self.model, **settings}, len(self.classes), backbone, self.in_channels)
+        if backbone is not None and self.variables:  # a segmenter keeps only the folded ones, apart
+            soundness.check_network(self.path, self.variables, built)
+        return built
+
+    def check(self) -> None:
+        """Checks settings and arrays, those of a custom backbone only for their numbers.
+
+        Raises:
+            DataError: they cannot be right; see `soundness.check`.
+        """
+        names = ('model', 'input', 'classes', 'colors', 'backbone', 'images')
+        soundness.check(self.path, self.variables, **{name: getattr(self, name) for name in names})
 
     @property
     def in_channels(self) -> int:
@@ -188,12 +198,10 @@ def load(folder: Path) -> Weights:
     """
     cure = 'move it away and create it again, or restore a copy'
     try:
-        facts = json.loads((folder / 'model.json').read_text(encoding='utf-8'))
-        if not isinstance(facts, dict) or not {'version', 'sha256', 'model'} & facts.keys():
-            raise DataError(f'{folder}/model.json was not written by ann_jax: name a run or a weights folder')
+        facts = soundness.read_facts(folder / 'model.json', VERSION)
         version, digest = facts.pop('version', VERSION), facts.pop('sha256', None)
-        source = facts.get('source') or {}
-        writer = source.get(WRITER, '')
+        source = facts.get('source', {})
+        writer = str(source.get(WRITER, '')) if isinstance(source, dict) else ''
         refusal = functools.partial(history.not_understood, folder, writer)
         arrays = next((folder / name for name in ARRAYS if (folder / name).is_file()), folder / ARRAYS[0])
         plain = f'read the arrays of {arrays} as plain arrays'
@@ -205,8 +213,8 @@ def load(folder: Path) -> Weights:
             logger.warning('%s has no checksum: its content cannot be verified', folder)
         elif sha256(arrays) != digest:
             raise DataError(f'{arrays} does not match its checksum in model.json: {cure}')
-        variables = traverse_util.unflatten_dict(_read_arrays(arrays), sep='/')
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
+        variables = read_variables(arrays)
+    except OSError as error:
         raise DataError(f'{folder} is a damaged weights folder ({error}): {cure}') from error
     history.note_unknown(folder, facts.keys() - FACTS)
     classes, colors = class_facts(facts, variables, folder)
@@ -224,13 +232,6 @@ def load(folder: Path) -> Weights:
     )
 
 
-def _read_arrays(path):
-    if path.suffix == '.safetensors':
-        return read(path)
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
 def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Completes saved settings of a network; returns those that weights determine, and which were added."""
     whole, added = history.complete({'model': saved})
@@ -244,8 +245,8 @@ def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 def class_facts(facts: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> tuple[tuple, tuple]:
     """Names and colours of the classes; numbers and VOC's colours if the facts lack them."""
-    classifier = variables['params'].get('classifier', {})
-    count = len(classifier['bias']) if 'bias' in classifier else 0
+    bias = variables.get('params', {}).get('classifier', {}).get('bias')
+    count = len(bias) if np.ndim(bias) == 1 else 0
     classes = as_tuples(facts.get('classes', [f'class {i}' for i in range(count)]))
     if 'classes' not in facts and count:
         logger.info('%s does not name its %d classes', path, count)

@@ -23,16 +23,24 @@ logger = logging.getLogger(__name__)
 def open_weights(path: str | Path) -> Weights:
     """Reads the best checkpoint of a run (the newest if none has a score), a given one, or a weights folder.
 
+    Settings and arrays are checked, see `soundness.check`.
+
     Args:
         path: a run, RUN/checkpoints/STEP, a folder with a model.json, or hf://OWNER/NAME[@REVISION]. A folder
             that timm or transformers wrote, here or on the hub, is converted on the way.
 
     Raises:
         ConfigError: the path is none of these, or a file of torch or Paddle.
-        DataError: the weights folder, the given checkpoint, or every checkpoint of the run is damaged.
+        DataError: the weights folder, the given checkpoint, or every checkpoint of the run is damaged; or
+            what it holds cannot be weights.
         VersionError: another version wrote it, and this one cannot read it.
     """
-    path = located(path)
+    weights = _read(located(path))
+    weights.check()
+    return weights
+
+
+def _read(path):
     if file := foreign(path):
         converted = convert(file)
         for line in converted.notes:
