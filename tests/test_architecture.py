@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / 'ann_jax'
 
 # From the ground up: the wings and files of each layer.
 LAYERS = {
-    'ground': ('errors', 'ranges', 'typing', 'parallel', 'kernels'),
+    'ground': ('errors', 'files', 'ranges', 'typing', 'parallel', 'kernels'),
     'network and data': ('models', 'data'),
     'keeping': ('runs', 'weights'),
     'jobs': ('training', 'inference', 'evaluation'),
@@ -18,6 +18,7 @@ LAYERS = {
 }
 # What may be imported of the own layer.
 NEIGHBOURS = {
+    'files': {'errors'},
     'ranges': {'errors'},
     'parallel': {'errors'},
     'kernels': {'errors', 'parallel'},

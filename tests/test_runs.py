@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ann_jax.errors import ConfigError, SaveError
-from ann_jax.runs.files import writing
+from ann_jax.files import writing
 from ann_jax.runs.lock import lock
 from ann_jax.runs.log import log_file, note
 

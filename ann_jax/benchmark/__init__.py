@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ann_jax import __version__
 from ann_jax.benchmark.contest import peak, table
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.runs.files import write_json
+from ann_jax.files import write_json
 
 # Section -> the module with a function of that name; imported on demand, since `reference` needs torch.
 SECTIONS = {
@@ -30,6 +30,7 @@ def benchmark(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
         ConfigError: a section or variant is unknown, or needs a package that is not installed.
+        SaveError: benchmark.json cannot be written.
     """
     names = list(dict.fromkeys(['peak', *(name.strip() for name in config.benchmark.sections.split(','))]))
     for name in names:
@@ -37,7 +38,6 @@ def benchmark(config: ConfigDict, workdir: Path) -> None:
             raise ConfigError(unknown('benchmark.sections', name, SECTIONS))
     device = f'{jax.device_count()} x {jax.devices()[0].device_kind}, one of them used'
     print(f'ann_jax {__version__}, jax {jax.__version__}, {device}')
-    workdir.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {'device': device, 'jax': jax.__version__}
     record['peak'] = rates = peak(config)
     print(f'\npeak\n\n{table(rates)}')

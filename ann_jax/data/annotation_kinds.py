@@ -120,6 +120,8 @@ def _files(folder) -> Iterator[str]:
 def _kind(path):
     """The kind of a file, or ''."""
     ending = os.path.splitext(path)[1].lower()
+    if not os.path.isfile(path):  # reading a pipe would wait
+        return ''
     try:
         if ending == '.json':
             with open(path, encoding='utf-8-sig') as file:

@@ -12,6 +12,7 @@ import numpy as np
 from ann_jax.data import tiff
 from ann_jax.data.levels import Reading, check_levels, looks_like_alpha, pick, scale
 from ann_jax.data.reading import check_size, damaged, optional
+from ann_jax.files import refuse_special, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def write_with_place(
 
     Raises:
         DataError: rasterio is missing.
+        SaveError: the file cannot be written.
     """
     rasterio = _rasterio(f'the georeference of {like}')
     with rasterio.open(like) as source:
@@ -138,13 +140,17 @@ def write_with_place(
         if source.gcps[0]:
             place = {'crs': source.gcps[1], 'gcps': source.gcps[0]}
     shape = {'height': ids.shape[0], 'width': ids.shape[1], 'count': 1, 'dtype': 'uint8'}
-    with rasterio.open(path, 'w', driver='GTiff', compress='deflate', **shape, **place) as target:
-        target.write_colormap(1, dict(enumerate(colors)))  # before the values, or GDAL complains
-        target.write(ids, 1)
+    # In memory first: GDAL only logs that a disk is full.
+    with rasterio.MemoryFile() as memory, replacing(path) as draft:
+        with rasterio.open(memory.name, 'w', driver='GTiff', compress='deflate', **shape, **place) as target:
+            target.write_colormap(1, dict(enumerate(colors)))  # before the values, or GDAL complains
+            target.write(ids, 1)
+        draft.write_bytes(memory.getbuffer())
 
 
 def _directory(path, page):
     """The directory of a page of a TIFF, or of its only one if `page` is 0; None if there is none."""
+    refuse_special(path, 'image')
     try:
         with open(path, 'rb') as file:
             found = tiff.directories(file) or []

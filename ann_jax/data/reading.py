@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ann_jax.data.formats import unread
 from ann_jax.errors import DataError
+from ann_jax.files import refuse_special
 
 PNG = b'\x89PNG\r\n\x1a\n'  # the first bytes of one
 MAX_PIXELS = 1_000_000_000  # of an image or a label
@@ -37,8 +38,9 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
     """Returns the bytes of a file.
 
     Raises:
-        DataError: it does not exist or cannot be read.
+        DataError: it does not exist, cannot be read, or is no file but a folder, a pipe or a device.
     """
+    refuse_special(path, kind)
     try:
         with open(path, 'rb') as file:
             return file.read()

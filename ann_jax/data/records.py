@@ -23,6 +23,7 @@ from ann_jax.data.levels import Reading
 from ann_jax.data.reading import check_png, optional
 from ann_jax.data.survey import Look
 from ann_jax.errors import DataError, unknown
+from ann_jax.files import writing
 from ann_jax.typing import Sample, Source
 
 VERSION = '1.0.0'
@@ -198,6 +199,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
 
     Raises:
         DataError: a sample cannot be used; the files exist already; TFDS is missing.
+        SaveError: the folder cannot be written.
     """
     tfds = optional('tensorflow_datasets', 'ArrayRecord')
     if (Path(folder) / name / VERSION).exists():
@@ -238,7 +240,8 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
     with tempfile.TemporaryDirectory() as downloads:
         try:
             builder = Builder(data_dir=os.fspath(folder), file_format='array_record')
-            builder.download_and_prepare(download_dir=downloads)
+            with writing(folder):
+                builder.download_and_prepare(download_dir=downloads)
         except ImportError as e:
             raise DataError(f'TFDS needs {e.name}, which it does not declare: pip install {e.name}') from e
     return Path(builder.data_dir)

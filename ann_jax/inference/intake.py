@@ -27,7 +27,7 @@ def find_images(folder: str | Path) -> list[Path]:
     """
     files = [Path(where, name) for where, names in walk(folder) for name in names]
     others = unseen(files)
-    found = sorted(path for path in files if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+    found = sorted(path for path in files if path.suffix.lower() in IMAGE_ENDINGS)
     if not found:
         raise DataError(
             f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)}){"; " if others else ""}{others}'

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ann_jax.data.rasters import Raster, whole
 from ann_jax.errors import ConfigError
+from ann_jax.files import replacing
 from ann_jax.inference import pictures
 
 
@@ -88,5 +89,6 @@ class Result:
 
 def _write(picture, path):
     if path is not None:
-        Image.fromarray(picture).save(path)
+        with replacing(path) as draft:
+            Image.fromarray(picture).save(draft)
     return picture

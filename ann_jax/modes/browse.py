@@ -10,6 +10,7 @@ from PIL import Image
 
 from ann_jax import build
 from ann_jax.data.pipeline import train_batches
+from ann_jax.files import replacing
 from ann_jax.inference import pictures
 from ann_jax.typing import IGNORE
 
@@ -26,6 +27,7 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
 
     Raises:
         DataError: the dataset cannot be used.
+        SaveError: the picture cannot be written.
     """
     source = build.source(config, config.dataset.train_split)
     batches = train_batches(
@@ -39,9 +41,9 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
     with contextlib.closing(batches):
         batch = next(batches)
     picture = sheet(batch['image'], batch['label'], source.dataset.classes, source.dataset.colors)
-    workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / 'browse.png'
-    Image.fromarray(picture).save(file)
+    with replacing(file) as draft:
+        Image.fromarray(picture).save(draft)
     print(f'{ROWS * COLUMNS} of {len(source)} samples, image and label side by side: {file}')
     return file
 

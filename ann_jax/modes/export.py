@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from ann_jax import __version__, build
 from ann_jax.errors import ConfigError, DataError, unknown
+from ann_jax.files import writing
 from ann_jax.kernels.forms import with_forms_of
 from ann_jax.kernels.masking import pair
 from ann_jax.kernels.resizing import linear_matrix, resize_images
@@ -87,12 +88,12 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
             notes.append(_write_stablehlo(draft / 'model.stablehlo', model, logits, size))
         if 'onnx' in formats:
             notes.append(_write_onnx(draft / 'model.onnx', model, logits, size))
-        if (source / 'config.json').is_file():
-            shutil.copy(source / 'config.json', draft)
-        (draft / 'README.md').write_text(
-            front_matter(opened.source) + _card(opened, config, source, notes), encoding='utf-8'
-        )
-        draft.rename(out)
+        text = front_matter(opened.source) + _card(opened, config, source, notes)
+        with writing(out):
+            if (source / 'config.json').is_file():
+                shutil.copy(source / 'config.json', draft)
+            (draft / 'README.md').write_text(text, encoding='utf-8')
+            draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     print('\n'.join([*notes, f'written to {out}']))
@@ -129,7 +130,8 @@ def _write_stablehlo(file, model, logits, size):
     argument = jax.ShapeDtypeStruct((*shape, model.in_channels), jnp.uint8)
     program = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(argument)
     try:
-        file.write_bytes(program.serialize())
+        with writing(file):
+            file.write_bytes(program.serialize())
     except ImportError as error:
         raise ConfigError('writing StableHLO needs flatbuffers: pip install flatbuffers') from error
     loaded = jax_export.deserialize(bytearray(file.read_bytes()))
@@ -149,7 +151,8 @@ def _write_onnx(file, model, logits, size):
         ) from error
     shape = jax.ShapeDtypeStruct((1, *size, model.in_channels), jnp.float32)
     plain = with_forms_of('any', logits)  # the exporter does not support the choice by platform
-    jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
+    with writing(file):
+        jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     run = lambda image: session.run(None, {name: np.asarray(image, np.float32)})[0]

@@ -19,6 +19,7 @@ from ann_jax.data.datasets import read_label
 from ann_jax.data.disk import hidden
 from ann_jax.data.rasters import has_place, write_with_place
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
+from ann_jax.files import replacing
 from ann_jax.inference import pictures
 from ann_jax.inference.intake import find_images
 from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter
@@ -86,10 +87,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
                 _write(result, out, kinds, targets[result.path.relative_to(root)], root, config)
             except DataError as error:  # of its label
                 errors.append(str(error))
-            except OSError as error:
-                raise SaveError(
-                    f'cannot write to {out}: {error}; choose a folder with --config.predict.output'
-                ) from error
+            except SaveError as error:
+                raise SaveError(f'{error}; or choose a folder with --config.predict.output') from error
             bar.update(min(done + len(errors), len(files)) - bar.n)
     for problem in errors:
         print(problem)
@@ -117,10 +116,10 @@ def _files(config, out):
         if not (files := apart(find_images(path))):
             raise ConfigError(f'predict.input={text} holds no images but those of predict.output={out}')
         return files, path
-    if path.is_file():
+    if path.exists():
         return [path], path.parent
     top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-    found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name))
+    found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if not os.path.isdir(name))
     files = apart(file for file in found if not any(map(hidden, file.relative_to(top).parts)))
     if not files:
         raise ConfigError(f'predict.input={text}: no such file, folder or pattern')
@@ -145,9 +144,11 @@ def _write(result, out, kinds, target, root, config):
     name = result.path.relative_to(root)
 
     def place(kind, ending):
-        file = out / kind / target.with_name(target.name + ending)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file
+        return out / kind / target.with_name(target.name + ending)
+
+    def picture(array, file):
+        with replacing(file) as draft:
+            Image.fromarray(array).save(draft)
 
     for kind in kinds:
         match kind:
@@ -155,22 +156,20 @@ def _write(result, out, kinds, target, root, config):
                 if has_place(result.path):
                     write_with_place(place(kind, '.tif'), result.ids, result.colors, result.path)
                 else:
-                    Image.fromarray(result.ids).save(place(kind, '.png'))
+                    picture(result.ids, place(kind, '.png'))
             case 'colors':
                 result.colored(place(kind, '.png'))
             case 'overlays':
                 result.overlay(place(kind, '.png'))
             case 'probabilities':
-                np.save(place(kind, '.npy'), result.probabilities().astype(np.float16))
+                probabilities = result.probabilities().astype(np.float16)
+                with replacing(place(kind, '.npy')) as draft:
+                    np.save(draft, probabilities)
             case 'panels':
-                panel = _panel(name, result, config)
-                Image.fromarray(panel).save(place(kind, '.png'))
+                picture(_panel(name, result, config), place(kind, '.png'))
             case 'submission':
-                folder = out / kind
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(DATASETS['cityscapes'].class_to_raw[result.ids]).save(
-                    folder / f'{name.stem}.png'
-                )
+                raw = DATASETS['cityscapes'].class_to_raw[result.ids]
+                picture(raw, out / kind / f'{name.stem}.png')
 
 
 def _panel(name, result, config):
@@ -205,7 +204,7 @@ def _zip(folder, count):
             'remove other files from the folder'
         )
     archive = folder.with_suffix('.zip')
-    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_STORED) as target:
+    with replacing(archive) as draft, zipfile.ZipFile(draft, 'w', zipfile.ZIP_STORED) as target:
         for file in files:
             target.write(file, file.name)
     return archive

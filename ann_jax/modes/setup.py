@@ -27,6 +27,7 @@ from ann_jax.data.naming import bare_key
 from ann_jax.data.own import own_dataset
 from ann_jax.data.reading import read_file
 from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.files import replacing
 
 _CROP = 512
 _IMAGES_READ = 8
@@ -262,5 +263,5 @@ def _write(files):
                 'with --workdir'
             )
     for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding='utf-8')
+        with replacing(path) as draft:
+            draft.write_text(text, encoding='utf-8')

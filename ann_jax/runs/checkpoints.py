@@ -25,8 +25,8 @@ import orbax.checkpoint as ocp
 
 from ann_jax import __version__
 from ann_jax.errors import ConfigError, DataError, SaveError, listed
+from ann_jax.files import write_json, writing
 from ann_jax.parallel import processes
-from ann_jax.runs.files import write_json, writing
 from ann_jax.runs.history import not_understood
 
 logger = logging.getLogger(__name__)
@@ -338,8 +338,7 @@ class Checkpoints:
 
     def _write_scores(self):
         if processes.is_main():
-            with writing(self.folder):
-                write_json(self.folder / 'scores.json', self._scores)
+            write_json(self.folder / 'scores.json', self._scores)
 
     def _refuse_parts(self, step, facts, arrays, like):
         """Refuses items and branches of a newer version that would be lost if the run continued."""

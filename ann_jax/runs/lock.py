@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ann_jax.errors import ConfigError
-from ann_jax.runs.files import writing
+from ann_jax.files import writing
 
 try:
     import fcntl

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ann_jax.runs.files import writing
+from ann_jax.files import writing
 
 logger = logging.getLogger(__name__)
 _file_only = logging.getLogger('ann_jax_file')

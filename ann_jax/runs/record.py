@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ann_jax.files import replacing, write_json, writing
 from ann_jax.runs.events import TensorBoard
-from ann_jax.runs.files import write_json, writing
 from ann_jax.typing import Writer
 
 
@@ -75,8 +75,9 @@ class Record:
         if self._writer is None:
             return
         file = self._workdir / 'pictures' / f'{name.replace("/", "_")}.png'
+        with replacing(file) as draft:
+            Image.fromarray(picture).save(draft)
         with writing(self._workdir):
-            Image.fromarray(picture).save(file)
             self._writer.images(step, {f'pictures/{name}': picture})
 
     def close(self) -> None:
@@ -87,5 +88,4 @@ class Record:
 
     def _json(self, name, content):
         if self._writer is not None:
-            with writing(self._workdir):
-                write_json(self._workdir / name, content)
+            write_json(self._workdir / name, content)

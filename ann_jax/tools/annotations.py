@@ -26,7 +26,8 @@ from ann_jax.data.discovery import split_of
 from ann_jax.data.disk import walk
 from ann_jax.data.images import IMAGE_ENDINGS
 from ann_jax.data.reading import open_picture, read_file
-from ann_jax.errors import ConfigError, DataError, listed
+from ann_jax.errors import ConfigError, DataError, SaveError, listed
+from ann_jax.files import refuse_special, replacing
 from ann_jax.typing import IGNORE
 
 
@@ -77,7 +78,8 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
         raise DataError(f'{of} are missing in {source}; add them:{listed(missing)}')
     for place, (each, path) in places.items():
         _write(each, path, place, out, values, link)
-    (out / 'classes.txt').write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
+    with replacing(out / 'classes.txt') as draft:
+        draft.write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
     lines = [
         f'{count} {what} were left out, which have no area'
         for what, count in annotated.left_out.items()
@@ -143,8 +145,6 @@ def _place(labelled, path, source, alone):
 
 def _write(labelled, path, place, out, values, link):
     image, label = out / 'images' / place, (out / 'labels' / place).with_suffix('.png')
-    for file in (image, label):
-        file.parent.mkdir(parents=True, exist_ok=True)
     if label.exists():
         raise DataError(f'{path} has the name of another image but for its ending: rename one of them')
     if labelled.size is None:
@@ -155,11 +155,14 @@ def _write(labelled, path, place, out, values, link):
     mask = np.zeros((height, width), np.uint8)
     for name, draw in labelled.objects:
         mask[draw(height, width)] = values[name]
-    Image.fromarray(mask).save(label)
-    if link:
-        image.symlink_to(path.resolve())
-    else:
-        shutil.copyfile(path, image)
+    with replacing(label) as draft:
+        Image.fromarray(mask).save(draft)
+    refuse_special(path, 'image')
+    with replacing(image) as draft:
+        if link:
+            draft.symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, draft)
 
 
 def main(argv=None):
@@ -172,7 +175,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         print(convert(options.source, options.out, options.kind, options.link))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, SaveError) as error:
         sys.exit(f'error: {error}')
     root = shlex.quote(str(options.out))
     print(f'next:\npython -m ann_jax.main --mode=setup --config.dataset.root={root}')

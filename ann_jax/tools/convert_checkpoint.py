@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.weights.converter import OUTPUT_STRIDES, convert
 
 
@@ -44,7 +44,7 @@ def main(argv=None):
             output_stride=options.output_stride,
             prefer=options.prefer,
         )
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, SaveError) as error:
         sys.exit(f'error: {error}')
     print(f'{converted}; written to {options.out}')
 

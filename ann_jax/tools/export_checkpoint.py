@@ -8,12 +8,14 @@ file gives the same network: for mmsegmentation as its config, and for all in th
 """
 
 import argparse
+import io
 import json
 import pickle
 import sys
 from pathlib import Path
 
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.files import replacing
 from ann_jax.weights import descriptions, mmseg_config, safetensors
 from ann_jax.weights.layouts import EXPORTS
 from ann_jax.weights.opening import open_network
@@ -29,7 +31,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         export(options.source, options.layout, options.out)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, SaveError) as error:
         sys.exit(f'error: {error}')
 
 
@@ -50,13 +52,17 @@ def export(source, layout, out):
     if layout == 'mmsegmentation':
         crop = weights.source.get('crop')
         config = mmseg_config.write(weights.model, weights.input, len(weights.classes), crop)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == '.safetensors':
         said = {descriptions.OWN: json.dumps(description), **({'cfg': config} if config else {})}
         safetensors.write(out, state, said)
     elif out.suffix == '.pdparams':
-        out.write_bytes(pickle.dumps(state, protocol=4))
-        print(f'note: {descriptions.write_beside(out, description)} says what tensors do not: keep it beside')
+        _write(out, pickle.dumps(state, protocol=4))
+        try:
+            beside = descriptions.write_beside(out, description)
+        except SaveError:
+            out.unlink()  # without its description it would be another network
+            raise
+        print(f'note: {beside} says what tensors do not: keep it beside')
     else:
         _write_pth(out, state, layout, weights, {descriptions.OWN: description, 'cfg': config})
     print(f'{len(state)} tensors in the layout of {layout}; written to {out}')
@@ -77,7 +83,14 @@ def _write_pth(out, state, layout, weights, said):
     names = {'classes': list(weights.classes), 'palette': [list(color) for color in weights.colors]}
     tensors = {key: torch.from_numpy(array) for key, array in state.items()}
     key = 'model' if layout == 'sssegmentation' else 'state_dict'
-    torch.save({'meta': {'dataset_meta': names, **said}, key: tensors}, out)
+    content = io.BytesIO()  # in memory first: torch has errors of its own for a full disk
+    torch.save({'meta': {'dataset_meta': names, **said}, key: tensors}, content)
+    _write(out, content.getbuffer())
+
+
+def _write(out, content):
+    with replacing(out) as draft:
+        draft.write_bytes(content)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.weights import folder
 from ann_jax.weights.opening import open_weights
 
@@ -28,7 +28,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         print(push(options.source, options.name, options.license, options.revision, options.private))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, SaveError) as error:
         sys.exit(f'error: {error}')
 
 

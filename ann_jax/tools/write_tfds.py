@@ -19,7 +19,7 @@ from absl import flags
 from ann_jax import build, command
 from ann_jax.data import records
 from ann_jax.data.datasets import FolderSource
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError, DataError, SaveError
 
 
 def sources(config, splits):
@@ -58,7 +58,7 @@ def main(argv=None):
     try:
         found = sources(config, splits)
         folder = records.write(_name(config.dataset, given.name), found, out)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, SaveError) as error:
         sys.exit(f'error: {error}')
     counts = ', '.join(f'{len(source)} of {part}' for part, source in found.items())
     root = folder if config.dataset.name == records.OWN else out

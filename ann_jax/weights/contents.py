@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ann_jax.errors import DataError
+from ann_jax.files import refuse_special
 from ann_jax.weights.descriptions import read_beside
 from ann_jax.weights.pickles import Unread
 from ann_jax.weights.safetensors import metadata
@@ -45,7 +46,8 @@ def read_file(path: Path, prefer: str | None = None) -> File:
     Raises:
         DataError: no weights can be read from it.
     """
-    if not path.is_file():
+    refuse_special(path, 'weights')
+    if not path.exists():
         raise DataError(f'{path}: no such file')
     content = read(path)
     if isinstance(content, Unread):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ann_jax.errors import DataError
+from ann_jax.files import replacing
 from ann_jax.weights import mmseg_config
 from ann_jax.weights.folder import Weights, as_tuples, sha256
 from ann_jax.weights.torch_files import ENDINGS
@@ -39,7 +40,8 @@ def write_beside(path: Path, description: Mapping[str, Any]) -> Path:
     """Writes a description beside an exported file; returns where."""
     out = path.with_suffix('.json')
     text = json.dumps({OWN: description, 'sha256': sha256(path)}, indent=1)
-    out.write_text(text + '\n', encoding='utf-8')
+    with replacing(out) as draft:
+        draft.write_text(text + '\n', encoding='utf-8')
     return out
 
 

@@ -25,6 +25,7 @@ from ann_jax.data.levels import Reading, channels_of
 from ann_jax.data.names import voc_colors
 from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, DataError, listed
+from ann_jax.files import refuse_special, writing
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import BACKBONE_FACTS, OF_BACKBONE, OF_HEAD, network, unknown_settings
 from ann_jax.runs import history
@@ -166,6 +167,7 @@ def save(folder: Path, weights: Weights) -> None:
 
     Raises:
         ConfigError: the folder exists.
+        SaveError: it cannot be written.
     """
     if folder.exists():
         raise ConfigError(f'{folder} exists: name a new folder, or remove it first')
@@ -177,14 +179,15 @@ def save(folder: Path, weights: Weights) -> None:
             del facts[key]
     flat = traverse_util.flatten_dict(weights.variables, sep='/')
     draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
-    draft.mkdir(parents=True)
     try:
         arrays: dict[str, Any] = {name: np.asarray(array, np.float32) for name, array in flat.items()}
-        safetensors.write(draft / ARRAYS[0], arrays)
-        facts |= {'version': VERSION, 'sha256': sha256(draft / ARRAYS[0])}
-        (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
-        (draft / 'README.md').write_text(card(facts), encoding='utf-8')
-        draft.rename(folder)
+        with writing(folder):
+            draft.mkdir(parents=True)
+            safetensors.write(draft / ARRAYS[0], arrays)
+            facts |= {'version': VERSION, 'sha256': sha256(draft / ARRAYS[0])}
+            (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+            (draft / 'README.md').write_text(card(facts), encoding='utf-8')
+            draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -312,7 +315,12 @@ def _widen_stem(initial, loaded):
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, as 64 hexadecimal digits."""
+    """Checksum of a file, as 64 hexadecimal digits.
+
+    Raises:
+        DataError: it is no regular file.
+    """
+    refuse_special(path, 'weights')
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ann_jax import __version__
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError
+from ann_jax.files import refuse_special
 from ann_jax.runs.checkpoints import Checkpoints, unknown_parts
 from ann_jax.runs.history import complete, note, note_unknown, saved_config
 from ann_jax.weights import folder
@@ -52,6 +53,8 @@ def _read(path):
         note(path, added)
         source = {**loaded.source, **origin(path / 'model.json')}
         return dataclasses.replace(loaded, model=as_tuples(model), source=source)
+    if not path.is_dir():
+        refuse_special(path, 'weights')
     only = None
     if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
         path, only = path.parent.parent, int(path.name)

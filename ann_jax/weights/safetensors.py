@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ann_jax.errors import DataError
+from ann_jax.files import replacing
 
 _KINDS = {
     'BF16': 'bfloat16',
@@ -70,6 +71,9 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], said: Mapping[str, str]
         path: of the file.
         tensors: name -> array of a type that the format knows.
         said: texts by name, which `metadata` returns.
+
+    Raises:
+        SaveError: it cannot be written.
     """
     names = {np.dtype(kind): name for name, kind in _KINDS.items() if kind != 'bfloat16'}
     header: dict[str, Any] = {'__metadata__': {'format': 'pt', **(said or {})}}
@@ -80,7 +84,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], said: Mapping[str, str]
         at = end
     raw = json.dumps(header, separators=(',', ':')).encode()
     raw += b' ' * (-len(raw) % _ALIGNED)
-    with open(path, 'wb') as file:
+    with replacing(path) as draft, open(draft, 'wb') as file:
         file.write(len(raw).to_bytes(8, 'little') + raw)
         for array in tensors.values():
             little = array.astype(array.dtype.newbyteorder('little'), copy=False)

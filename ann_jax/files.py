@@ -1,0 +1,92 @@
+"""Files of the user: only regular ones are read, and each is written beside its place and renamed."""
+
+import contextlib
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ann_jax.errors import DataError, SaveError
+
+_KINDS = {
+    stat.S_IFDIR: 'a folder',
+    stat.S_IFIFO: 'a pipe',
+    stat.S_IFSOCK: 'a socket',
+    stat.S_IFCHR: 'a device',
+    stat.S_IFBLK: 'a device',
+}
+
+
+def refuse_special(path: str | os.PathLike, kind: str) -> None:
+    """Refuses what is there but is no file: reading a pipe waits for its writer, and a device may never end.
+
+    Args:
+        path: of the file; a link to a regular file is one, and what does not exist is left to `open`.
+        kind: what it should be, such as 'image', for the error.
+
+    Raises:
+        DataError: it is a folder, a pipe, a socket or a device.
+    """
+    if what := _special(path):
+        raise DataError(f'cannot read the {kind} {path}: it is {what}, not a file; save it as a file')
+
+
+def _special(path):
+    """What the path is if it is no regular file, such as 'a pipe'; '' for files and for nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ''
+    return '' if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), 'a special file')
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns errors of the file system into a `SaveError` that says what to do.
+
+    Raises:
+        SaveError: the disk is full, a permission is missing, or the folder is read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f'cannot write {path}: {error.strerror or error}. Free space or make {path} writable, then run '
+            'the same again; what was written before is intact'
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Writes a file completely or not at all, in folders that are made where they are missing.
+
+    Yields:
+        Path beside it, with the same ending, to be written in the `with` block, which renames or removes it.
+
+    Raises:
+        SaveError: it cannot be written; a file that was there is as it was.
+    """
+    place = Path(os.path.realpath(path))  # through links, which stay
+    if what := _special(place):
+        raise SaveError(f'cannot write {path}: it is {what}, not a file; choose another name')
+    with writing(path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f'.partial-{uuid.uuid4().hex[:12]}{place.suffix}')
+        try:
+            yield draft
+            draft.replace(place)
+        finally:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Mapping) -> None:
+    """Replaces a file of JSON.
+
+    Raises:
+        SaveError: see `replacing`.
+    """
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
