@@ -48,7 +48,12 @@ _SHOWN = [flag.name for flag in (_CONFIG, _WORKDIR, _MODE, _COORDINATOR, _PROCES
 
 def run():
     """The command, as `ann-jax` starts it."""
-    app.run(main, flags_parser=parse_flags)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except KeyboardInterrupt:
+        print('\nstopped by Ctrl-C', file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)  # at exit, Python would wait for threads that read
 
 
 def parse_flags(argv):
@@ -110,22 +115,16 @@ def main(_argv):
                     browse.browse(config, workdir)
                 case 'benchmark':
                     benchmark.benchmark(config, workdir)
-    except (ConfigError, DataError, SaveError, FloatingPointError) as error:
-        _leave_others(f'error: {error}')
-        sys.exit(f'error: {error}')
-    except Exception:
-        _leave_others(traceback.format_exc())
-        raise
-
-
-def _leave_others(text):
-    """Ends one of several processes immediately: at exit it would wait for the others, which wait for it."""
-    import jax
-
-    if jax.process_count() > 1:
-        print(text, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)
+    except Exception as error:
+        count = jax.process_count()
+        text = processes.lost(error, jax.process_index(), count)
+        if not text and isinstance(error, (ConfigError, DataError, SaveError, FloatingPointError)):
+            text = str(error)
+        if count > 1:
+            processes.leave(f'error: {text}' if text else traceback.format_exc())
+        if not text:
+            raise
+        sys.exit(f'error: {text}')
 
 
 if __name__ == '__main__':

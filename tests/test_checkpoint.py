@@ -274,3 +274,23 @@ def test_damaged_scores_are_reported_and_forgotten(two_saved, tmp_path, caplog):
     (folder / 'scores.json').write_text('{"1": 0.')
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         assert checkpoints.best is None and 'scores.json' in caplog.text
+
+
+def test_an_empty_folder_beyond_the_last_step_is_not_how_far_the_run_is(two_saved, tmp_path):
+    shutil.copytree(two_saved, tmp_path / 'copy')
+    (tmp_path / 'copy' / '99999').mkdir()
+    with contextlib.closing(Checkpoints(tmp_path / 'copy')) as checkpoints:
+        assert checkpoints.reached == 2
+        assert checkpoints.latest == 99999
+
+
+def test_a_link_among_the_checkpoints_stays(two_saved, tmp_path):
+    shutil.copytree(two_saved, tmp_path / 'copy')
+    (tmp_path / 'copy' / '2').rename(tmp_path / 'elsewhere')
+    (tmp_path / 'copy' / '2').symlink_to(tmp_path / 'elsewhere')
+    with contextlib.closing(Checkpoints(tmp_path / 'copy')) as checkpoints:
+        for step in (3, 4, 5):
+            checkpoints.save(step, wide_state(step), {})
+    assert (tmp_path / 'copy' / '2').is_symlink() and (tmp_path / 'elsewhere' / 'facts').is_dir()
+    assert {path.name for path in (tmp_path / 'copy').iterdir() if path.is_dir()} >= {'2', '4', '5'}
+    assert not (tmp_path / 'copy' / '3').exists()

@@ -17,7 +17,7 @@ from PIL import Image
 from reference import QUICK
 from trees import write_tree
 
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, SaveError
 from ann_jax.parallel import processes
 
 REPOSITORY = Path(__file__).parent.parent
@@ -177,3 +177,53 @@ def test_auto_asks_the_machine(monkeypatch):
     monkeypatch.setattr(jax.distributed, 'initialize', lambda *args: asked.append(args))
     assert not processes.join('auto')
     assert asked == [(None,)]
+
+
+GLOO = (
+    'UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:'
+)
+BARRIER = (
+    'DEADLINE_EXCEEDED: Barrier timed out. Id: step_2. This usually happens because a task triggered the '
+    'barrier too early or too slowly. # of tasks that reached the barrier: 2/4. The first task at the '
+    'barrier: /job:jax_worker/replica:0/task:0. Some timed out task names:\n'
+    '/job:jax_worker/replica:0/task:2\n'
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'index', 'count', 'who'),
+    [
+        (f'{GLOO}13491: Connection reset by peer', 0, 2, 'process 1 of 2'),
+        (f'{GLOO}13491: Connection reset by peer', 2, 3, 'one of the 3 processes'),
+        ('UNKNOWN: Gloo AllGather failed: Connection closed by peer', 1, 2, 'process 0 of 2'),
+        (BARRIER, 1, 4, 'process 2 of 4'),
+        ('UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n'
+         '/job:jax_worker/replica:0/task:3', 1, 4, 'process 3 of 4'),
+        ('UNAVAILABLE: Failed to send RPC to coordination service.', 1, 2, 'process 0 of 2'),
+    ],
+)  # fmt: skip
+def test_the_end_of_another_process_is_recognised(text, index, count, who):
+    error = jax.errors.JaxRuntimeError(text)
+    for raised in (error, caused(SaveError('cannot save a checkpoint. Free space'), error)):
+        said = processes.lost(raised, index, count)
+        assert said.startswith(f'{who} is gone') and 'the same command again in all processes' in said
+        assert '\n' not in said
+    assert not processes.lost(error, 0, 1)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 5368709120 bytes.'),
+        ConfigError('hf://a/b: connection refused'),
+        OSError('Connection reset by peer'),
+        SaveError('cannot write x: No space left on device'),
+    ],
+)
+def test_other_errors_are_not_taken_for_it(error):
+    assert not processes.lost(caused(ValueError('x'), error), 0, 2)
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error

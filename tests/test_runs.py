@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from ann_jax.errors import ConfigError, SaveError
 from ann_jax.files import writing
 from ann_jax.runs.lock import lock
 from ann_jax.runs.log import log_file, note
+from ann_jax.runs.signals import Stop
 
 HOLDER = """
 import sys, time
@@ -70,3 +72,58 @@ def test_the_log_holds_what_was_said_and_what_ended_the_run(tmp_path):
         'run 1', 'config long', 'ended by ValueError: too bad',
         'run 2', 'config long', 'ended by ValueError: too bad',
     ]  # fmt: skip
+
+
+BUSY = """
+import hashlib
+from ann_jax.runs.signals import Stop
+
+with Stop():
+    print('busy', flush=True)
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)  # minutes in C, where Python runs no handlers
+"""
+CTRL_C = """
+import os, signal
+from ann_jax import main
+
+main.app.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+main.run()
+"""
+
+
+def python(code):
+    return subprocess.Popen(
+        [sys.executable, '-c', code],
+        env=os.environ | {'PYTHONPATH': str(Path(__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_step_at_once(number):
+    process = python(BUSY)
+    assert process.stdout.readline() == 'busy\n'
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)  # the first lets the step go on
+    process.send_signal(number)
+    said = process.communicate(timeout=5)[1]
+    assert process.returncode == 128 + number
+    assert said == f'\nended by a second signal, {number.name}: the same command resumes\n'
+
+
+def test_ctrl_c_is_one_line():
+    process = python(CTRL_C)
+    assert process.communicate(timeout=60)[1] == '\nstopped by Ctrl-C\n'
+    assert process.returncode == 130
+
+
+def test_signals_are_as_before_after_a_run():
+    before = [signal.getsignal(number) for number in Stop.SIGNALS]
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    assert [signal.getsignal(number) for number in Stop.SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -100,7 +100,7 @@ def train(
         stop = stack.enter_context(Stop())
         _hold(stack, workdir)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / 'checkpoints')))
-        newest = checkpoints.latest or 0
+        newest = checkpoints.reached
         if newest > steps or (newest == steps and checkpoints.scored(newest)):
             _print(f'{workdir} is at step {newest} of {steps}: --mode=evaluate evaluates its best checkpoint')
             return

@@ -1,6 +1,11 @@
-"""Joining several processes, agreement among them, and which one prints."""
+"""Joining several processes, agreement among them, which one prints, and what is said if one is gone."""
 
+import ctypes
+import functools
 import os
+import re
+import signal
+import sys
 from typing import Any
 
 import jax
@@ -49,10 +54,10 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     # SIGTERM handler would swallow the signal.
     jax.config.update('jax_enable_preemption_service', False)
     try:
-        if found and missing:
-            jax.distributed.initialize(given['coordinator'])
-        elif missing:
+        if missing and not found:
             raise ConfigError(f'several processes need --{" and --".join(missing)} too')
+        if missing:
+            jax.distributed.initialize(given['coordinator'])
         else:
             jax.distributed.initialize(
                 given['coordinator'],
@@ -64,7 +69,77 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f'the processes did not find each other ({given}): {error}') from error
+    if jax.process_count() > 1:
+        _speak_when_aborted()
     return jax.process_count() > 1
+
+
+@functools.cache
+def _speak_when_aborted():
+    """Ends aborts with a line of ours: jax aborts a process from C++ when it hears that process 0 is gone.
+
+    Returns:
+        The handler, which the cache keeps alive.
+    """
+    if os.name != 'posix':
+        return None
+    index, count = jax.process_index(), jax.process_count()
+    other = 'process 0' if index else 'another one'
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def speak(_number):
+        leave(
+            f'error: process {index} of {count} was aborted, as it is when {other} is gone; the lines above '
+            f'say why: {_GO_ON}'
+        )
+
+    # Python's own handlers run too late, after the process has ended.
+    ctypes.CDLL(None).signal(signal.SIGABRT, speak)
+    return speak
+
+
+def leave(text: str) -> None:
+    """Ends one of several processes immediately: at exit it would wait for the others, which wait for it."""
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+# What Gloo, NCCL and jax's coordination service say where a process does not answer any more.
+_LOST = re.compile(
+    r'Gloo .*(failed|timed? ?out)|NCCL .*(remote|abort|peer)|connection (closed|reset|refused|aborted)|'
+    r'broken pipe|socket closed|heartbeat|coordination service|barrier|preempted|'
+    r'(peer|task|worker)s? .*(died|unavailable|disconnected)',
+    re.IGNORECASE | re.DOTALL,
+)
+_TASK = re.compile(r'task:(\d+)')
+_GO_ON = 'start the same command again in all processes, and the run goes on from its newest checkpoint'
+
+
+def lost(error: BaseException, index: int, count: int) -> str:
+    """What to tell the user if an error in one of several processes comes from the end of another.
+
+    Args:
+        error: the exception, with those that caused it.
+        index: of this process.
+        count: number of processes.
+
+    Returns:
+        One line that names the process, where that is known, and says how to go on; '' for other errors.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not (isinstance(seen, jax.errors.JaxRuntimeError) and _LOST.search(str(seen))):
+        seen = seen.__cause__ or seen.__context__
+    if count < 2 or seen is None:
+        return ''
+    reason = ' '.join(str(seen).split())
+    others = set(range(count)) - {index}
+    gone = sorted(
+        others & set(map(int, _TASK.findall(reason.rpartition('timed out task names')[2])))
+        or (others if count == 2 else ())
+    )
+    who = f'process {" and ".join(map(str, gone))} of {count}' if gone else f'one of the {count} processes'
+    return f'{who} is gone, and its own output says why ({reason[:200]}): {_GO_ON}'
 
 
 def is_main() -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ann_jax import __version__
-from ann_jax.errors import ConfigError, DataError, SaveError, listed
+from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
 from ann_jax.files import write_json, writing
 from ann_jax.parallel import processes
 from ann_jax.runs.history import not_understood
@@ -97,11 +97,14 @@ def _items(folder):
 class _NewestAndBest:
     """Keeps the two newest checkpoints and the best one, in the protocol of orbax."""
 
+    folder: Path
     best: Callable[[], int | None]
 
     def should_preserve(self, checkpoints, *, context):
         newest = {info.step for info in checkpoints[-2:]}
-        return [info.step in newest or info.step == self.best() for info in checkpoints]
+        kept = newest | {self.best()}
+        # A link is the user's, and what it leads to need not belong to this run.
+        return [info.step in kept or (self.folder / str(info.step)).is_symlink() for info in checkpoints]
 
 
 class Checkpoints:
@@ -117,7 +120,9 @@ class Checkpoints:
         with writing(self.folder):
             self._manager = ocp.CheckpointManager(
                 self.folder,
-                options=ocp.CheckpointManagerOptions(preservation_policy=_NewestAndBest(lambda: self.best)),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_NewestAndBest(self.folder, lambda: self.best)
+                ),
             )
         self._scores = self._read_scores()
 
@@ -165,6 +170,19 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the newest checkpoint, None if there is none."""
         return max(self.steps, default=None)
+
+    @property
+    def reached(self) -> int:
+        """The newest step of which the facts can be read, 0 if there is none; not that of an empty folder."""
+        for step in self.steps:
+            try:
+                self.facts(step)
+            except Damaged:
+                continue
+            except VersionError:
+                pass  # restoring it says what is unknown
+            return step
+        return 0
 
     @property
     def best(self) -> int | None:

@@ -31,8 +31,9 @@ def lock(workdir: Path) -> Iterator[None]:
     """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        # Not truncated yet: another run may have written its name.
-        file = open(workdir / 'lock', 'a+', encoding='utf-8')  # noqa: SIM115
+        # Not truncated yet: another run may have written its name. Without a buffer, which a full disk would
+        # leave to be written on closing.
+        file = open(workdir / 'lock', 'a+b', buffering=0)  # noqa: SIM115
     with file:
         try:
             if fcntl is None:
@@ -44,11 +45,10 @@ def lock(workdir: Path) -> Iterator[None]:
             else:
                 file.seek(0)
                 raise ConfigError(
-                    f'{workdir} is in use by another run ({file.read().strip() or "unknown"}): '
+                    f'{workdir} is in use by another run ({file.read().decode().strip() or "unknown"}): '
                     'wait for it, stop it, or use another --workdir'
                 ) from error
         with writing(workdir):
             file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-            file.flush()
+            file.write(f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
         yield

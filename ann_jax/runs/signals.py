@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as requests to stop after the current step."""
 
 import logging
+import os
 import signal
 import threading
 
@@ -8,7 +9,10 @@ logger = logging.getLogger(__name__)
 
 
 class Stop:
-    """Context manager that catches both signals; a second one ends the process as usual.
+    """Context manager that catches both signals; a second one ends the process at once.
+
+    Python runs handlers between its own instructions only, which compiling or a long step keeps waiting. So a
+    thread counts the signals too, as C hands them over.
 
     Attributes:
         requested: whether a signal has been received.
@@ -23,24 +27,43 @@ class Stop:
     def __enter__(self) -> 'Stop':
         # Only the main thread may set handlers; a run in another thread is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
+            reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._count, args=(reader,), daemon=True).start()
             self._before = {number: signal.signal(number, self._catch) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
-        self._restore()
+        if self._before:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._woken)
+            os.close(self._writer)  # which ends the thread
+            self._before = {}
 
     def _catch(self, number, _frame):
+        if self.requested:
+            _end(number)
         self.requested = True
-        self._restore()
         logger.info(
             '%s: stopping after this step; a second signal ends the run immediately',
             signal.Signals(number).name,
         )
 
-    def _restore(self):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def _count(self, reader):
+        seen = 0
+        while number := os.read(reader, 1):
+            seen += number[0] in self.SIGNALS
+            if seen > 1:
+                _end(number[0])
+        os.close(reader)
+
+
+def _end(number):
+    text = f'\nended by a second signal, {signal.Signals(number).name}: the same command resumes\n'
+    os.write(2, text.encode())
+    os._exit(128 + number)
 
 
 class Stopped(Exception):
