@@ -75,7 +75,9 @@ def main(_argv):
     logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
     logging.getLogger('ann_jax').setLevel(logging.INFO)
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.ERROR)  # lists the missing backends
-    absl.logging.set_verbosity(absl.logging.ERROR)  # libraries that log through absl are verbose
+    # Orbax and grain log through absl, with tracebacks of what they raise afterwards.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # likewise, of what orbax never asks for
     # Imported late: worker processes import this file again, and need neither jax nor the network.
     import jax
 

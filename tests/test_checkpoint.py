@@ -294,3 +294,12 @@ def test_a_link_among_the_checkpoints_stays(two_saved, tmp_path):
     assert (tmp_path / 'copy' / '2').is_symlink() and (tmp_path / 'elsewhere' / 'facts').is_dir()
     assert {path.name for path in (tmp_path / 'copy').iterdir() if path.is_dir()} >= {'2', '4', '5'}
     assert not (tmp_path / 'copy' / '3').exists()
+
+
+def test_a_folder_that_was_removed_during_the_run_is_not_made_again(tmp_path):
+    folder = tmp_path / 'run' / 'checkpoints'
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        shutil.rmtree(tmp_path / 'run')
+        with pytest.raises(SaveError, match=f'{folder} was removed during the run'):
+            checkpoints.save(1, wide_state(1), {})
+    assert not folder.exists()

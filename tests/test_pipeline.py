@@ -1,16 +1,20 @@
 """The order and content of batches, a function of (seed, step) alone; and errors that reach the consumer."""
 
+import errno
 import itertools
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from trees import write_tree
 
+from ann_jax.data import pipeline
 from ann_jax.data.datasets import open_source
-from ann_jax.data.pipeline import Replacing, eval_batches, train_batches
+from ann_jax.data.pipeline import ClosingIterator, Replacing, eval_batches, train_batches
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
@@ -275,3 +279,59 @@ def test_a_bad_sample_of_an_evaluation_is_left_without_a_label_and_logged(caplog
     labels = [label[0, 0] for batch, _ in batches for label in batch['label']]
     assert labels == [0, 1, 2, 3, 4, IGNORE, 6, 7]
     assert 'not evaluated: n5.png is truncated' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        OSError(errno.ENOSPC, 'No space left on device'),
+        RuntimeError(
+            f'Worker process was terminated unexpectedly with exit code -{int(signal.SIGBUS)}. Search'
+        ),
+    ],
+)
+def test_no_room_for_the_workers_names_shared_memory(error):
+    def read():
+        yield 1
+        raise error
+
+    batches = ClosingIterator(read())
+    assert next(batches) == 1
+    with pytest.raises(DataError, match=r'/dev/shm.*--shm-size.*loader\.workers=0'):
+        next(batches)
+
+
+@pytest.mark.parametrize(
+    ('error', 'kind', 'text'),
+    [
+        (RuntimeError('Worker process was terminated unexpectedly with exit code -9.'), DataError, 'memory'),
+        (OSError(errno.EIO, 'Input/output error'), OSError, 'Input/output'),
+    ],
+)
+def test_other_ends_of_workers_do_not(error, kind, text):
+    def read():
+        raise error
+        yield
+
+    with pytest.raises(kind, match=text) as raised:
+        next(ClosingIterator(read()))
+    assert '/dev/shm' not in str(raised.value)
+
+
+LEFT = """
+import sys
+from multiprocessing.shared_memory import SharedMemory
+
+sys.warnoptions.append(sys.argv[1])
+print(SharedMemory(create=True, size=10).name)
+"""
+
+
+def test_batches_on_their_way_are_removed_without_a_warning():
+    ended = subprocess.run([sys.executable, '-c', LEFT, pipeline._TRACKER], capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stderr == ''
+    name = ended.stdout.strip()
+    deadline = time.time() + 10
+    while os.path.exists(f'/dev/shm/{name}') and time.time() < deadline:
+        time.sleep(0.02)
+    assert name and not os.path.exists(f'/dev/shm/{name}')

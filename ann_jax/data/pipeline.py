@@ -5,9 +5,12 @@ with any number of threads and workers, the shards of a batch together are the b
 only the step number needs to be saved. Worker processes are spawned and start no JAX backend.
 """
 
+import errno
 import logging
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -25,6 +28,8 @@ from ann_jax.typing import IGNORE, Batch, Sample, Source
 logger = logging.getLogger(__name__)
 
 T = TypeVar('T')
+_SIGBUS = int(getattr(signal, 'SIGBUS', 0))  # Windows has none
+_TRACKER = 'ignore:resource_tracker:UserWarning'
 
 
 def cores() -> int:
@@ -77,7 +82,7 @@ class Replacing:
 
 
 class ClosingIterator(Iterator[T]):
-    """The elements of a grain reader; reports a worker that died as a `DataError`."""
+    """The elements of a grain reader; reports a worker that died, or has no room, as a `DataError`."""
 
     def __init__(self, reader):
         self._iterator = iter(reader)
@@ -85,9 +90,15 @@ class ClosingIterator(Iterator[T]):
     def __next__(self) -> T:
         try:
             return next(self._iterator)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # reading needs no space but that of shared memory
+                raise
+            raise _no_room(error) from error
         except RuntimeError as error:
             if 'terminated unexpectedly' not in str(error):
                 raise
+            if f'exit code -{_SIGBUS}.' in str(error):  # on writing to memory that is not there
+                raise _no_room(error) from error
             raise DataError(
                 f'a data worker died ({error}), usually for lack of memory: use fewer loader.workers; '
                 'the same command resumes'
@@ -96,6 +107,19 @@ class ClosingIterator(Iterator[T]):
     def close(self) -> None:
         """Ends the threads and the workers."""
         self._iterator.close()
+
+
+def _no_room(error):
+    try:
+        size = f', {shutil.disk_usage("/dev/shm").total / 2**20:,.1f} MiB'
+    except OSError:
+        size = ''
+    reason = ' '.join(str(error).split())
+    return DataError(
+        f'the data workers have no room in shared memory (/dev/shm{size}; {reason[:80]}): make it larger, in '
+        'docker with --shm-size=8g or --ipc=host, or read without workers, --config.loader.workers=0; the '
+        'same command resumes'
+    )
 
 
 def train_batches(
@@ -220,6 +244,10 @@ def _read(dataset, *, num_workers, num_threads, prefetch):
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     reader = dataset.to_iter_dataset(options)
     if num_workers:
+        # Batches on their way when the workers end are removed by Python's tracker of shared memory, which
+        # would warn of them at the end of each run. It is a process that gets these options.
+        if _TRACKER not in sys.warnoptions:
+            sys.warnoptions.append(_TRACKER)
         reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), _start_worker)
     return reader
 

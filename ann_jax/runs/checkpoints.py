@@ -130,8 +130,14 @@ class Checkpoints:
         """Saves a tree of arrays under a step, with its facts (JSON).
 
         Raises:
-            SaveError: this save or the previous one failed; earlier checkpoints are intact.
+            SaveError: this save or the previous one failed; earlier checkpoints are intact. Or the folder was
+                removed during the run.
         """
+        if not self.folder.is_dir():
+            raise SaveError(
+                f'{self.folder} was removed during the run, and earlier checkpoints with it: restore a copy, '
+                'or run the same command again to start over'
+            )
         arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
         facts = facts | {'version': __version__, 'arrays': arrays}
         facts = facts | {'checksum': _digest_json(facts)}
