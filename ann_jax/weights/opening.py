@@ -113,7 +113,7 @@ def _of_run(saved, facts, score):
 
 def _class_names(path, saved, variables):
     """Class names of a run that does not save them: those of the scenes, or those in its scores."""
-    count = variables['params']['classifier']['bias'].shape[0]
+    count = len(variables['params'].get('classifier', {}).get('bias', ()))
     data = complete(saved)[0]['dataset']
     names = []
     if (data.get('root') and data.get('name') or data.get('stand_in') or data.get('name')) == 'scenes':
