@@ -6,7 +6,6 @@
 import contextlib
 import io
 import logging
-import os
 import re
 import sys
 import traceback
@@ -19,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ann_jax import command
 from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.runs.signals import end_by_ctrl_c
 
 logger = logging.getLogger('ann_jax.main')  # not __main__, the name under `python -m`
 
@@ -48,12 +48,8 @@ _SHOWN = [flag.name for flag in (_CONFIG, _WORKDIR, _MODE, _COORDINATOR, _PROCES
 
 def run():
     """The command, as `ann-jax` starts it."""
-    try:
+    with end_by_ctrl_c():
         app.run(main, flags_parser=parse_flags)
-    except KeyboardInterrupt:
-        print('\nstopped by Ctrl-C', file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(130)  # at exit, Python would wait for threads that read
 
 
 def parse_flags(argv):

@@ -114,8 +114,26 @@ def test_a_second_signal_ends_a_step_at_once(number):
     assert said == f'\nended by a second signal, {number.name}: the same command resumes\n'
 
 
-def test_ctrl_c_is_one_line():
-    process = python(CTRL_C)
+LOST = """
+import hashlib, os, signal
+from ann_jax.runs import signals
+
+class Caught:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):  # the exception is raised in here, and lost
+            pass
+
+signals.GRACE = 0.1
+with signals.end_by_ctrl_c():
+    Caught()
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
+"""
+
+
+@pytest.mark.parametrize('code', [CTRL_C, LOST])
+def test_ctrl_c_is_one_line(code):
+    process = python(code)
     assert process.communicate(timeout=60)[1] == '\nstopped by Ctrl-C\n'
     assert process.returncode == 130
 

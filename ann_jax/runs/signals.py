@@ -1,11 +1,18 @@
-"""SIGTERM and Ctrl-C as requests to stop after the current step."""
+"""SIGTERM and Ctrl-C as requests to stop after the current step of training, and Ctrl-C elsewhere."""
 
+import contextlib
 import logging
 import os
+import select
 import signal
+import socket
+import sys
 import threading
+from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
+
+GRACE = 2.0
 
 
 class Stop:
@@ -27,9 +34,8 @@ class Stop:
     def __enter__(self) -> 'Stop':
         # Only the main thread may set handlers; a run in another thread is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
-            reader, self._writer = os.pipe()
-            os.set_blocking(self._writer, False)
-            self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            reader, self._writer = _pair()
+            self._woken = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._count, args=(reader,), daemon=True).start()
             self._before = {number: signal.signal(number, self._catch) for number in self.SIGNALS}
         return self
@@ -39,7 +45,7 @@ class Stop:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._woken)
-            os.close(self._writer)  # which ends the thread
+            self._writer.close()  # which ends the thread
             self._before = {}
 
     def _catch(self, number, _frame):
@@ -53,17 +59,61 @@ class Stop:
 
     def _count(self, reader):
         seen = 0
-        while number := os.read(reader, 1):
+        while number := reader.recv(1):
             seen += number[0] in self.SIGNALS
             if seen > 1:
                 _end(number[0])
-        os.close(reader)
+        reader.close()
+
+
+def _pair():
+    """Sockets to read signals from and for C to write them to; pipes would not do on Windows."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    return reader, writer
 
 
 def _end(number):
     text = f'\nended by a second signal, {signal.Signals(number).name}: the same command resumes\n'
     os.write(2, text.encode())
     os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def end_by_ctrl_c() -> Iterator[None]:
+    """Ends the process with one line on Ctrl-C, wherever it hits, in at most `GRACE` seconds.
+
+    Python's own exception would wait for compiling, is lost where it hits a destructor, and would then wait
+    for threads that read.
+    """
+
+    def end():
+        sys.stdout.flush()
+        os.write(2, b'\nstopped by Ctrl-C\n')
+        os._exit(128 + signal.SIGINT)
+
+    def watch():
+        while number := reader.recv(1):
+            if number[0] == signal.SIGINT:
+                select.select([reader], [], [], GRACE)  # for what is half done; a second one ends it at once
+                end()
+
+    def report(lost):
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+
+    reader, writer = _pair()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False), sys.unraisablehook
+    threading.Thread(target=watch, daemon=True).start()
+    sys.unraisablehook = report
+    try:
+        yield
+    except KeyboardInterrupt:
+        end()
+    finally:
+        signal.set_wakeup_fd(before[0])
+        sys.unraisablehook = before[1]
+        writer.close()
 
 
 class Stopped(Exception):
