@@ -131,7 +131,8 @@ RANGES = {
     'loss.min_kept': Range(0, _MOST, whole=True),
     'loss.aux_weight': Range(0, 100),
     'loss.class_weights': Range(0, 1e6, counts=range(256), any_above_zero=True),
-    'optim.learning_rate': Range(1e-12, 100),
+    # Training that diverges is told by its loss, see train.not_finite.
+    'optim.learning_rate': Range(0, 1e30),
     'optim.power': Range(0, 100),
     'optim.momentum': Range(0, 0.9999),
     'optim.weight_decay': Range(0, 1),
