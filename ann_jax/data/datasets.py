@@ -116,6 +116,8 @@ class FolderSource:
             examine_jpeg(data, where)
             check_png(data, where, 'image')
         label = self._label(index)
+        if isinstance(label_file, str):
+            label_file = os.path.join(self._root, label_file)
         decoded = match(data, label.classes, where, label_file, self._reading) if image else None
         return Look(name, label, decoded, data)
 
@@ -156,7 +158,6 @@ class InRegions:
     """A source for training, which reads of large images what a crop shows, if it can."""
 
     def __init__(self, source: Source):
-        self.dataset, self.problems = source.dataset, source.problems
         self._source = source
 
     def __len__(self):
