@@ -99,7 +99,7 @@ def test_a_run_and_the_folder_exported_from_it_open_and_give_its_logits(tmp_path
     for name in ('model', 'input', 'classes', 'colors'):
         assert getattr(of_run, name) == getattr(of_folder, name)
     assert of_folder.source == {'run': 'commit_29e8a0d', 'step': 400}
-    assert of_folder.source.items() <= of_run.source.items()  # which also has what the folder did not keep then
+    assert of_folder.source.items() <= of_run.source.items()  # which knows more today
     config = ConfigDict({'model': defaults().model.to_dict() | of_run.model, 'input': of_run.input})
     expected = witness('29e8a0d')
     assert_logits(logits(config, len(of_run.classes), of_run.variables, expected['image']), expected)
