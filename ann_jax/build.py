@@ -248,24 +248,6 @@ def reader_threads(config: ConfigDict) -> int:
     return max(cores() // max(config.loader.workers, 1), 1)
 
 
-def faster_reading(config: ConfigDict) -> str:
-    """What helps if steps wait for data, in one line."""
-    threads, workers, all_cores = reader_threads(config), config.loader.workers, cores()
-    if threads * max(workers, 1) < all_cores:
-        share = -(-all_cores // max(workers, 1))
-        return f'--config.loader.threads={share} reads on all {all_cores} cores'
-    if not workers and all_cores > 3:
-        count = all_cores // 4
-        return (
-            f'--config.loader.workers={count} reads in {count} processes, which do not share one '
-            'interpreter, but need room in /dev/shm'
-        )
-    return (
-        f'all {all_cores} cores read; larger files take longer, so store images at the size that is trained, '
-        'or JPEGs instead of PNGs'
-    )
-
-
 def protocol_settings(config: ConfigDict) -> dict[str, Any]:
     """How an evaluation makes its scores."""
     c = config.eval

@@ -50,3 +50,13 @@ def environment(tmp_path_factory):
         'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
     }
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The weights of a small network."""
+    from small import small_folder
+
+    path = tmp_path_factory.mktemp('weights') / 'small'
+    small_folder(path)
+    return path

@@ -38,14 +38,6 @@ SIZES = [(64, 128), (70, 150), (64, 130), (66, 131), (1, 1)]
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """A folder of weights."""
-    path = tmp_path_factory.mktemp('weights') / 'small'
-    small_folder(path)
-    return path
-
-
-@pytest.fixture(scope='module')
 def seg(folder):
     return ann_jax.load(folder)
 

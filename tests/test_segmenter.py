@@ -8,19 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small import small_folder
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp('weights') / 'small'
-    small_folder(path)
-    return path
 
 
 @pytest.fixture(scope='module')

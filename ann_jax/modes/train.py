@@ -20,7 +20,7 @@ from ann_jax import __version__, build
 from ann_jax.config import validate
 from ann_jax.data.datasets import InRegions
 from ann_jax.data.levels import AUTO
-from ann_jax.data.pipeline import Replacing, cores, train_batches
+from ann_jax.data.pipeline import Replacing, cores, faster_reading, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
@@ -126,7 +126,7 @@ def train(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
         )
         newest_step = lambda: checkpoints.latest
-        cure = build.faster_reading(config)
+        cure = faster_reading(build.reader_threads(config), config.loader.workers)
         log = TrainLog(record, bar, schedule, config.train.log_every, newest_step, cure)
 
         def is_due(number):
