@@ -1,14 +1,32 @@
 """Event files for TensorBoard."""
 
+import contextlib
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
+
+
+@contextlib.contextmanager
+def _no_torch():
+    """Where torch is installed, tensorboardX imports it: a run would take twice as long to start."""
+    loaded = 'torch' in sys.modules
+    if not loaded:
+        sys.modules['torch'] = None  # type: ignore[assignment]  # cannot be imported
+    try:
+        yield
+    finally:
+        if not loaded:
+            del sys.modules['torch']
+
+
+with _no_torch():
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
 
 
 class TensorBoard:
