@@ -10,6 +10,7 @@ from ann_jax.benchmark import SECTIONS, benchmark
 from ann_jax.benchmark.contest import Contestant, compiled, contest
 from ann_jax.config import defaults, finish, parse_argument
 from ann_jax.errors import ConfigError
+from ann_jax.models import resnet
 
 RATES = [{'GFLOP/s': 10.0}]
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -91,10 +92,14 @@ def test_dilation(tmp_path):
     assert len(rows) == 24 and [row['ratio'] for row in rows[::4]] == [1] * 6
 
 
-def test_the_reference_computes_the_same(tmp_path):
+def test_the_reference_computes_the_same(tmp_path, monkeypatch):
     pytest.importorskip('torch')
+    from ann_jax.benchmark import torch_ann
+
+    # Each stage once, in full width: with more channels than anchors, and Winograd's convolutions.
+    monkeypatch.setitem(resnet.DEPTHS, 50, (True, (1, 1, 1, 1)))
+    monkeypatch.setitem(torch_ann.PLANS, 50, (1, 1, 1, 1))
     config = small(sections='reference', rounds=1, reference_sizes='33x41', reference_step_sizes='33x33')
-    # In full width: with more channels than anchors, and Winograd's convolutions.
     config.model.update({**defaults().model, 'depth': 50})
     benchmark(config, tmp_path)
     rows = json.loads((tmp_path / 'benchmark.json').read_text())['reference']

@@ -36,11 +36,16 @@ def smooth_variables(model):
     return tame(random_variables(model, 0, np.zeros((1, 33, 33, 3), np.float32)))
 
 
+@functools.cache
+def program(model):
+    """Compiled once for each size of a canvas, whatever the size of the image."""
+    apply = lambda variables, image, size: model.apply(variables, FeatureMap.of(image, size)).main
+    return quick(apply)
+
+
 def run(model, variables, image, size=None):
     """The main logits of the folded network."""
-    folded = model.clone(folded=True)
-    apply = lambda variables, image, size: folded.apply(variables, FeatureMap.of(image, size)).main
-    return quick(apply)(fold(model, variables), image, size)
+    return program(model.clone(folded=True))(fold(model, variables), image, size)
 
 
 @functools.cache
@@ -74,6 +79,7 @@ def test_winograd(monkeypatch):
     for name in ('WIDE', 'WIDER', 'WIDEST'):
         monkeypatch.setattr(convolution, name, 8)
     forms.with_static.cache_clear()  # what was traced with other bounds is of no use here
+    program.cache_clear()
     model = network()
     image = normal(2, 65, 49, 3)
     variables = smooth_variables(model)
@@ -83,6 +89,7 @@ def test_winograd(monkeypatch):
     logits = run(model, variables, canvas, np.array([(65, 49)] * 2)).array
     assert_close(logits[:, : expected.shape[1], : expected.shape[2]], expected)
     forms.with_static.cache_clear()
+    program.cache_clear()
 
 
 @pytest.mark.parametrize(
