@@ -1,8 +1,6 @@
-"""Compares the variants of Table 6 on the embedded scenes. See `ann_jax/tools/ablation.py`."""
-
-import sys
+"""Repeats the ablation studies of the paper on any config. See `ann_jax/tools/ablation.py`."""
 
 from ann_jax.tools.ablation import main
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

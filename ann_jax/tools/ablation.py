@@ -1,70 +1,209 @@
-"""Compares the variants of Table 6 on the embedded scenes: trains each with several seeds, prints a table.
+r"""Repeats the ablation studies of the paper (Tables 6, 7 and 9) on any config, with several seeds.
 
-    python -m ann_jax.tools.ablation --workdir=runs/ablation
+    python -m ann_jax.tools.ablation --tables 6 --workdir=runs/ablation
+    python -m ann_jax.tools.ablation --tables 6 7 9 --config=configs/camvid.py:small -- \
+        --config.dataset.root=/data/camvid
 
-Finished runs are not repeated, so an interrupted comparison continues where it stopped, and --seeds or
---variants can be added. Arguments after `--` are passed to every run: `-- --config.train.steps=100`.
+Rows that two tables share are trained once. Finished runs are not repeated and interrupted ones go on, so
+the same command continues a comparison, and tables, rows and seeds can be added. Arguments after `--` are
+passed to every run: `-- --config.train.steps=100`. The tables and all scores are written to ablation.md and
+ablation.json in the working directory and, with the extra `report`, to ablation.png.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ann_jax import files
 from ann_jax.data.scene_objects import LOOK_ALIKES
-from ann_jax.models.ann import VARIANTS
 
 
-def main(argv=None):
-    """Parses the command line, trains what is missing and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', default='configs/scenes.py')
+class Row(NamedTuple):
+    """One network of a table.
+
+    Attributes:
+        label: what the table calls it.
+        paper: mIoU on Cityscapes val in the paper, in percent.
+        variant: of Table 6.
+        settings: of `config.model`, in which it differs from that variant.
+    """
+
+    label: str
+    paper: float
+    variant: str
+    settings: Mapping[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Name of its runs: two rows of one name are one network."""
+        return '-'.join([self.variant, *(_text(value).replace(',', '_') for value in self.settings.values())])
+
+    def arguments(self) -> list[str]:
+        """Settings on the command line."""
+        return [f'--config.model.{key}={_text(value)}' for key, value in self.settings.items()]
+
+
+def _text(value):
+    return value if isinstance(value, str) else ','.join(map(str, value))
+
+
+def _sampled(label, paper, sampling, *sizes):
+    settings = {'sampling': sampling} if sampling != 'average' else {}
+    return Row(label, paper, 'full', settings | ({'sizes': sizes} if sizes != (1, 3, 6, 8) else {}))
+
+
+# Pyramid average 1,3,6,8 of Table 7 scores what the full network does in Table 6: the rows are its variants.
+TABLES = {
+    6: (
+        Row('Baseline', 75.8, 'baseline'),
+        Row('+ NB', 78.4, 'nb'),
+        Row('+ APNB', 78.6, 'apnb'),
+        Row('+ Common fusion', 76.5, 'common'),
+        Row('+ FNB', 77.3, 'fnb'),
+        Row('+ AFNB', 77.1, 'afnb'),
+        Row('+ Common fusion + NB', 79.0, 'common_nb'),
+        Row('+ FNB + NB', 79.7, 'fnb_nb'),
+        Row('+ AFNB + APNB (Full)', 79.9, 'full'),
+    ),
+    7: (
+        _sampled('random 15', 78.2, 'random', 15),
+        _sampled('max 15', 78.1, 'max', 15),
+        _sampled('average 15', 78.4, 'average', 15),
+        _sampled('pyramid random 1,2,3,6', 78.8, 'random', 1, 2, 3, 6),
+        _sampled('pyramid max 1,2,3,6', 79.1, 'max', 1, 2, 3, 6),
+        _sampled('pyramid average 1,2,3,6', 79.3, 'average', 1, 2, 3, 6),
+        _sampled('pyramid average 1,3,6,8', 79.9, 'average', 1, 3, 6, 8),
+        _sampled('pyramid average 1,4,8,12', 80.1, 'average', 1, 4, 8, 12),
+    ),
+    9: (
+        Row('Baseline', 75.8, 'baseline'),
+        Row('AFNB, 4 & 5', 77.1, 'afnb'),
+        Row('AFNB, 3 & 5, 4 & 5', 76.7, 'afnb', {'fuse_stages': (3, 4)}),
+        Row('AFNB, 2 & 5, 3 & 5, 4 & 5', 76.2, 'afnb', {'fuse_stages': (2, 3, 4)}),
+    ),
+}
+ROWS = {row.name: row for rows in TABLES.values() for row in rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line, trains what is missing, then prints and writes the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--config', default='configs/scenes.py', help='with its argument, if any')
     parser.add_argument('--workdir', type=Path, default=Path('runs/ablation'))
-    rows = ['baseline', 'afnb', 'apnb', 'full']
-    parser.add_argument('--variants', nargs='+', default=rows, choices=VARIANTS)
+    parser.add_argument('--tables', nargs='+', type=int, default=[6], choices=TABLES)
+    parser.add_argument('--rows', nargs='+', metavar='ROW', choices=ROWS, help=f'some of {", ".join(ROWS)}')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('arguments', nargs='*', help='passed on to every run')
     options = parser.parse_args(argv)
+    tables = {
+        number: rows
+        for number in options.tables
+        if (rows := [row for row in TABLES[number] if not options.rows or row.name in options.rows])
+    }
+    if not tables:
+        parser.error(f'tables {options.tables} have none of the rows {options.rows}')
 
-    for seed in options.seeds:
-        for variant in options.variants:
-            train(options.config, variant, seed, options.workdir, options.arguments)
-    print(table(options.workdir, options.variants, options.seeds))
+    names = dict.fromkeys(row.name for rows in tables.values() for row in rows)
+    for seed in options.seeds:  # every row once, then again: what is interrupted compares all rows
+        for name in names:
+            train(options.config, ROWS[name], seed, options.workdir, options.arguments)
+    scores = {name: [score(options.workdir, name, seed) for seed in options.seeds] for name in names}
+    text = '\n\n'.join(f'Table {number}\n\n{table(rows, scores)}' for number, rows in tables.items())
+    print(text)
+    with files.replacing(options.workdir / 'ablation.md') as path:
+        path.write_text(text + '\n', encoding='utf-8')
+    record = {'seeds': options.seeds, 'arguments': options.arguments, 'scores': scores}
+    files.write_json(options.workdir / 'ablation.json', record)
+    plot(tables, scores, options.workdir / 'ablation.png')
 
 
-def folder(workdir, variant, seed):
+def folder(workdir: Path, name: str, seed: int) -> Path:
     """The working directory of a run."""
-    return workdir / f'{variant}_{seed}'
+    return workdir / f'{name}_{seed}'
 
 
-def train(config, variant, seed, workdir, arguments):
-    """Trains one variant with one seed, unless that has been done."""
-    command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}:variant={variant}']
-    command += [f'--workdir={folder(workdir, variant, seed)}', f'--config.seed={seed}', *arguments]
-    if status := subprocess.run(command).returncode:
-        sys.exit(f'error: the run of {variant} with seed {seed} ended with status {status}: see above')
+def train(config: str, row: Row, seed: int, workdir: Path, arguments: Sequence[str]) -> None:
+    """Trains one row with one seed, unless that has been done.
+
+    Raises:
+        SystemExit: the run failed.
+    """
+    config += f'{"," if ":" in config else ":"}variant={row.variant}'
+    command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}']
+    command += [f'--workdir={folder(workdir, row.name, seed)}', f'--config.seed={seed}']
+    if status := subprocess.run([*command, *row.arguments(), *arguments]).returncode:
+        sys.exit(f'error: the run of {row.name} with seed {seed} ended with status {status}: see above')
 
 
-def table(workdir, variants, seeds):
-    """Mean and sample deviation over the seeds of mIoU, and of the IoU of the look-alike classes."""
-    lines = ['| variant | mIoU | cars (IoU) | people (IoU) |', '|---|---|---|---|']
-    for variant in variants:
-        runs = []
-        for seed in seeds:
-            scores = json.loads((folder(workdir, variant, seed) / 'metrics.json').read_text(encoding='utf-8'))
-            cars, people = (
-                # None, the IoU of a class that never occurs, becomes nan.
-                np.mean(np.array([scores['iou'][name] for name in pair], float))
-                for pair in (LOOK_ALIKES[:2], LOOK_ALIKES[2:])
-            )
-            runs.append([scores['miou'], cars, people])
-        mean, deviation = np.mean(runs, 0), np.std(runs, 0, ddof=min(1, len(seeds) - 1))
-        cells = [f'{100 * m:.1f} ± {100 * d:.1f}' for m, d in zip(mean, deviation, strict=True)]
-        lines.append(f'| {variant} | {" | ".join(cells)} |')
+def score(workdir: Path, name: str, seed: int) -> dict[str, float]:
+    """Scores of a run in percent: of all classes, and of the pairs of look-alikes where it has them."""
+    metrics = json.loads((folder(workdir, name, seed) / 'metrics.json').read_text(encoding='utf-8'))
+    found = {'mIoU': 100 * metrics['miou']}
+    if set(LOOK_ALIKES) <= metrics['iou'].keys():
+        for key, pair in (('cars', LOOK_ALIKES[:2]), ('people', LOOK_ALIKES[2:])):
+            # None, the IoU of a class that never occurs, becomes nan.
+            found[key] = float(100 * np.mean(np.array([metrics['iou'][each] for each in pair], float)))
+    return found
+
+
+def table(rows: Sequence[Row], scores: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Mean and sample deviation over the seeds, beside the figure of the paper, as Markdown."""
+    keys = list(scores[rows[0].name][0])
+    head = ['network', *keys, 'paper, Cityscapes']
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    for row in rows:
+        values = np.array([[run[key] for key in keys] for run in scores[row.name]])
+        cells = [f'{mean:.1f} ± {deviation:.1f}' for mean, deviation in zip(*spread(values), strict=True)]
+        lines.append(f'| {" | ".join([row.label, *cells, f"{row.paper:.1f}"])} |')
     return '\n'.join(lines)
+
+
+def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sample deviation over the first axis; a deviation of 0 for a single run."""
+    return values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
+
+
+def plot(
+    tables: Mapping[int, Sequence[Row]],
+    scores: Mapping[str, Sequence[Mapping[str, float]]],
+    path: Path,
+) -> None:
+    """Draws the mIoU of every seed, their mean, and the paper's beside it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no ablation.png: pip install 'ann_jax[report]'")
+        return
+    count = sum(map(len, tables.values()))
+    figure = Figure((9, 1 + 0.4 * count + 0.5 * len(tables)), layout='constrained')
+    axes = figure.subplots(
+        len(tables), 2, squeeze=False, height_ratios=[len(rows) + 1 for rows in tables.values()]
+    )
+    for (number, rows), (ours, paper) in zip(tables.items(), axes, strict=True):
+        places = np.arange(len(rows))
+        runs = np.array([[run['mIoU'] for run in scores[row.name]] for row in rows])
+        ours.plot(runs, places, 'o', color='0.7', markersize=4)
+        mean, deviation = spread(runs.T)
+        ours.errorbar(mean, places, xerr=deviation, fmt='D', color='#0072b2', capsize=3)
+        ours.set_yticks(places, [row.label for row in rows])
+        ours.set_title(f'Table {number}: here', fontsize=10)
+        paper.plot([row.paper for row in rows], places, 'D', color='#d55e00')
+        paper.set_yticks(places, [''] * len(rows))
+        paper.set_title('the paper, Cityscapes val', fontsize=10)
+        for axis in (ours, paper):
+            axis.invert_yaxis()
+            axis.grid(axis='x', alpha=0.3)
+            axis.set_xlabel('mIoU (%)')
+    with files.replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format='png')
 
 
 if __name__ == '__main__':
