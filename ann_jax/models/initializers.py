@@ -4,6 +4,7 @@
 s. NumPy also gives the same numbers on every backend and in every process.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -59,7 +60,19 @@ zeros, ones = constant(0.0), constant(1.0)
 
 
 def shape_variables(model: nn.Module) -> Any:
-    """The variables of a network as `jax.ShapeDtypeStruct`s; they do not depend on the image size."""
+    """The variables of a network as `jax.ShapeDtypeStruct`s; they do not depend on the image size.
+
+    Networks that are equal are traced once: that takes seconds for a deep one, and every evaluation asks.
+    """
+    try:
+        hash(model)
+    except TypeError:  # a backbone of other people may have a list among its attributes
+        return _shapes.__wrapped__(model)
+    return jax.tree.map(lambda leaf: leaf, _shapes(model))  # the caller may change its tree
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(model):
     return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
 
 
