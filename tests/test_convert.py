@@ -336,6 +336,16 @@ def test_other_networks_are_refused():
     short = {key: value for key, value in resnet.items() if not key.startswith('layer3.4')}
     with pytest.raises(DataError, match=r'no supported ResNet has \(3, 4, 5, 3\) bottleneck blocks'):
         recognize(short)
+    # One tensor less, or of an odd shape, is no other network.
+    for block, problem in (('layer3.4', 'kernel .*: no tensor layer3.4'), ('layer1.0', 'no tensor layer1.0')):
+        lacking = {key: value for key, value in resnet.items() if key != f'{block}.conv1.weight'}
+        with pytest.raises(DataError, match=f'cannot convert it: params/.*{problem}.conv1.weight$'):
+            convert(lacking, backbone_target(ResNet(50, 4, (4,))))
+    for shape in ((), (0,), (4, 0, 1, 1), (4, 4)):
+        with pytest.raises(
+            DataError, match='layer1.0.conv1.weight has the shape .* which no convolution has'
+        ):
+            recognize({**resnet, 'layer1.0.conv1.weight': np.zeros(shape)})
     wide = {**resnet, 'layer1.1.se.conv.weight': np.zeros((4, 4, 1, 1))}
     with pytest.raises(DataError, match='has channel attention, as seresnet'):
         convert(wide, backbone_target(ResNet(50, 4, (4,))))

@@ -219,6 +219,26 @@ def test_configs_of_other_networks_are_refused(text, message):
         convert_state(state, {'cfg': text}, name='')
 
 
+@pytest.mark.parametrize(
+    ('said', 'message'),
+    [
+        ({'cfg': 'model = dict(decode_head=dict(key_pool_scales=(0,)))'}, 'model.sizes=.*: must be'),
+        (
+            {'cfg': 'model = dict(data_preprocessor=dict(mean=[1, 2, 3], std=[0, 1, 1]))'},
+            'input.std=.*: must be',
+        ),
+        ({'CLASSES': ['road', 'sky']}, 'names 2 classes, but its classifier has 19 outputs: give --classes'),
+    ],
+)
+def test_no_folder_is_written_that_could_not_be_opened(said, message, tmp_path):
+    state, _ = read_file(GOLDENS / 'mmseg_ann_thin_r18.pth')[:2]
+    path = tmp_path / 'a.pth'
+    path.write_bytes(pickle.dumps({'state_dict': state, 'meta': said}, 4))
+    with pytest.raises(DataError, match=f'a.pth: {message}'):
+        ann_jax.convert(path, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_the_stride_of_a_config_is_that_of_the_network():
     state, _ = read_file(GOLDENS / 'mmseg_ann_thin_r18.pth')[:2]
     meta = {'cfg': stage(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))}

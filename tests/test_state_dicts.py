@@ -1,6 +1,8 @@
 """The state dict of a network is found in whatever training code wraps around it, and the report says so."""
 
 import io
+import pickle
+import struct
 import tarfile
 
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
+from ann_jax.weights import torch_files
 from ann_jax.weights.layouts import Layout
 from ann_jax.weights.recognize import recognize
 from ann_jax.weights.state_dicts import find
-from ann_jax.weights.sums import check
+from ann_jax.weights.sums import check, doubt
 from ann_jax.weights.torch_state import from_torch
 
 ONE, TWO = np.float32([1]), np.float32([2])
@@ -78,6 +81,8 @@ AVERAGED = {
         "teacher, below 'backbone.'",
     ),
     'mmcv': (state() | {f'ema_{key.replace(".", "_")}': TWO for key in BACKBONE}, 'the file itself, ema_*'),
+    'capitals': ({'model': state(), 'EMA': state(value=TWO)}, 'EMA'),
+    'avg': ({'net': state(), 'avg_model': state('module.', TWO)}, 'avg_model'),
     'lightning': ({'state_dict': state('model.') | state('model_ema.module.', TWO)}, "below 'model_ema.'"),
 }
 
@@ -100,6 +105,15 @@ def test_mmengine_saves_the_average_in_the_place_of_the_weights():
         found = find(content, prefer)
         assert found.state == state(value=TWO)
         assert 'state_dict is the moving average, as mmengine saves it' in found.notes[0]
+
+
+def test_an_average_of_parameters_alone_takes_the_statistics_beside_it():
+    parameters = [key for key in BACKBONE if 'running' not in key]
+    content = {'model': state('net.'), 'ema': {'shadow': state(value=TWO, keys=parameters)}}
+    found = find(content, 'ema')
+    assert found.state == state(value=TWO) | {'layer4.1.bn2.running_var': ONE}
+    assert 'no running statistics: they are those of the weights beside it' in found.notes[1]
+    assert find(content).state == state()
 
 
 def test_the_counter_of_an_average_is_left_out():
@@ -161,6 +175,7 @@ def shapes(changes, last=256):
         (shapes({'layer1.0.bn1.running_mean': None}), 'resnet50_gn'),
         (shapes({'attnpool.c_proj.bias': (64,)}), 'CLIP'),
         (shapes({'maxpool.0.weight': (64, 64, 3, 3)}), 'resnetrs'),
+        (shapes({'conv1.weight': None, 'layer1.0.se_module.fc1.weight': (4, 256, 1, 1)}), 'seresnet'),
     ],
 )  # fmt: skip
 def test_relatives_are_refused_in_one_line(tensors, name):
@@ -189,6 +204,11 @@ def test_digits_in_names(tmp_path):
     ]
     for name in good:
         assert check(named(tmp_path, name)) == sums['sha256']
+    for name in good:
+        assert not doubt(tmp_path / name)
+    for length in (32, 40):  # of a commit, or of the file before it was damaged
+        other = named(tmp_path, f'a-{"0123456789abcdef" * 2}{"01234567"[: length - 32]}.pth')
+        assert check(other) == sums['sha256'] and 'if it should be, the file is damaged' in doubt(other)
     for name in ('a-0123abcd.pth', 'a-0123abcd.pth.tar', 'a-99999999.pth', 'a-20251399.pth'):
         with pytest.raises(DataError, match='its name promises a checksum .* or rename it'):
             check(named(tmp_path, name))
@@ -226,11 +246,36 @@ def test_a_hub_calls_its_files_by_their_sums(tmp_path):
 # Files that need torch to be read.
 
 
-def test_a_tar_archive_gets_a_cure(tmp_path):
-    with tarfile.open(tmp_path / 'a.pth', 'w') as archive:
-        archive.addfile(tarfile.TarInfo('storages'), io.BytesIO())
-    with pytest.raises(DataError, match=r'a tar archive. If an early torch .*torch.load\(.*a.pth'):
+def tar(path, entries):
+    with tarfile.open(path, 'w') as archive:
+        for name, content in entries.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def test_the_tar_form_of_early_torch_gets_a_cure_that_works(tmp_path):
+    tar(tmp_path / 'a.pth', {'b.pth': b''})
+    with pytest.raises(DataError, match=r'is a tar archive \(b.pth, ...\): unpack it'):
         ann_jax.convert(tmp_path / 'a.pth')
+    torch = pytest.importorskip('torch', reason='carries out the cure')
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return '2' if value is Ellipsis else None
+
+    numbers, tree = np.float32([1, 2, 3]), io.BytesIO()
+    Pickler(tree, 2).dump({'conv1.weight': ...})
+    dumps = lambda *values: b''.join(pickle.dumps(value, 2) for value in values)
+    storages = (
+        dumps(1, ('1', 'cpu', torch.FloatStorage)) + struct.pack('<q', 3) + numbers.tobytes() + dumps([])
+    )
+    tensors = dumps(1, (2, '1', torch.FloatTensor)) + struct.pack('<iiqqq', 1, 0, 3, 1, 0)
+    tar(tmp_path / 'a.pth', {'storages': storages, 'tensors': tensors, 'pickle': tree.getvalue()})
+    with pytest.raises(DataError, match='is of the tar form of early torch') as caught:
+        ann_jax.convert(tmp_path / 'a.pth')
+    exec(str(caught.value).split('python -c "')[1].removesuffix('"'))
+    np.testing.assert_array_equal(torch_files.read(tmp_path / 'a_state.pth')['conv1.weight'], numbers)
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -255,12 +300,10 @@ def test_programs_and_modules_get_a_cure_that_works(tmp_path, monkeypatch):
 
 def test_views_whose_numbers_are_not_those_stored(tmp_path):
     torch = pytest.importorskip('torch', reason='writes the file')
-    from ann_jax.weights.torch_files import read
-
     numbers = torch.complex(torch.arange(3.0), torch.arange(3.0) + 1)
     torch.save({'neg': numbers.conj().imag, 'expanded': torch.ones(1).expand(2, 3)}, tmp_path / 'a.pth')
     torch.save({'conj': numbers.conj()}, tmp_path / 'b.pth')
-    found = read(tmp_path / 'a.pth') | read(tmp_path / 'b.pth')
+    found = torch_files.read(tmp_path / 'a.pth') | torch_files.read(tmp_path / 'b.pth')
     np.testing.assert_array_equal(found['neg'], [-1, -2, -3])
     np.testing.assert_array_equal(found['expanded'], np.ones((2, 3)))
     np.testing.assert_array_equal(found['conj'], [-1j, 1 - 2j, 2 - 3j])

@@ -569,19 +569,27 @@ def refusal(path, content):
 @pytest.mark.filterwarnings('ignore::UserWarning')
 def test_what_is_no_state_dict_is_named(tmp_path):
     path, eye = tmp_path / 'a.pth', torch.eye(3)
-    for tensor in (
-        eye.to_sparse(),
-        torch.quantize_per_tensor(eye, 0.1, 0, torch.qint8),
-        torch.empty(3, device='meta'),
-        eye.to(torch.float8_e4m3fn),
-        eye.to(torch.complex64),
+    for tensor, problem in (
+        (eye.to_sparse(), 'is a sparse tensor: save it after .to_dense()'),
+        (eye.to_sparse_csr(), 'is a sparse tensor'),
+        (torch.quantize_per_tensor(eye, 0.1, 0, torch.qint8), 'is quantized: save the network as it was'),
+        (torch.empty(3, device='meta'), 'is a meta tensor, without numbers'),
+        (torch.nested.nested_tensor([eye, eye]), 'is a nested tensor'),
+        (eye.to(torch.float8_e4m3fn), 'is of the type torch.float8_e4m3fn, which is not supported'),
+        (eye.to(torch.complex64), 'holds complex numbers'),
+        (torch.complex(eye, eye).conj(), 'holds complex numbers'),
+        (None, 'is a NoneType, not a tensor'),
+        ([1.0], 'is a list, not a tensor'),
     ):
-        assert 'a.pth: layer.weight is quantized, sparse or' in refusal(
-            path, {'layer.weight': tensor, 'b': eye}
-        )
+        message = refusal(path, {'layer.weight': tensor, 'b': eye})
+        assert f'a.pth: layer.weight {problem}' in message and len(message.splitlines()) == 1
+    assert 'expanded from 1 numbers, and claims far more memory' in refusal(
+        path, {'a': torch.ones(1).expand(10**5, 10**5)}
+    )
     for content in (torch.nn.Conv2d(1, 1, 1), {'epoch': 1, 'model': torch.nn.Conv2d(1, 1, 1)}):
         message = refusal(path, content)
         assert 'holds an object of torch.nn.modules.conv.Conv2d, not a state dict' in message
+        assert "['backbone'].state_dict()" in refusal(path, {'backbone': torch.nn.Conv2d(1, 1, 1)})
     assert 'holds a list' in refusal(path, [eye])
     assert 'holds no tensors, only epoch' in refusal(path, {'epoch': 1})
     torch.save({'a': torch.tensor(1e300, dtype=torch.float64), 'meta': [1]}, path)
@@ -637,6 +645,42 @@ def test_bfloat16_in_safetensors(tmp_path):
     numbers = torch.randn(3, 5).bfloat16()
     save_file({'a': numbers}, tmp_path / 'a.safetensors')
     np.testing.assert_array_equal(read(tmp_path / 'a.safetensors')['a'], numbers.float().numpy())
+
+
+def test_endings_do_not_matter(tmp_path):
+    """What a file is, its first bytes tell."""
+    state = network_state()
+    written = write_safetensors(tmp_path / 'a.safetensors', state).read_bytes()
+    plain = pickle.dumps(state, 4)
+    stored = (GOLDENS / 'torch_zip.pth').read_bytes(), (GOLDENS / 'torch_legacy.pth').read_bytes()
+    for name in ('a.pth', 'a.safetensors', 'a.bin'):
+        for data in (written, *stored, *([] if name == 'a.safetensors' else [plain])):
+            if data is stored[1] and name == 'a.safetensors':
+                continue
+            (tmp_path / name).write_bytes(data)
+            found = read_state(tmp_path / name)[0]
+            assert set(found) == set(state if data in (written, plain) else STORED)
+
+
+OTHER_FILES = {
+    b'version https://git-lfs.github.com/spec/v1': 'is a pointer of git-lfs, not the file: run git lfs pull',
+    b'\n<!DOCTYPE html><html>': 'is a web page, not weights',
+    b'\x1f\x8b\x08\x00': 'is compressed with gzip: unpack it',
+    b'\x89HDF\r\n\x1a\n': 'is a file of HDF5',
+    b'\x93NUMPY\x01\x00': 'is a file of NumPy',
+}
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors', 'a.pdparams'])
+def test_other_files_are_named(name, tmp_path):
+    for begin, message in OTHER_FILES.items():
+        (tmp_path / name).write_bytes(begin + bytes(1000))
+        with pytest.raises(DataError, match=f'{name}: {message}'):
+            read(tmp_path / name)
+    with open(tmp_path / name, 'wb') as file:
+        np.savez(file, a=BASE)
+    with pytest.raises(DataError, match=r'is a zip archive that torch did not write \(a.npy, '):
+        read(tmp_path / name)
 
 
 HEADERS = {

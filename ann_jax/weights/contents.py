@@ -14,6 +14,9 @@ from ann_jax.weights.safetensors import metadata
 from ann_jax.weights.state_dicts import find, module_cure
 from ann_jax.weights.torch_files import read
 
+# How the names of tensors of a network end.
+_LEAVES = {'weight', 'bias', 'running_mean', 'running_var', '_mean', '_variance'}
+
 
 class File(NamedTuple):
     """What a checkpoint holds.
@@ -60,14 +63,8 @@ def read_file(path: Path, prefer: str | None = None) -> File:
         raise DataError(f'{path}: {error}') from error
     state = {}
     for key, value in found.state.items():
-        unusual = value.name if isinstance(value, Unread) and '._rebuild' in value.name else None
-        if isinstance(value, np.ndarray) and value.dtype.kind == 'c':
-            unusual = value.dtype
-        if unusual:
-            raise DataError(
-                f'{path}: {key} is quantized, sparse or of an unusual type ({unusual}), which is not '
-                'supported: save it as an ordinary tensor of float32'
-            )
+        if problem := _problem(key, value):
+            raise DataError(f'{path}: {key} {problem}')
         if isinstance(value, np.ndarray):
             with np.errstate(over='ignore'):  # overflows are reported as infinite later, by name
                 state[key] = value.astype(np.float32, copy=False) if value.dtype.kind == 'f' else value
@@ -76,3 +73,28 @@ def read_file(path: Path, prefer: str | None = None) -> File:
     meta = content.get('meta')
     said = metadata(path) | (meta if isinstance(meta, dict) else {}) | read_beside(path)
     return File(state, said, found.outside, found.notes)
+
+
+# How torch rebuilds tensors that are no plain arrays of floats, as parts of the names of its functions.
+_UNUSUAL = {
+    'meta_tensor': 'is a meta tensor, without numbers: save the network after its weights are loaded',
+    'qtensor': 'is quantized: save the network as it was before, or the tensor after .dequantize()',
+    'sparse': 'is a sparse tensor: save it after .to_dense()',
+    'nested': 'is a nested tensor, of several shapes: no weights are',
+}
+
+
+def _problem(key, value):
+    """Why a value of a state dict cannot be a tensor of weights, or ''; types of real numbers come later."""
+    if isinstance(value, np.ndarray):
+        return (
+            'holds complex numbers: weights are real, as .real gives them' if value.dtype.kind == 'c' else ''
+        )
+    if isinstance(value, Unread) and 'rebuild' in value.name:
+        for part, problem in _UNUSUAL.items():
+            if part in value.name:
+                return problem
+        kind = value.name.rpartition(' of ')[2]
+        return f'is of the type {kind}, which is not supported: save it after .float()'
+    kind = value.name if isinstance(value, Unread) else type(value).__name__
+    return f'is a {kind}, not a tensor' if key.rpartition('.')[2] in _LEAVES else ''

@@ -1,5 +1,7 @@
 """Converts files of torch and Paddle to `Weights`, with everything that is known about them."""
 
+import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,7 +124,9 @@ def convert(
         )
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
-    converted.notes[:0] = file.notes
+    # As when they are opened: no folder shall be written that is refused later.
+    dataclasses.replace(converted.weights, path=path).check()
+    converted.notes[:0] = [*file.notes, *filter(None, [sums.doubt(path)])]
     converted.conversion.ignored.update(dict.fromkeys(file.outside, 'not part of the network'))
     if out is not None:
         save(out, converted.weights)
@@ -170,14 +174,14 @@ def convert_state(
         model = network(found.model, found.num_classes)
     else:
         model = ANN(1, ResNet(**{key: found.model[key] for key in BACKBONE_FACTS}), 'baseline')
-    target = shape_variables(model)
+    target = _shapes(model)
     if not whole:
         target = {group: {'backbone': tree['backbone']} for group, tree in target.items()}
     conversion = from_torch(state, target, found.layout, part)
 
     try:
         facts = read_meta(meta)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(f'what is said of it cannot be used ({error}): save only its state dict') from error
     settings = found.model | {key: facts[key] for key in UNSEEN if key in facts}
     notes: list[str] = []
@@ -193,7 +197,9 @@ def convert_state(
             notes.append('output_stride is 8, because the file does not say; if not, give --output-stride')
         if 'test' in facts:
             windows = [
-                f'--config.eval.{key}={",".join(map(str, size))}' for key, size in facts['test'].items()
+                f'--config.eval.{key}={",".join(map(str, size))}'
+                for key, size in facts['test'].items()
+                if isinstance(size, tuple)
             ]
             notes.append(f'it was tested by sliding windows: {" ".join(windows)}')
         if not settings['aux_channels']:
@@ -210,6 +216,11 @@ def convert_state(
         source={**(source or {}), **told},
     )
     return Converted(weights, conversion, notes)
+
+
+@functools.lru_cache(16)
+def _shapes(model):
+    return shape_variables(model)
 
 
 def _align_corners(given, name, facts, settings, notes, mmsegmentation):
@@ -239,8 +250,12 @@ def _classes(given, facts, count, notes):
         if not names:
             names = [f'class {i}' for i in range(count)]
             notes.append('the file does not name its classes: give --classes=DATASET')
+        elif len(names) != count:
+            raise DataError(
+                f'names {len(names)} classes, but its classifier has {count} outputs: give --classes=DATASET'
+            )
     if len(names) != count:
-        raise ConfigError(f'the classifier has {count} classes, but {len(names)} names are given')
+        raise ConfigError(f'--classes={given} names {len(names)}, but the classifier has {count} outputs')
     if not colors or len(colors) != count:
         colors = voc_colors(count)
     return {'classes': tuple(names), 'colors': tuple(map(tuple, colors))}

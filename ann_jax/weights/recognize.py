@@ -39,22 +39,25 @@ def recognize(state: State) -> Recognized:
     Raises:
         DataError: the network is not known.
     """
+    _refuse_variants(state)
     layout = _layout(state)
 
     def shape(*path):
         array = state.get(layout.key(path))
-        return None if array is None else array.shape
+        if array is None:
+            return None
+        if path[-1] == 'kernel' and (array.ndim != 4 or not array.size):
+            raise DataError(f'{layout.key(path)} has the shape {array.shape}, which no convolution has')
+        return array.shape
 
     def features(*path):
         return (shape(*path) or (0,))[0]
 
-    _refuse_variants(state)
     body = ('params', 'backbone')
-    blocks = tuple(
-        sum(shape(*body, f'layer{layer}_{i}', 'conv1', 'kernel') is not None for i in range(64))
-        for layer in (1, 2, 3, 4)
-    )
-    bottleneck = shape(*body, 'layer1_0', 'conv3', 'kernel') is not None
+    # A missing tensor shall be named, not taken for another depth.
+    there = lambda block: any(shape(*body, block, f'conv{i}', 'kernel') is not None for i in (1, 2, 3))
+    blocks = tuple(sum(there(f'layer{layer}_{i}') for i in range(64)) for layer in (1, 2, 3, 4))
+    bottleneck = any(shape(*body, f'layer1_{i}', 'conv3', 'kernel') for i in range(3))
     depths = [depth for depth, plan in DEPTHS.items() if plan == (bottleneck, blocks)]
     if not depths:
         kind = 'bottleneck' if bottleneck else 'basic'
@@ -65,7 +68,7 @@ def recognize(state: State) -> Recognized:
     authors = layout.heads == 'authors' or (not layout.heads and layout.stem in ('prefixed', 'numbered'))
     model = {
         'depth': depths[0],
-        'width': features(*body, 'layer1_0', 'conv1', 'kernel'),
+        'width': max(features(*body, 'layer1_0', f'conv{i}', 'kernel') for i in (1, 2)) or 1,
         'stem_widths': tuple(filter(None, stem)),
         'ceil_pool': authors,
         'avg_down': layout.avg_down,
@@ -128,7 +131,7 @@ def _refuse_variants(state):
     first, second, third = (shapes.get(f'conv{i}.weight', ()) for i in (1, 2, 3))
     if not what and second and len(second) == 4 and second[1] != (second[0]):
         what = 'has grouped convolutions, as resnext and regnet'
-    elif not what and third and first and third[0] != 4 * first[0]:
+    elif not what and third and first and first[0] and third[0] != 4 * first[0]:
         what = f'widens its blocks by {third[0] / first[0]:g} instead of 4, as wide_resnet'
     elif not what and 'bn1.weight' in shapes and 'bn1.running_mean' not in shapes:
         what = 'normalises without running statistics, as resnet50_gn'

@@ -56,11 +56,12 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a file that `read` has read says beside its tensors; {} for other files."""
-    if path.suffix != '.safetensors':
-        return {}
+    """What a file of safetensors, which can be read, says beside its tensors; {} for other files."""
     with open(path, 'rb') as file:
-        said = json.loads(file.read(int.from_bytes(file.read(8), 'little'))).get('__metadata__')
+        length = int.from_bytes(file.read(8), 'little')
+        if file.read(1) != b'{':
+            return {}
+        said = json.loads(b'{' + file.read(length - 1)).get('__metadata__')
     return said if isinstance(said, dict) else {}
 
 

@@ -6,6 +6,7 @@ first block after it.
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ PREFERENCES = (None, 'ema')
 # Modules that wrap others and mean nothing for the network: DataParallel, torch.compile, FSDP, checkpointing.
 _WRAPPING = r'(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
 # Names of moving averages of the weights, and of the networks that contrastive training averages.
-_AVERAGED = re.compile(r'(^|[._])(ema|k|key|momentum|teacher|target|averaged?|swa)([._]|$)')
+_AVERAGED = re.compile(r'(?i)(^|[._])(ema|k|key|momentum|teacher|target|avg|averaged?|swa)([._]|$)')
+_BUFFER = r'\.(running_mean|running_var|num_batches_tracked)$'
 _SWAPPED = 'ema_state_dict'
 # Where a file has several networks of one kind, the first of these is taken.
 _USUAL = ('state_dict', 'model_state_dict', 'model')
@@ -91,6 +93,9 @@ def find(content: Mapping[str, Any], prefer: str | None = None, file: str = 'IN.
             notes[-1] += f'. A moving average of the weights ({averaged[0]}) is taken with prefer=ema'
     elif taken.averaged:
         notes.append(f'taken: {taken}, by its name a moving average')
+    if taken.averaged and (lent := _statistics(taken, candidates)):
+        taken.state.update(lent)
+        notes.append('the moving average has no running statistics: they are those of the weights beside it')
     if taken.wrapping:
         notes.append(f'taken off the names of its tensors: {", ".join(taken.wrapping)}')
     prefix, state = taken.prefix, taken.state
@@ -104,11 +109,23 @@ def find(content: Mapping[str, Any], prefer: str | None = None, file: str = 'IN.
     return Found(below, outside, notes)
 
 
+def _statistics(average, candidates):
+    """Running statistics for an average of parameters alone, from the weights that it is the average of."""
+    below = lambda each: {key.removeprefix(each.prefix) for key in each.state if key.startswith(each.prefix)}
+    for each in candidates:
+        buffers = {key for key in below(each) if re.search(_BUFFER, key)}
+        if not each.averaged and buffers and below(each) - buffers == below(average):
+            return {f'{average.prefix}{key}': each.state[f'{each.prefix}{key}'] for key in buffers}
+    return {}
+
+
 def _unknown(content, file):
     """The tensors of a network that is not known, for a message about them."""
-    for name in _WRAPPERS:
-        if isinstance(content.get(name), Unread):
-            raise DataError(module_cure(content[name].name, file, f'[{name!r}]'))
+    tensors = any(isinstance(value, np.ndarray | dict) for value in content.values())
+    for name in (*_WRAPPERS, *([] if tensors else content)):
+        module = content.get(name)
+        if isinstance(module, Unread) and module.name.split('.')[0] not in sys.stdlib_module_names:
+            raise DataError(module_cure(module.name, file, f'[{name!r}]'))
     names = [name for name in _WRAPPERS if isinstance(content.get(name), dict)]
     return Found(dict(content[names[0]] if names else content), [], [])
 

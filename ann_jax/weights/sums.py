@@ -34,13 +34,33 @@ def check(path: Path) -> str:
     blob = path.resolve()  # a hub's cache calls files by their SHA-256
     if blob.parent.name == 'blobs' and re.fullmatch('[0-9a-f]{64}', blob.name) and blob.name != digest:
         raise DataError(f'{path}: is damaged, its hub says {blob.name[:8]}: delete {blob}, to get it again')
-    promised = re.search(r'-([0-9a-f]{8,64})(\.[a-z]\w*)+$', path.name)
-    if promised and not digest.startswith(promised[1]) and not _other_digits(promised[1], path):
+    promised = _digits(path)
+    broken = promised and not digest.startswith(promised) and not _other_digits(promised, path)
+    if broken and len(promised) not in _LENGTHS:
         raise DataError(
-            f'{path}: its name promises a checksum that begins with {promised[1]}, but it is {digest[:8]}: '
+            f'{path}: its name promises a checksum that begins with {promised}, but it is {digest[:8]}: '
             'get it again, or rename it if you have changed it or the digits mean something else'
         )
     return digest
+
+
+# Digits of an MD5 and of an SHA-1, which may be that of a commit.
+_LENGTHS = {32: 'MD5', 40: 'SHA-1'}
+
+
+def doubt(path: Path) -> str:
+    """What to tell of a file whose name holds an SHA-1 or an MD5 that is not its own; '' of others."""
+    digits = _digits(path)
+    if len(digits) not in _LENGTHS or sha256(path).startswith(digits) or _other_digits(digits, path):
+        return ''
+    kind = _LENGTHS[len(digits)]
+    return f'{digits} in its name is not the {kind} of the file; if it should be, the file is damaged'
+
+
+def _digits(path):
+    """The digits at the end of a name where a checksum may stand, or ''."""
+    found = re.search(r'-([0-9a-f]{8,64})(\.[a-z]\w*)+$', path.name)
+    return found[1] if found else ''
 
 
 def _other_digits(digits, path):

@@ -11,6 +11,7 @@ Source: torch/serialization.py.
 import io
 import math
 import os
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from ann_jax.errors import DataError
 from ann_jax.weights import safetensors
+from ann_jax.weights.formats import BEGIN, format_of
 from ann_jax.weights.pickles import Budget, Unread, load
 from ann_jax.weights.safetensors import item_size, numbers_of
 
@@ -57,9 +59,12 @@ def read(path: Path) -> Any:
     Raises:
         DataError: the file is damaged, of another format, or names something that could run arbitrary code.
     """
-    kind = {'.safetensors': 'safetensors', '.pdparams': 'Paddle'}.get(path.suffix, 'torch')
+    kind = 'torch'
     try:
         with open(path, 'rb') as file:
+            begin = file.read(BEGIN)
+            file.seek(0)
+            kind = format_of(begin, path.suffix)
             return {'torch': _torch, 'safetensors': safetensors.read, 'Paddle': _paddle}[kind](file)
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
@@ -78,11 +83,22 @@ def _torch(file):
     file.seek(0)
     is_zip = begin[:4] == b'PK\x03\x04'
     if begin[257:262] == b'ustar':
-        raise DataError(
-            'is a tar archive. If an early torch wrote it, and you trust it, run python -c "import torch; '
-            f"torch.save(torch.load({file.name!r}, weights_only=False), 'state.pth')\"; otherwise unpack it"
-        )
+        _refuse_tar(file)
     return _archive(file, budget) if is_zip else _legacy(file, budget)
+
+
+def _refuse_tar(file):
+    with tarfile.TarFile(fileobj=file) as archive:
+        names = archive.getnames()
+    if not {'storages', 'tensors', 'pickle'} <= set(names):
+        raise DataError(
+            f'is a tar archive ({", ".join(names[:3])}, ...): unpack it, and convert what it holds'
+        )
+    out = file.name.rpartition('.')[0] + '_state.pth'
+    raise DataError(
+        'is of the tar form of early torch: with torch, if you trust it, run python -c "import torch; '
+        f'torch.save(torch.load({file.name!r}, weights_only=False), {out!r})"'
+    )
 
 
 def _archive(file, budget):
@@ -92,6 +108,12 @@ def _archive(file, budget):
         if (bad := archive.testzip()) is not None:
             raise DataError(f'is damaged (checksum of {bad}): get it again')
         root = entries[0].filename.split('/')[0]
+        if f'{root}/data.pkl' not in archive.namelist():
+            held = ', '.join(entry.filename for entry in entries[:3])
+            raise DataError(
+                f'is a zip archive that torch did not write ({held}, ...): unpack it, and convert a file of '
+                'torch or safetensors'
+            )
         byteorder = f'{root}/byteorder'
         order: Literal['<', '>'] = (
             '>' if byteorder in archive.namelist() and archive.read(byteorder) == b'big' else '<'
@@ -115,7 +137,10 @@ def _archive(file, budget):
 
 
 def _legacy(file, budget):
-    if (load(file, budget), load(file, budget)) != (_MAGIC, _VERSION):
+    first = load(file, budget)
+    if isinstance(first, dict):  # a plain pickle, as Paddle's
+        return first
+    if first != _MAGIC or load(file, budget) != _VERSION:
         raise ValueError('it does not begin like one')
     load(file, budget)  # details of the machine; numbers are always little-endian
     storages = {}
@@ -171,7 +196,15 @@ def _rebuilders(budget, order):
             isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)
         ):
             raise ValueError(f'a tensor has the shape {size}, strides {stride} and offset {offset}')
-        budget.spend(math.prod(size))  # far more than is stored, if the tensor is expanded
+        try:
+            budget.spend(math.prod(size))
+        except ValueError as error:
+            if math.prod(size) <= len(storage):
+                raise
+            raise DataError(
+                f'a tensor of shape {tuple(size)} is expanded from {len(storage)} numbers, and claims far '
+                'more memory than the file has bytes: save it after .contiguous()'
+            ) from error
         if 0 in size:
             return np.empty(size, storage.dtype)
         if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= len(storage):

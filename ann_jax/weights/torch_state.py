@@ -11,6 +11,7 @@ from flax import traverse_util
 from ann_jax.errors import DataError, listed
 from ann_jax.models.resnet import dilates_pairs
 from ann_jax.weights.layouts import EXPORTS, UNDILATED, Layout, State
+from ann_jax.weights.soundness import LARGEST, LARGEST_VARIANCE
 
 # What a segmentor's code has, and no setting of it changes.
 _NEEDED = {
@@ -82,6 +83,8 @@ def from_torch(state: State, target: Mapping, layout: Layout, part: str = 'all')
             problems.append(f'{key}: holds numbers that are not finite; the file is damaged')
         elif path[-1] == 'var' and (array < 0).any():
             problems.append(f'{key}: holds negative variances; the file is damaged')
+        elif np.abs(array).max(initial=0) > (most := LARGEST_VARIANCE if path[-1] == 'var' else LARGEST):
+            problems.append(f'{key}: holds numbers beyond {most:g}; the file is damaged')
         else:
             found[path] = np.ascontiguousarray(array, np.float32)
     for key in state.keys() - result.used.keys():
@@ -91,7 +94,7 @@ def from_torch(state: State, target: Mapping, layout: Layout, part: str = 'all')
         else:
             problems.append(f'{key} {np.shape(state[key])}: no place for it')
     if problems:
-        raise DataError(f'cannot convert it:{listed(problems)}')
+        raise DataError(f'cannot convert it:{listed(problems) if len(problems) > 1 else " " + problems[0]}')
     result.variables = traverse_util.unflatten_dict(found)
     return result
 
