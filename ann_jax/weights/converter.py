@@ -1,7 +1,6 @@
 """Converts files of torch and Paddle to `Weights`, with everything that is known about them."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -174,7 +173,7 @@ def convert_state(
         model = network(found.model, found.num_classes)
     else:
         model = ANN(1, ResNet(**{key: found.model[key] for key in BACKBONE_FACTS}), 'baseline')
-    target = _shapes(model)
+    target = shape_variables(model)
     if not whole:
         target = {group: {'backbone': tree['backbone']} for group, tree in target.items()}
     conversion = from_torch(state, target, found.layout, part)
@@ -216,11 +215,6 @@ def convert_state(
         source={**(source or {}), **told},
     )
     return Converted(weights, conversion, notes)
-
-
-@functools.lru_cache(16)
-def _shapes(model):
-    return shape_variables(model)
 
 
 def _align_corners(given, name, facts, settings, notes, mmsegmentation):
