@@ -119,11 +119,31 @@ def big_endian_tiff(array):
     return head + directory + bytes(4) + array.astype('>i4').tobytes()
 
 
-def test_negative_values_are_named_and_others_covers_them():
-    data = encoded(Image.fromarray(np.array([[0, -2, 70_000]], np.int32)), 'tiff')
-    refuse(data, '-2 (1 pixels)', '70000 (1 pixels)', 'others:ignore', '0 to 65535 to at most 254')
-    label = classes(data, label_map='0:1,others:ignore')
-    assert label.tolist() == [[1, IGNORE, IGNORE]]
+def test_negative_and_large_values_are_mapped_and_others_covers_them():
+    data = encoded(Image.fromarray(np.array([[0, -2, 70_000, 2_000_000_000]], np.int32)), 'tiff')
+    message = refuse(data, '-2 (1 pixels)', '70000 (1 pixels)')
+    text = re.search(r'--config\.dataset\.label_map=(\S+), or', message)[1]
+    assert classes(data, label_map=text).tolist() == [[0, *[IGNORE] * 3]]
+    for rest in (',others:ignore', ',2000000000:ignore', ',71000-72000:1,2000000000:ignore'):
+        label = classes(data, label_map='0:1,-2:2,70000:0' + rest)
+        assert label.tolist() == [[1, 2, 0, IGNORE]]
+    refuse(data, '70000', 'Known: -2, 0, 60000, 2000000000', label_map='0:1,-2:2,60000:0,2000000000:0')
+    many = encoded(Image.fromarray(np.arange(300, dtype=np.int32)[None] * 1000), 'tiff')
+    refuse(many, '65536 values to at most 254 classes')
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA'])
+def test_a_label_whose_alpha_alone_tells_pixels_apart(mode, tmp_path):
+    """Its colour says nothing, and the alpha of other labels may be the same all over."""
+    alpha = Image.fromarray((RAW > 0) * np.uint8(255))
+    one = Image.new('L', alpha.size, 255)
+    image = Image.merge(mode, [one] * (len(mode) - 1) + [alpha])
+    image.save(old := tmp_path / 'old.png')
+    message = refuse(old.read_bytes(), '255 all over', 'alpha')
+    cure, new = re.search(r'PIL\..*', message)[0], tmp_path / 'new.png'
+    exec(f'import PIL.Image; {cure}', {'old': old, 'new': new})
+    label = classes(new.read_bytes(), classes='background,object', label_map='0:0,255:1')
+    np.testing.assert_array_equal(label, RAW > 0)
 
 
 def test_more_than_8_bits_in_several_channels_are_not_cut_off():
@@ -347,6 +367,7 @@ def test_label_maps_are_parsed_and_written():
     assert not parse('0:0,others:1').coarse and not parse('0-9:0-9,10-255:1').coarse
     assert parse('0-65535:3').values == dict.fromkeys(range(65_536), 3)
     for values in (
+        {-9: IGNORE, -3: 1, -2: 2, -1: 3, 0: 0, 70_000: 5},
         dict(enumerate(range(10))) | {255: IGNORE},
         {i: int(c) for i, c in enumerate(RNG.integers(0, 3, 40))},
         {i: IGNORE for i in range(5)} | {i: i - 5 for i in range(5, 15)},
@@ -356,9 +377,11 @@ def test_label_maps_are_parsed_and_written():
         assert parse(text).values == values, text
     assert maps.write(dict(enumerate(range(150))) | {255: IGNORE}) == '0-149:0-149,255:ignore'
     for text, words in (
-        ('0-70000:1', '0 to 65535'),
+        ('0-65536:1', 'more than 65536 values'),
+        ('0-65535:1,-1:1', 'more than 65536 values'),
         ('5-2:1', 'range'),
-        ('-1:1', 'range'),
+        ('4294967296:1', '32 bits'),
+        ('1:-1', 'names no class'),
         ('1-3:0-5', 'names no class'),
         ('1-3:8-10', 'names no class'),
         ('1:0,0-2:1', 'second meaning'),

@@ -18,6 +18,7 @@ from ann_jax.typing import IGNORE
 
 LISTS = ('.txt', '.csv', '.tsv', '.lst', '.list')  # endings of lists of files
 INVALID = 254  # in a lookup table: a raw value that must not occur
+_TABLE = 65_536  # raw values from 0 that a lookup table holds
 
 
 class Own(NamedTuple):
@@ -64,10 +65,18 @@ class Layout:
     def lut(self) -> np.ndarray:
         """(at least 257,) uint8: raw value -> class index, IGNORE, or INVALID; the last is for all others."""
         assert self.label_map is not None  # `Dataset` fills it in
+        near = {raw: index for raw, index in self.label_map.items() if 0 <= raw < _TABLE}
         rest = INVALID if self.others is None else self.others
-        lut = np.full(max([256, *self.label_map]) + 2, rest, np.uint8)
-        lut[list(self.label_map)] = list(self.label_map.values())
+        lut = np.full(max([256, *near]) + 2, rest, np.uint8)
+        lut[list(near)] = list(near.values())
         return lut
+
+    @cached_property
+    def far(self) -> tuple[np.ndarray, np.ndarray]:
+        """The raw values that `lut` leaves out, negative or large: (N,) int64 in order, and their classes."""
+        assert self.label_map is not None
+        far = sorted(item for item in self.label_map.items() if not 0 <= item[0] < _TABLE)
+        return np.array([raw for raw, _ in far], np.int64), np.array([index for _, index in far], np.uint8)
 
     def describe(self, parts: str) -> str:
         """The files expected below the root, in one line."""

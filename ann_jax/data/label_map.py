@@ -8,7 +8,8 @@ from ann_jax.data.classes import INVALID
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
 
-MOST_VALUES = 65_536  # raw values that can be listed: 0 to 65535
+MOST_VALUES = 65_536  # raw values that can be listed
+_LOWEST, _HIGHEST = -(2**31), 2**32 - 1  # of integers of 32 bits, with and without a sign
 _NOISE = 8  # values of a range that JPEG's changes usually stay in
 
 
@@ -24,12 +25,12 @@ def parse(text: str, names: Sequence[str]) -> LabelMap:
     """Parses '0:ignore,1:road,2-5:car,10-19:0-9,others:1'.
 
     Args:
-        text: pairs 'raw:class', separated by commas. A raw value is a number, a range or `others`; a class is
-            an index, a name, `ignore` or, after a range of equal length, a range of indices.
+        text: pairs 'raw:class', separated by commas. A raw value is a whole number, a range or `others`; a
+            class is an index, a name, `ignore` or, after a range of equal length, a range of indices.
         names: of the classes.
 
     Raises:
-        ConfigError: an item cannot be parsed, or a value has two meanings.
+        ConfigError: an item cannot be parsed, a value has two meanings, or there are too many.
     """
     values: dict[int, int] = {}
     others = None
@@ -40,10 +41,15 @@ def parse(text: str, names: Sequence[str]) -> LabelMap:
             others = _targets(item, target, 1, names)[0]
             continue
         first, last = _range(raw) or (0, -1)
-        if not 0 <= first <= last < MOST_VALUES:
+        if not _LOWEST <= first <= last <= _HIGHEST:
             raise ConfigError(
-                f'dataset.label_map: {raw!r} in {item!r} is neither a number from 0 to {MOST_VALUES - 1}, a '
-                f'range such as 0-127, nor others'
+                f'dataset.label_map: {raw!r} in {item!r} is neither a whole number of up to 32 bits, a range '
+                f'such as 0-127, nor others'
+            )
+        if len(values) + last - first >= MOST_VALUES:
+            raise ConfigError(
+                f'dataset.label_map: with {item!r} it lists more than {MOST_VALUES} values, the most that it '
+                f'takes: name the largest class by others, as in others:1'
             )
         targets = _targets(item, target, last - first + 1, names)
         for value, index in zip(range(first, last + 1), targets, strict=True):
@@ -80,8 +86,8 @@ def write(values: Mapping[int, int]) -> str:
 
 
 def _range(text):
-    """'3-5' -> (3, 5), '3' -> (3, 3); None if it is neither."""
-    found = re.fullmatch(r'(\d+)(?:\s*-\s*(\d+))?', text, re.ASCII)
+    """'3-5' -> (3, 5), '-3' -> (-3, -3); None if it is neither."""
+    found = re.fullmatch(r'(-?\d+)(?:\s*-\s*(-?\d+))?', text, re.ASCII)
     return found and (int(found[1]), int(found[2] or found[1]))
 
 
@@ -92,9 +98,9 @@ def _targets(item, text, count, names):
     if text == 'ignore':
         return [IGNORE] * count
     first, last = _range(text) or (INVALID, INVALID)
-    if first == last and (first < len(names) or first == IGNORE):
+    if first == last and (0 <= first < len(names) or first == IGNORE):
         return [first] * count
-    if first < last < len(names) and last - first + 1 == count:
+    if 0 <= first < last < len(names) and last - first + 1 == count:
         return list(range(first, last + 1))
     raise ConfigError(
         f'dataset.label_map: {item!r} names no class: write raw:class, where class is an index below '

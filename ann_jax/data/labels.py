@@ -91,7 +91,8 @@ def decode_raw(
 ) -> Raw:
     """Decodes a label to its raw values.
 
-    Palette PNGs give their indices, PNGs of fewer than 8 bits their values as stored; alpha is dropped.
+    Palette PNGs give their indices, PNGs of fewer than 8 bits their values as stored; floats are read if all
+    are whole numbers; alpha is dropped, unless nothing else tells pixels apart, which is refused.
 
     Args:
         data: content of the file: any image Pillow reads or, with `variable`, a MATLAB file.
@@ -125,16 +126,45 @@ def decode_raw(
             f'label {where} holds 16 bits in each of several channels: save it as a greyscale PNG of class '
             'values, or with 8 bits per channel'
         )
-    if mode in ('LA', 'PA'):
-        raw = raw[..., 0]
-    elif mode == 'RGBA':
-        raw = raw[..., :3]
+    if mode in ('LA', 'PA', 'RGBA'):
+        _refuse_alpha_alone(raw, where)
+        raw = raw[..., 0] if mode in ('LA', 'PA') else raw[..., :3]
+    if mode == 'F':
+        raw = _whole_numbers(raw, where)
     if raw.dtype.kind not in 'bui' or mode not in ('RGB', 'RGBA') and raw.ndim != 2:
         raise DataError(
             f'label {where} holds neither class values nor colours ({mode}): save it as a greyscale or '
             'palette PNG of class values'
         )
     return Raw(raw.astype(np.uint8) if mode == '1' else raw, palette, lossy)
+
+
+def _refuse_alpha_alone(raw, where):
+    """Refuses a label whose alpha alone tells pixels apart, because other labels have none to tell it by."""
+    first = raw[:1, :1]
+    if (raw[..., -1] != first[..., -1]).any() and (raw[..., :-1] == first[..., :-1]).all():
+        color = ' '.join(map(str, first[0, 0, :-1].tolist()))
+        raise DataError(
+            f'label {where} is {color} all over, and only its alpha tells pixels apart: save the alpha of '
+            'each label as a greyscale PNG, in Python with '
+            "PIL.Image.open(old).convert('RGBA').getchannel('A').save(new)"
+        )
+
+
+def _whole_numbers(raw, where):
+    """Floats as integers, as GIS programs write class values.
+
+    Raises:
+        DataError: some are no whole numbers.
+    """
+    whole = np.rint(raw)
+    wrong = ~np.isfinite(raw) | (whole != raw) | (np.abs(whole) > 2**31)
+    if wrong.any():
+        raise DataError(
+            f'label {where} holds floating-point numbers such as {raw[wrong][0]:g}, which are no class '
+            'values: save it as a greyscale or palette PNG of class values'
+        )
+    return whole.astype(np.int64)
 
 
 def _pages(image):
@@ -248,11 +278,7 @@ def _map(raw, layout, where, name):
             classes = _by_color(_GREYS, layout.color_map)[values]
             if not (classes == INVALID).any():
                 return classes, True
-    lut = layout.lut
-    if values.dtype == np.uint8:
-        classes = cv2.LUT(np.ascontiguousarray(values), lut[:256])
-    else:
-        classes = lut[np.where((values >= 0) & (values < len(lut)), values, len(lut) - 1)]
+    classes = _by_value(values, layout)
     wrong = classes == INVALID
     if wrong.any():
         raise unknown.values(values[wrong], layout, where, name)
@@ -263,6 +289,20 @@ _CHROMA = 16  # differences between the channels of grey in formats that change 
 _ONE = np.array([1 << 16, 1 << 8, 1])  # makes one number of a colour
 _PIXELS = 1 << 20  # at a time: a colour as one number takes many bytes
 _GREYS = np.repeat(np.arange(256)[:, None], 3, 1)
+
+
+def _by_value(values, layout):
+    """Class indices of raw values (H, W); INVALID of others."""
+    lut = layout.lut
+    if values.dtype == np.uint8:
+        return cv2.LUT(np.ascontiguousarray(values), lut[:256])
+    outside = (values < 0) | (values >= len(lut) - 1)
+    classes = lut[np.where(outside, len(lut) - 1, values)]
+    far, targets = layout.far
+    if far.size and outside.any():
+        place = np.searchsorted(far, values[outside]).clip(max=len(far) - 1)
+        classes[outside] = np.where(far[place] == values[outside], targets[place], lut[-1])
+    return classes
 
 
 def _by_color(colors, color_map):

@@ -17,7 +17,8 @@ def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataErr
     """The error for raw values (N,) that mean nothing."""
     found, pixels = np.unique(raw, return_counts=True)
     shown = _counted([str(value) for value in found], pixels)
-    known = ', '.join(str(v) for v in np.flatnonzero(layout.lut[:-1] != INVALID)[:300])
+    near, (far, targets) = np.flatnonzero(layout.lut[:-1] != INVALID), layout.far
+    known = ', '.join(str(v) for v in sorted([*near, *far[targets != INVALID]])[:300])
     if not layout.own:
         return DataError(
             f'label {where} holds values that are not {name} labels: {shown}; relabel them, or choose the '
@@ -26,14 +27,14 @@ def values(raw: np.ndarray, layout: Layout, where: object, name: str) -> DataErr
     given, listed = layout.own.label_map, found.tolist()
     first = given or _map_of(layout)
     last = max((c for c in layout.lut.tolist() if c < INVALID), default=0)
-    if len(listed) > _SHOWN or min(listed) < 0 or max(listed) >= maps.MOST_VALUES:
+    if len(listed) > _SHOWN:
         text = f'{first},others:ignore'
     else:
         text = ','.join([first, *(f'{value}:ignore' for value in listed)])
     setting = '--config.dataset.label_map='
     cure = f'to ignore them, set {setting}{shlex.quote(text)}, or write a class in place of ignore'
-    if max(listed) >= maps.MOST_VALUES:
-        cure += f'; label_map takes values of 0 to {maps.MOST_VALUES - 1} to at most {INVALID} classes'
+    if len(listed) > INVALID:
+        cure += f'; label_map takes up to {maps.MOST_VALUES} values to at most {INVALID} classes'
     if not given and listed == [last + 1]:
         cure += ' (or, if 1 is the first class, --config.dataset.reduce_zero_label=True)'
     elif len(listed) > _MANY:
@@ -65,6 +66,8 @@ def colors(raw: np.ndarray, layout: Layout, where: object, name: str, *, palette
         cure = 'red and blue are swapped, as when OpenCV writes RGB: swap them in labels or the class file'
     elif len(found) > _MANY:
         cure = _EDGES
+    elif len(found) > len(known):
+        cure += '; few pixels of many colours come from smooth edges: save labels without these'
     if palette:
         cure += f'; if not colours but values count, set --config.dataset.label_map={_map_of(layout)}'
     return DataError(f'label {where} holds colours without a class: {shown}; {cure}')
