@@ -1,5 +1,6 @@
 """Folders, lists and files of classes as people and tools leave them."""
 
+import itertools
 import json
 import unicodedata
 from pathlib import Path
@@ -13,6 +14,7 @@ from ann_jax.command import load_config
 from ann_jax.data.class_files import parse_classes
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, open_source
+from ann_jax.data.disk import walk
 from ann_jax.data.own import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images
@@ -96,6 +98,8 @@ def test_links_are_followed_once_around(tmp_path):
     (tmp_path / 'images/train/x').symlink_to(tmp_path / 'elsewhere')
     (tmp_path / 'elsewhere/around').symlink_to(tmp_path / 'images')
     (tmp_path / 'images/train/self').symlink_to(tmp_path / 'images/train')
+    # Without end, if links are followed again and again.
+    assert len(list(itertools.islice(walk(tmp_path / 'images'), 10))) == 3
     matched(source(tmp_path), ['a', 'x/b'])
     assert len(find_images(tmp_path / 'images')) == 2
 
@@ -287,6 +291,62 @@ def test_lists_that_cannot_be_used(tmp_path):
     assert [source(tmp_path, **flags)[i]['name'] for i in range(3)] == ['i/a', 'i/a.jpg', 'i/a']
 
 
+def test_lists_that_name_the_label_first(tmp_path, caplog):
+    """As what exists says or, if all files do, as what the pictures look like."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        for folder, many in (('i', 256), ('l', 3)):
+            path = tmp_path / folder / f'{number}.png'
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, many, (40, 40), np.uint8)).save(path)
+    write = lambda line: (tmp_path / 'train.txt').write_text(''.join(line.format(n) for n in range(3)))
+    flags = {'lists': '{split}.txt', 'images': 'i', 'labels': 'l'}
+    for line, turned in (
+        ('i/{0}.png l/{0}.png\n', False),
+        ('l/{0}.png i/{0}.png\n', True),
+        ('l/{0}.png,i/{0}.png\n', True),
+        ('{0}.png,{0}.png\n', False),
+    ):
+        write(line)
+        with caplog.at_level('INFO'):
+            caplog.clear()
+            found = source(tmp_path, **flags)
+        assert all(found[n]['label'].max() < 3 and len(np.unique(found[n]['image'])) > 99 for n in range(3))
+        assert ('the label before the image' in caplog.text) == turned
+    for number in range(3):
+        (tmp_path / f'i/{number}.png').rename(tmp_path / f'i/{number}.bmp')
+    write('{0}.png {0}.bmp\n')
+    assert source(tmp_path, **flags)[0]['label'].max() < 3
+    for number in range(3):  # scans of few values tell nothing, and the usual order is kept
+        (tmp_path / f'i/{number}.bmp').write_bytes((tmp_path / f'l/{number}.png').read_bytes())
+    write('i/{0}.bmp l/{0}.png\n')
+    assert source(tmp_path, **flags).image_files()[0].endswith('i/0.bmp')
+
+
+def test_files_of_lists_that_are_named_otherwise(tmp_path):
+    tree(tmp_path, ['i/a.jpg'], ['l/a.png'])
+    for line, near in (
+        ('i/a.JPG l/a.png', 'i/a.jpg'),
+        ('a.jpg A.PNG', 'l/a.png'),
+        ('i/a.jpeg a.png', 'i/a.jpg'),
+    ):
+        (tmp_path / 'train.txt').write_text(line)
+        words = ['line 1', 'does not exist: there is ' + str(tmp_path / near), 'write that instead']
+        refuse(words, source, tmp_path, lists='{split}.txt', images='i', labels='l')
+
+
+def test_images_without_folders_of_splits(tmp_path):
+    tree(tmp_path, [f'images/{i}.png' for i in range(9)], [f'labels/{i}.png' for i in range(9)])
+    flags = {'images': 'images', 'labels': 'labels', 'val_share': 0.1}
+    settings = [f'--config.dataset.{key}={value}' for key, value in flags.items()]
+    refuse([*settings, '--mode=setup'], source, tmp_path)
+    assert len(source(tmp_path, **flags)) > 5
+    (tmp_path / 'images/train').mkdir()
+    (tmp_path / 'labels/train').mkdir()
+    (tmp_path / 'images/train/a.npy').write_bytes(b'x')
+    refuse(['no samples in', '.npy (1)'], source, tmp_path)
+
+
 # --- A share for validation
 
 
@@ -349,6 +409,35 @@ CLASSES = {
     'CVAT, no colours': ('# label:color_rgb:parts:actions\nroad:::\nthe rest:::', (), None),
     'quotes': ('"road","128","64","128"\n"the rest","0","0","0"', COLORS, None),
     'R G B A': ('road 128 64 128 255\nthe rest 0 0 0 255', COLORS, None),
+    'FreeSurfer': (
+        '#No. Label Name: R G B A\n0 road 128 64 128 0\n4 the rest 0 0 0 0',
+        COLORS,
+        {0: 0, 4: 1, 255: IGNORE},
+    ),
+    '3D Slicer': ('# Color table file x\n0 road 128 64 128 255\n1 the rest 0 0 0 0', COLORS, None),
+    'ITK-SNAP': (
+        '# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n'
+        '    0   128   64  128        0  0  0    "road"\n    1     0    0    0     0.85  1  1    "the rest"',
+        COLORS,
+        None,
+    ),
+    'code': ("('road', 'the rest')", (), None),
+    'one line': ('road, the rest\n', (), None),
+    'Segments.ai': (
+        {
+            'task_attributes': {
+                'format_version': '0.1',
+                'categories': [
+                    {'name': 'road', 'id': 1, 'color': [128, 64, 128]},
+                    {'name': 'the rest', 'id': 2, 'color': [0, 0, 0]},
+                ],
+            }
+        },
+        COLORS,
+        {1: 0, 2: 1, 255: IGNORE},
+    ),
+    'Encord': ({'objects': [{'name': 'road', 'shape': 'x'}, {'name': 'the rest'}]}, (), None),
+    'comments': ('// x\nroad\nthe rest', (), None),
     'hex without #': ('road 804080\nthe rest 000000', COLORS, None),
     'columns that are not needed': (
         'id,trainId,name,color\n7,0,road,"128,64,128"\n0,255,"the rest",#000000',
@@ -430,6 +519,14 @@ def test_values_of_a_class_file_are_those_of_labels(tmp_path):
 
 
 def test_names_with_numbers_stay_names(tmp_path):
+    for line in ('zone%d', '%d zone%d', '%d zone %d'):
+        lines = [
+            f'{line % ((i,) * line.count("%"))} {c}' for i, c in enumerate(('255 0 0', '0 255 0', '0 0 255'))
+        ]
+        (tmp_path / 'zones.txt').write_text('\n'.join(lines))
+        found = parse_classes('zones.txt', str(tmp_path))
+        assert found.colors == ((255, 0, 0), (0, 255, 0), (0, 0, 255)), found
+        assert found.names[1].replace(' ', '') == 'zone1'
     (tmp_path / 'names.txt').write_text('class 0\nclass 1\n')
     assert parse_classes('names.txt', str(tmp_path)).names == ('class 0', 'class 1')
     (tmp_path / 'names.txt').write_text('wall, walls\nlane 2 128 64 128\n')
@@ -446,6 +543,7 @@ def test_files_of_classes_that_cannot_be_used(tmp_path):
         ('item {\n  id: 1\n  name: "road"\n}\n', 'not understood'),
         ('0 0 0\n128 64 128\n', 'not understood'),
         ('#FF0000\n#00FF00\n', 'not understood'),
+        ('road 0.5 0.25 0.5\nsky 0 0 0.55\n', 'not understood'),
         ('name,r,g,b\nroad,0.5,0.2,0.5\n', 'numbers from 0 to 255'),
         ('value, class\n0, road, wet\n', '3 columns, but there are 2 headings'),
         ('images/a.png\nimages/b.png\n', "'images/a.png' is the name of a picture"),

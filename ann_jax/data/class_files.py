@@ -26,7 +26,7 @@ _VALUES = (
     'class_index category_id train_id trainid class label'
 ).split()
 _PLURALS = {'classes': 'class', 'categories': 'category', 'indices': 'index'}
-_CONTAINERS = 'classes categories labels tools names id2label'.split()
+_CONTAINERS = 'classes categories labels tools names id2label label_classes objects'.split()
 
 
 class _Class(NamedTuple):
@@ -113,20 +113,30 @@ def _from_file(path, wrong):
     if table:
         lines = lines[lines.index(headings) + 1 :]
     lines = [line for line in lines if line and (not line.startswith('#') or _hex(line.split()[0]))]
+    lines = [line for line in lines if not line.startswith('//')]
     if table and (table[0] or len(table[1]) == 1):
         return [_from_row(line, table[0], table[1], wrong) for line in lines]
+    if len(lines) == 1 and ',' in lines[0] and not re.search(r'\d\s*,\s*\d', lines[0]):  # as in code
+        names = [name.strip(' "\'') for name in lines[0].strip('[]()').split(',')]
+        return [_Class(name) for name in names if name]
+    lines = [re.sub(_ITK_SNAP, r'\1 \3 \2', line) for line in lines]
     if all(re.match(r'[-*] ', line) for line in lines):  # bullets
         lines = [line[2:] for line in lines]
     if all(re.search(r'\s(?=\w*\d)[0-9a-fA-F]{6}$', line) for line in lines):  # colours without #
         lines = [re.sub(r'(\w+)$', r'#\1', line) for line in lines]
     found = [_from_words(line) for line in lines]
-    if all(re.search(r'\d(\s*[\s,;]\s*\d+){2}\s*[\s,;]\s*255$', line) for line in lines):
-        opaque = [_from_words(re.sub(r'\s*[\s,;]\s*255$', '', line)) for line in lines]
-        if len({each.name for each in opaque}) == len(lines):  # else the first number is of the name
+    # FreeSurfer and 3D Slicer, whose lines begin with a value, write 0 for alpha too.
+    indexed = all(re.match(r'\d+\s+[^\d\s]', line) for line in lines)
+    alpha = r'\s*[\s,;]\s*(0|255)$' if indexed else r'\s*[\s,;]\s*255$'
+    if all(re.search(r'\d(\s*[\s,;]\s*\d+){2}' + alpha, line) for line in lines):
+        opaque = [_from_words(re.sub(alpha, '', line)) for line in lines]
+        apart = {re.sub(r'^\d+\s+', '', each.name) for each in opaque}
+        # Else the first number is of the name.
+        if len(apart) == len(lines) and all(each.color for each in opaque):
             found = opaque
     found = _values_or_names(found)
     for line, each in zip(lines, found, strict=True):
-        unread = r'[{}<>="]|^\[|\]$|^\d+([\s,;]+\d+)+$|^#[0-9a-fA-F]{6}$'
+        unread = r'[{}<>="]|^\[|\]$|^\d+([\s,;]+\d+)+$|^#[0-9a-fA-F]{6}$|(\s\d*\.\d+){2}|\s0\.\d'
         if not each.name or re.search(unread, each.name):
             raise wrong(f'the line {line!r} is not understood')
     return found
@@ -168,6 +178,8 @@ def _from_row(line, separator, headings, wrong):
 
 
 _RGB = (('r', 'red'), ('g', 'green'), ('b', 'blue'))
+# Value, red, green, blue, three numbers of its display, and the name.
+_ITK_SNAP = r'^(\d+)\s+(\d+\s+\d+\s+\d+)\s+[\d.]+\s+[01]\s+[01]\s+"(.*)"$'
 
 
 def _from_mapping(row: Mapping[str, Any]) -> _Class | None:
@@ -196,6 +208,9 @@ def _from_tree(tree: Any) -> list[_Class]:
         stuff = next((tree[key] for key in tree if str(key).lower().endswith('_classes')), None)
         if isinstance(stuff, list):
             return _from_tree(stuff)
+        if len(tree) == 1 and isinstance(deeper := next(iter(tree.values())), Mapping):
+            if not {*map(str, deeper)} & {*_COLORS, *_VALUES}:
+                return _from_tree(deeper)
         return [_from_item(key, value) for key, value in tree.items()]
     if not isinstance(tree, list):
         raise ValueError('it holds no list of classes')

@@ -8,7 +8,7 @@ import os
 
 from ann_jax.data import archives
 from ann_jax.data.classes import LISTS, Dataset, Layout
-from ann_jax.data.disk import hidden
+from ann_jax.data.disk import hidden, walk
 from ann_jax.data.folders import Found, by_key, from_folders, names_below
 from ann_jax.data.images import unseen
 from ann_jax.data.listed import from_list, from_two_lists
@@ -75,15 +75,17 @@ def _pair(dataset, root, part):
     endings, label_ending = found.naming or Naming(layout.image_endings, layout.label_ending)
     if label_ending != layout.label_ending or endings[0] != layout.image_endings[0]:
         _note(endings[0] if endings[0] not in layout.image_endings else '', label_ending)
+    others = ''
     if keys is None and layout.own:
         others = unseen(name for name in found.names[0] if not name.lower().endswith(tuple(endings)))
-        if others:
+        if others and images:
             logger.warning('%s: %s', image_dir, others)
     strays = sorted(labels.keys() - images.keys()) if keys is None else []
     keys = sorted(images) if keys is None else keys
     problems = list(found.problems)
     if not keys and not problems:
-        raise DataError(f'{dataset.name}: no samples in {image_dir}: expected {dataset.layout}')
+        found_there = f'; {others}' if others else ''
+        raise DataError(f'{dataset.name}: no samples in {image_dir}: expected {dataset.layout}{found_there}')
     near = _Near(layout.own is not None, *found.names)
     samples = []
     strange = layout.own and images and labels and not images.keys() & labels.keys()
@@ -153,7 +155,13 @@ def _missing(dataset, root, part, missing):
     )
     held = dataset.held_out
     splits = [s for s in _splits(dataset.layouts[0], root) if s not in held[:2]] if held else []
-    if splits:
+    flat = _without_splits(dataset.layouts[0], root) if held else []
+    if flat:
+        text += (
+            f'. There are images without a folder per split: set {" ".join(flat)} and '
+            '--config.dataset.val_share=0.1, which holds out a tenth; or let --mode=setup look at the folder'
+        )
+    elif splits:
         setting = 'train_split' if part == held.train else 'eval_split'
         text += (
             f'. For {part} there is {" or ".join(splits[:5])}: set --config.dataset.{setting} to one of them'
@@ -175,7 +183,19 @@ def _splits(layout, root):
     end = after.partition('/')[0]
     names = [name for name in sorted(os.listdir(folder)) if name.startswith(start) and name.endswith(end)]
     middle = [name[len(start) : len(name) - len(end)] for name in names if not hidden(name)]
-    return [name for name in middle if name and os.path.exists(os.path.join(root, before + name + after))]
+    exists = os.path.isfile if layout.lists else os.path.isdir
+    return [name for name in middle if name and exists(os.path.join(root, before + name + after))]
+
+
+def _without_splits(layout, root):
+    """Settings for images that lie where the folders of splits should, and labels alike; [] if none do."""
+    tops = [text.removesuffix('/{part}') for text in (layout.images, layout.labels)]
+    if layout.lists or tops == [layout.images, layout.labels]:
+        return []
+    some = [next(walk(os.path.join(root, top)), ('', []))[1] for top in tops]
+    if not all(any(name.lower().endswith(LABEL_ENDINGS) for name in names) for names in some):
+        return []
+    return [f'--config.dataset.{key}={top}' for key, top in zip(('images', 'labels'), tops, strict=True)]
 
 
 def _choose(dataset, root, part):

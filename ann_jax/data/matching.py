@@ -25,6 +25,7 @@ OTHER_DIR = re.compile(
     r'object|instance|human|overlay|colou?r|visual|depth|dispar|panoptic|preview|merged|rgb', re.I
 )
 _MOST_VALUES = 128  # of one label; photographs have more
+_SMALL = 1 << 18  # values of a picture that are all looked at
 _SEVERAL = 4  # folders beside each other that are parts of one, such as cities
 Tree = dict[str, list[str]]  # folder below the root, '.' for itself -> names of its files
 
@@ -87,7 +88,12 @@ def pair(tree: Tree, images: str, labels: str) -> tuple[Naming | None, dict[str,
         taken = set(two.values()) if shared else set()
         one = keys([n for n in image_names if n not in taken], naming.image_endings)
     elif not shared:
-        one, two = _without_words(image_names, IMAGE_ENDINGS), _without_words(label_names, LABEL_ENDINGS)
+        # The word before the rest is on both, as in image_1 and mask_1, or on one, as in a_1 and mask_a_1.
+        ways = [
+            (_without_words(image_names, IMAGE_ENDINGS, i), _without_words(label_names, LABEL_ENDINGS, l))
+            for i, l in ((True, True), (False, True), (True, False))
+        ]
+        one, two = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
     common = one.keys() & two.keys()
     if not common or not options and 2 * len(common) <= len(two):
         return None
@@ -99,11 +105,11 @@ def _inside(path, folder, around):
     return (around == '.' or folder.startswith(around + '/')) and path.startswith(folder + '/')
 
 
-def _without_words(names, endings):
-    """Names without the word that all begin with: image_1 and mask_1 become 1."""
+def _without_words(names, endings, cut_off):
+    """Names by what is left without the word that all begin with, if it is cut off: image_1 becomes 1."""
     stems = {key: n for n in names if (key := key_of(n, endings)) is not None}
     word = re.match(r'[^\W\d_]+[-_. ]*', os.path.commonprefix(list(stems)))
-    cut = len(word[0]) if word else 0
+    cut = len(word[0]) if word and cut_off else 0
     return {key[cut:]: n for key, n in stems.items() if key[cut:]}
 
 
@@ -112,23 +118,33 @@ def rank(
 ) -> tuple[bool, bool, bool, int, int]:
     """How well two folders fit: what their pictures look like, what their names say, and how many pairs."""
     some = [found[key] for key in sorted(found)[:: max(1, len(found) // 5)][:5]]
-    photos, drawn = ([_looks_like_label(os.path.join(root, pair[n])) for pair in some] for n in (0, 1))
-    mostly = lambda looks: 2 * sum(map(bool, looks)) >= len([look for look in looks if look is not None])
+    photos, drawn = ([_count_values(os.path.join(root, pair[n])) for pair in some] for n in (0, 1))
+    mostly = lambda counts: 2 * sum(map(_few, counts)) >= len([count for count in counts if count])
     word = lambda pattern, text: bool(pattern.search(text))
     last = labels if images != labels or naming is None else naming.label_ending
     said = (
         word(LABEL_DIR, last) - 2 * word(OTHER_DIR, last) + word(_IMAGE_DIR, images) - word(LABEL_DIR, images)
     )
-    return mostly(drawn), naming is not None, not mostly(photos), said, len(found)
+    blank = all(count == 1 for count in drawn)  # a field of view, say
+    return mostly(drawn), naming is not None, not mostly(photos), said - 2 * blank, len(found)
 
 
-def _looks_like_label(path):
+def looks_like_label(path: str) -> bool | None:
     """Whether a picture has few values or colours; None if it cannot be read."""
+    count = _count_values(path)
+    return _few(count) if count else None
+
+
+def _few(count):
+    return 0 < count <= _MOST_VALUES
+
+
+def _count_values(path):
+    """Number of values or colours in a picture, of some of its pixels; 0 if it cannot be read."""
     try:
         with open_picture(read_file(path, 'label'), path, 'label') as image:
-            array = np.asarray(image)[::4, ::4]
+            array = np.asarray(image)
+            array = array[::4, ::4] if array.size > _SMALL else array
     except DataError:
-        return None
-    if array.ndim == 3:
-        return len(np.unique(array.reshape(-1, array.shape[2]), axis=0)) <= _MOST_VALUES
-    return len(np.unique(array)) <= _MOST_VALUES
+        return 0
+    return len(np.unique(array.reshape(-1, *array.shape[2:]), axis=0))

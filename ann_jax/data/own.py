@@ -1,6 +1,7 @@
 """The user's own dataset, described by a few settings instead of a row of the table."""
 
 import os
+import re
 
 from ann_jax.data import label_map as maps
 from ann_jax.data.class_files import parse_classes
@@ -53,6 +54,12 @@ def own_dataset(
             files.
     """
     names, colors, values, ignored = _without_ignored(*parse_classes(classes, root))
+    words = re.findall(r'[^\s;|/]+', classes)
+    if len(names) == 1 and len(words) > 1 and names[0] == classes.strip():
+        raise ConfigError(
+            f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
+            f'name the background too, or write commas between names, as in dataset.classes={",".join(words)}'
+        )
     if len(names) == 1:
         raise ConfigError(
             f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
