@@ -116,8 +116,21 @@ def test_masks_of_0_and_255_among_others(tmp_path, caplog, capsys):
     both_tell(config, caplog, capsys, 'train: 1 of the 2', 'train0', 'label_map=0:0,1:1,255:1')
     config.dataset.label_map = '0:0,1:1,255:1'
     assert told(config, caplog, capsys)[0] == ''
-    config.dataset.update(classes='background,object,third', label_map='')  # more likely really ignored
-    assert '255:1' not in told(config, caplog, capsys)[0]
+    save(root / 'labels/train/train2.png', raw(0, 1, 2))
+    save(root / 'images/train/train2.png', photo())
+    config.dataset.update(classes='background,object,third', label_map='')
+    both_tell(config, caplog, capsys, 'train: 1 of the 3', 'train0', 'label_map=0-2:0-2,255:ignore')
+    config.dataset.label_map = '0-2:0-2,255:ignore'  # which says that it is meant so
+    assert 'hold only' not in told(config, caplog, capsys)[0]
+
+
+def test_a_class_that_may_be_255(tmp_path, caplog, capsys):
+    config = settings(folder(tmp_path, ((0, 1, 255),), ((0, 1, 255),)))
+    words = 'no pixel', 'car', 'if 255'
+    both_tell(config, caplog, capsys, 'train: ', *words)
+    text = re.search(r'label_map=(\S+)', told(config, caplog, capsys)[0])[1]
+    config.dataset.label_map = text.replace('ignore', 'car')
+    assert told(config, caplog, capsys)[0] == ''
 
 
 @pytest.mark.parametrize('values', [(0,), (1,), (0, 1)])
@@ -183,13 +196,14 @@ def test_images_of_few_levels(image, tmp_path, caplog, capsys):
     both_tell(config, caplog, capsys, '1 of 2 images', f'train1 ({image.min()} to {image.max()})', 'scaled')
 
 
-def test_images_that_all_use_few_levels(tmp_path, caplog, capsys):
+@pytest.mark.parametrize('bits', [8, 16])
+def test_images_that_all_use_few_levels(bits, tmp_path, caplog, capsys):
     config = settings(folder(tmp_path))
     for file in tmp_path.glob('images/*/*.png'):
-        save(file, photo(16))
+        save(file, photo(16) if bits == 8 else photo()[..., 0].astype(np.uint16) * 28)
     first, _ = told(config, caplog, capsys)
     assert '2 of 2 images' in first and '1 of 1 images' in first
-    config.dataset.image_range = re.search(r'image_range=(\S+)', first)[1]
+    config.dataset.image_range = re.search(r'image_range=([\w,]+)', first)[1]
     assert told(config, caplog, capsys)[0] == ''
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ann_jax.data.survey import FEW_LEVELS, Survey
 
 _SHOWN = 5
+_MANY = 10  # a tenth
 
 
 class Finding(NamedTuple):
@@ -43,6 +44,7 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
     values_are_classes = own and not own.label_map and not found.painted
     if len(dataset.classes) == 1:
         add('one class', f'{dataset.classes[0]} is the only class: name the background too')
+    last = len(dataset.classes) - 1
     masks = values_are_classes and found.pixels[0] == labelled and ignored
     if masks:
         add(
@@ -58,9 +60,21 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
             f'others hold 1: if 255 is {dataset.classes[1]} in these, set '
             f'--config.dataset.label_map=0:0,1:1,255:1',
         )
+    elif values_are_classes and _MANY * len(found.masks) > found.read and not absent:
+        add(
+            'masks of 0 and 255',
+            f'{len(found.masks)} of {labels} hold only 0 and 255, such as that of {found.masks[0]}, but '
+            f'others hold more: set --config.dataset.label_map=0-{last}:0-{last},255:ignore, with the class '
+            f'of 255 in place of ignore if it has one',
+        )
     elif absent:
         rule = 'cannot be learned' if train else 'is not scored'
         cure = '--mode=check counts all' if some else 'add samples with it, or leave out the class'
+        if values_are_classes and ignored:
+            cure += (
+                f'; if 255, which is ignored, is such a class, write it in place of ignore in '
+                f'--config.dataset.label_map=0-{last}:0-{last},255:ignore'
+            )
         add(
             'classes never seen' if train else f'classes absent from {split}',
             f'no pixel of {labels} is {_list(absent)}; what no label has {rule}: {cure}',
@@ -89,9 +103,11 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
     if found.flat:
         name, low, high = found.flat[0]
         cure = 'remove blank ones, and save others scaled to 0 to 255'
-        white = max(high for _, _, high in found.flat)
-        if len(found.flat) == found.decoded and white > 1:  # the setting is for all images
-            cure = f'give the values of black and white with --config.dataset.image_range=0,{white}'
+        if len(found.flat) == found.decoded and max(high for _, _, high in found.flat) > 1:  # it is for all
+            cure = (
+                'set --config.dataset.image_range=auto (or LOW,HIGH, the values in the files that become 0 '
+                'and 255)'
+            )
         add(
             'images of few levels',
             f'{len(found.flat)} of {found.decoded} images use less than {FEW_LEVELS} of the 256 levels, such '
