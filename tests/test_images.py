@@ -4,6 +4,7 @@ import io
 import logging
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -140,6 +141,17 @@ def test_a_pillow_image_that_lost_bits_is_told():
         refused(['Pillow keeps 8', 'give the file'], from_pillow, image)
     with Image.open(io.BytesIO(png_16(values(65536)))) as image:
         assert from_pillow(image).dtype == np.uint16
+
+
+def test_a_pillow_image_that_several_threads_read_is_decoded_once():
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, 'png')
+    for _ in range(10):
+        opened = Image.open(io.BytesIO(stream.getvalue()))
+        with ThreadPoolExecutor(4) as pool:
+            for values in pool.map(from_pillow, [opened] * 4):
+                np.testing.assert_array_equal(values, image)
 
 
 def test_deep_jpeg_2000():

@@ -32,6 +32,7 @@ PLAIN = Reading()
 cv2.setNumThreads(0)
 
 _ERROR_STREAM = threading.Lock()
+_PILLOW_LOCKS = [threading.Lock() for _ in range(64)]  # by image; that two share one does no harm
 _PNG_END = b'IEND\xaeB`\x82'
 _HEIC = b'heic', b'heix', b'hevc', b'mif1', b'msf1'
 _ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # a phone's JPEG or HEIC may hold previews and depth too
@@ -157,6 +158,12 @@ def from_pillow(
     tiff_of: tiff.Directory | None = None,
 ) -> np.ndarray:
     """Returns the bands of a Pillow image that `reading` picks, unscaled: see `decode_values`."""
+    # Pillow decodes an opened file when its pixels are asked for, and not in two threads at once.
+    with _PILLOW_LOCKS[id(image) // 16 % len(_PILLOW_LOCKS)]:
+        return _from_pillow(image, reading, upright, where, tiff_of)
+
+
+def _from_pillow(image, reading, upright, where, tiff_of):
     form = image.format
     if image.mode[0] != 'I' and any(';16' in str(tile) for tile in getattr(image, 'tile', ())):
         raise DataError(f'{where} has colours of 16 bits, of which Pillow keeps 8: give the file instead')

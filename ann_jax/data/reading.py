@@ -44,6 +44,10 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
     try:
         with open(path, 'rb') as file:
             return file.read()
+    except FileNotFoundError as e:
+        raise DataError(
+            f'cannot read the {kind} {path}: there is no such file; check its name and folder'
+        ) from e
     except PermissionError as e:
         raise DataError(f'cannot read the {kind} {path}: {e}; give yourself the right to read it') from e
     except OSError as e:
