@@ -172,14 +172,22 @@ def test_cvat(tmp_path):
         '<box label="car" xtl="5" ytl="5" xbr="10" ybr="10" z_order="2"></box>'
         '<polygon label="road" points="0,0;40,0;40,20;0,20" z_order="0"></polygon>'
         '<mask label="car" rle="1, 2, 2, 1" left="30" top="25" width="3" height="2" z_order="1"></mask>'
+        '<box label="car" xtl="11" ytl="8" xbr="19" ybr="12" rotation="90"></box>'
+        '<ellipse label="car" cx="30.2" cy="9.8" rx="6" ry="2" rotation="90"></ellipse>'
         '<polyline label="road" points="0,0;3,3"></polyline><tag label="car"></tag></image></annotations>',
     )
     said = convert(tmp_path / 'in', tmp_path / 'out', link=True)
-    assert '1 polyline shapes were left out' in said and 'tag' not in said
+    assert '1 polyline shapes were left out' in said and 'ellipse' not in said and 'tag' not in said
     expected = box(0, 0, 20, 40).astype(int)
     expected[5:10, 5:10] = 2
     expected[25:27, 30:33] = [[0, 2, 2], [0, 0, 2]]
-    np.testing.assert_array_equal(label(tmp_path / 'out/labels/x/a.png'), expected)
+    drawn = label(tmp_path / 'out/labels/x/a.png')
+    expected[6:14, 13:17] = 2  # the box of 8 x 4, turned about its centre
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    inside = lambda by: ((columns - 30) / (2 + by)) ** 2 + ((rows - 10) / (6 + by)) ** 2 <= 1
+    edge = inside(0.6) & ~inside(-0.6)
+    expected[inside(0)] = 2
+    np.testing.assert_array_equal(drawn[~edge], expected[~edge])
     assert (tmp_path / 'out/images/x/a.jpg').is_symlink()
 
 
@@ -222,5 +230,31 @@ def test_what_cannot_be_converted(tmp_path):
     assert not out.exists()
     write(source / 'a.json', {'shapes': [{}], 'imagePath': 'a.jpg'})
     refuse(['a.json', "lacks 'label'"], source, out)
+    write(source / 'a.json', '{"shapes": [')
+    refuse(['holds no annotations', 'a.json is damaged', 'export or download it again'], source, out)
+    write(source / 'a.json', {'_via_img_metadata': {}})
+    refuse(['holds no annotations', 'export it as COCO'], source, out)
+    photo(source / 'a.jpg')
+    pytest.importorskip('pycocotools', reason="pip install '.[annotations]'")
+    image = (
+        f'<annotations><image id="0" name="a.jpg" width="{WIDTH}" height="{HEIGHT}">%s</image></annotations>'
+    )
+    write(source / 'a.xml', image % '<mask label="car" rle="1,2" left="0" top="0" width="3" height="2"/>')
+    refuse(['cannot draw car on a.jpg', 'a.xml', 'remove it'], source, out)
+    write(source / 'a.xml', image % '<polyline label="car" points="1,1;2,2;3,3"/>')
+    refuse(['only 1 polyline shapes', 'nothing to learn'], source, out)
+    for segmentation, words in (
+        ([[0, 0, 3, 3, 3]], ['a.json', 'annotation 4', 'half a point']),
+        (
+            runs(box(0, 0, 3, 3)[:20]),
+            ['cannot draw car on a.jpg', 'mask is 40x20', f'image {WIDTH}x{HEIGHT}'],
+        ),
+    ):
+        annotation = {'id': 4, 'image_id': 1, 'category_id': 2, 'segmentation': segmentation}
+        image = {'id': 1, 'file_name': 'a.jpg', 'height': HEIGHT, 'width': WIDTH}
+        tree = {'images': [image], 'annotations': [annotation], 'categories': [{'id': 2, 'name': 'car'}]}
+        write(source / 'a.json', tree)
+        refuse(words, source, out, 'coco')
+    assert not out.exists()  # what was drawn before the error is in nobody's way
     out.mkdir()
     refuse(['exists already'], source, Path(out), error=ConfigError)

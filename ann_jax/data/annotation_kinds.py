@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ann_jax.data.disk import walk
@@ -30,6 +30,7 @@ _OTHERS = {
         'VGG Image Annotator JSON',
         'export it as COCO, and convert that with python -m ann_jax.tools.annotations',
     ),
+    'damaged': ('damaged: it is no whole JSON', 'export or download it again'),
     'supervisely': (
         'Supervisely annotations without masks',
         'export the project as masks (the app Export as masks), or as COCO',
@@ -88,19 +89,23 @@ def advise(root: str) -> str:
             if file := next((file for file in _files(root) if file.lower().endswith(endings)), ''):
                 return f'no picture in it has a label, and {file} is {what}'
         return (
-            'no picture in it has a label, which is a picture of the same name with a class per pixel: see '
-            'docs/own_data.md for the layouts that are read'
+            'no picture in it has a label, which is a picture of the same name with a few values or colours: '
+            'see docs/own_data.md for the layouts that are read'
         )
     kind, files = found[0]
     if kind in _OTHERS:
-        name, cure = _OTHERS[kind]
-        return f'{files[0]} is {name}: {cure}'
+        return others({kind: files})[0]
     more = f' and {len(files) - 1} more files are' if len(files) > 1 else ' is'
     out = os.path.normpath(root) + '_masks'
     return (
         f'{files[0]}{more} {KINDS[kind]}: draw labels with\n  python -m ann_jax.tools.annotations '
         f'{_quoted(root)} {_quoted(out)}\nand set up {out}'
     )
+
+
+def others(found: Mapping[str, list[str]]) -> list[str]:
+    """What is there instead of annotations that are read, and what to do with it: a sentence per kind."""
+    return [f'{found[kind][0]} is {name}: {cure}' for kind, (name, cure) in _OTHERS.items() if kind in found]
 
 
 def _around(file):
@@ -125,7 +130,11 @@ def _kind(path):
     try:
         if ending == '.json':
             with open(path, encoding='utf-8-sig') as file:
-                return _kind_of_json(json.load(file))
+                text = file.read()
+            try:
+                return _kind_of_json(json.loads(text))
+            except json.JSONDecodeError:
+                return 'damaged' if text.lstrip().startswith(('{', '[')) else ''
         if ending == '.xml':
             with open(path, encoding='utf-8-sig') as file:
                 start = file.read(4000)

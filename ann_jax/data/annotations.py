@@ -95,9 +95,16 @@ def _read_coco(file, found):
     found.name([name for number, name in categories.items() if number in used or number or name not in whole])
     by_image: dict[Any, list] = {}
     for annotation in tree['annotations']:
-        if not annotation.get('segmentation'):
+        segmentation = annotation.get('segmentation')
+        if not segmentation:
             found.left_out['boxes'] += 1
             continue
+        if isinstance(segmentation, list):
+            if any(len(outline) % 2 for outline in segmentation):
+                raise ValueError(f'annotation {annotation.get("id")} has half a point in its outline')
+            if all(len(outline) < 6 for outline in segmentation):
+                found.left_out['outlines of less than 3 points'] += 1
+                continue
         by_image.setdefault(annotation['image_id'], []).append(annotation)
     for image in tree['images']:
         # Small objects lie on large ones.
@@ -113,14 +120,15 @@ def _coco(segmentation, file) -> Draw:
     def draw(height, width):
         if isinstance(segmentation, list):
             outlines = [outline for outline in segmentation if len(outline) >= 6]
-            if not outlines:
-                return np.zeros((height, width), bool)
             runs = masks.merge(masks.frPyObjects(outlines, height, width))
         elif isinstance(segmentation['counts'], list):
             runs = masks.frPyObjects(segmentation, height, width)
         else:
             runs = segmentation
-        return masks.decode(runs).astype(bool)
+        mask = masks.decode(runs).astype(bool)
+        if mask.shape != (height, width):
+            raise ValueError(f'its mask is {mask.shape[1]}x{mask.shape[0]}, and the image {width}x{height}')
+        return mask
 
     return draw
 
@@ -224,11 +232,23 @@ def _read_cvat(file, found):
 def _cvat(shape, file) -> Draw | None:
     """How to draw an outline, a box or a mask of CVAT; None: it has no area."""
     get = lambda *names: [float(shape.attrib[name]) for name in names]
+    turn = float(shape.get('rotation', 0))  # in degrees, clockwise
     if shape.tag == 'polygon':
-        return _coco([[float(n) for n in shape.attrib['points'].replace(';', ',').split(',')]], file)
-    if shape.tag == 'box' and not float(shape.get('rotation', 0)):
+        outline = [float(n) for n in shape.attrib['points'].replace(';', ',').split(',')]
+        return _coco([outline], file) if len(outline) >= 6 else None
+    if shape.tag == 'box':
         left, top, right, bottom = get('xtl', 'ytl', 'xbr', 'ybr')
-        return _coco([[left, top, right, top, right, bottom, left, bottom]], file)
+        center, (sin, cos) = ((left + right) / 2, (top + bottom) / 2), _sin_cos(turn)
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]]) - center
+        return _coco([((corners @ [[cos, sin], [-sin, cos]]) + center).ravel().tolist()], file)
+    if shape.tag == 'ellipse':
+        x, y, *radii = map(round, get('cx', 'cy', 'rx', 'ry'))
+
+        def ellipse(rows, columns):
+            mask = np.zeros((rows, columns), np.uint8)
+            return cv2.ellipse(mask, (x, y), radii, turn, 0, 360, 1, thickness=-1).astype(bool)
+
+        return ellipse
     if shape.tag != 'mask':
         return None
     left, top, width, height = (int(n) for n in get('left', 'top', 'width', 'height'))
@@ -241,6 +261,10 @@ def _cvat(shape, file) -> Draw | None:
         return whole
 
     return draw
+
+
+def _sin_cos(degrees):
+    return math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
 
 
 # --- YOLO

@@ -14,13 +14,15 @@ import argparse
 import os
 import shlex
 import shutil
+import struct
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ann_jax.data.annotation_kinds import KINDS, find_annotations
+from ann_jax.data.annotation_kinds import KINDS, find_annotations, others
 from ann_jax.data.annotations import BACKGROUND, IGNORED, Labelled, read_annotations
 from ann_jax.data.discovery import split_of
 from ann_jax.data.disk import walk
@@ -53,9 +55,16 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
     found = {each.kind: each.files for each in find_annotations(str(source))}
     known = [each for each in found if each in KINDS] if kind == 'auto' else [kind]
     if not known or known[0] not in found:
-        raise DataError(f'{source} holds no annotations of {", ".join(KINDS) if kind == "auto" else kind}')
+        what = f'{source} holds no annotations of {", ".join(KINDS) if kind == "auto" else kind}'
+        raise DataError('; '.join([what, *others(found)]))
     kind = known[0]
     annotated = read_annotations(kind, found[kind])
+    left_out = [f'{n} {what}' for what, n in annotated.left_out.items() if n]
+    if left_out and not any(each.objects for each in annotated.images):
+        raise DataError(
+            f'{source} holds only {" and ".join(left_out)}, which have no area: there is nothing to learn '
+            'segmentation from'
+        )
     names = [BACKGROUND, *(name for name in annotated.names if name != BACKGROUND)]
     values = {name: value for value, name in enumerate(names)} | {IGNORED: IGNORE}
     if len(names) >= IGNORE:
@@ -76,15 +85,15 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
     if missing:
         of = f'{len(missing)} of {len(annotated.images)} images'
         raise DataError(f'{of} are missing in {source}; add them:{listed(missing)}')
-    for place, (each, path) in places.items():
-        _write(each, path, place, out, values, link)
+    try:
+        for place, (each, path) in places.items():
+            _write(each, path, place, out, values, link)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)  # half of it would be in the way of the next try
+        raise
     with replacing(out / 'classes.txt') as draft:
         draft.write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
-    lines = [
-        f'{count} {what} were left out, which have no area'
-        for what, count in annotated.left_out.items()
-        if count
-    ]
+    lines = [f'{each} were left out, which have no area' for each in left_out]
     lines += [
         f'{len(found[each])} files of {KINDS[each]} were left out: --kind={each} takes those'
         for each in known[1:]
@@ -154,7 +163,15 @@ def _write(labelled, path, place, out, values, link):
         height, width = labelled.size
     mask = np.zeros((height, width), np.uint8)
     for name, draw in labelled.objects:
-        mask[draw(height, width)] = values[name]
+        try:
+            mask[draw(height, width)] = values[name]
+        except (ValueError, IndexError, TypeError, OSError, struct.error, cv2.error) as error:
+            if isinstance(error, DataError) and labelled.file in str(error):
+                raise
+            raise DataError(
+                f'cannot draw {name} on {labelled.image}, as {labelled.file} has it: {error}; mend it, or '
+                'remove it'
+            ) from error
     with replacing(label) as draft:
         Image.fromarray(mask).save(draft)
     refuse_special(path, 'image')
