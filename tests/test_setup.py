@@ -16,6 +16,7 @@ from ann_jax.config import validate
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.modes.check import check
 from ann_jax.modes.setup import setup
+from ann_jax.typing import IGNORE
 
 SIZE = (40, 56)
 RNG = np.random.default_rng(0)
@@ -160,6 +161,61 @@ def drive(root):
         label(root / f'training/mask/2{name}_training_mask.gif', values=(0, 255))
 
 
+def outlines(root):
+    """A mask of the field of view, which is the same all over, and has the better name."""
+    pairs(root, 'images/{}.tif', 'manual/{}.gif', values=(0, 255))
+    pairs(root, 'images/{}.tif', 'mask/{}.gif', values=(255,))
+
+
+def prefixed(root):
+    for split in ('train', 'val'):
+        pairs(root, f'images/{split}/{{}}.jpg', f'labels/{split}/mask_{{}}.png', names=('x_1', 'x_2'))
+
+
+def label_first(root):
+    pairs(root, 'images/{}.png', 'labels/{}.png')
+    for split, names in (('train', 'abc'), ('val', 'd')):
+        write(root, f'{split}.txt', ''.join(f'labels/{n}.png images/{n}.png\n' for n in names))
+
+
+def palettes(root):
+    """The same colours at other places of the palettes, which only colours tell apart."""
+    pairs(root, 'images/{}.jpg', 'labels/{}.png', names='ab', palette=PALETTE)
+    pairs(root, 'images/{}.jpg', 'labels/{}.png', names='cd', palette=PALETTE[::-1])
+
+
+def bands(root):
+    """Four bands of 12 bits in 16 need two settings."""
+    rasterio = pytest.importorskip('rasterio')
+    pairs(root, 'images/{}.tif', 'labels/{}.tif')
+    for path in (root / 'images').iterdir():
+        values = RNG.integers(0, 4096, (4, *SIZE)).astype(np.uint16)
+        shape = {
+            'transform': rasterio.Affine(1, 0, 5, 0, -1, 5),
+            'count': 4,
+            'height': SIZE[0],
+            'width': SIZE[1],
+            'dtype': 'uint16',
+        }
+        with rasterio.open(path, 'w', driver='GTiff', photometric='minisblack', **shape) as target:
+            target.write(values)
+
+
+def pages(root):
+    pairs(root, 'images/{}.tif', 'labels/{}.png')
+    for path in (root / 'images').iterdir():
+        image = Image.open(path)
+        image.load()
+        image.save(path, save_all=True, append_images=[image])
+
+
+def signed(root):
+    pairs(root, 'images/{}.jpg', 'labels/{}.tif')
+    for path in (root / 'labels').iterdir():
+        raw = np.array(Image.open(path)).astype(np.int32)
+        Image.fromarray(np.array([-1, 0, 90_000, 1], np.int32)[raw]).save(path)
+
+
 def pets(root):
     pairs(root, 'images/dog_{}.jpg', 'annotations/trimaps/dog_{}.png', values=(1, 2, 3))
     write(root, 'annotations/trainval.txt', 'dog_a 1 1 1\ndog_b 1 1 1\n')
@@ -197,6 +253,18 @@ LAYOUTS = {
     ),
     loveda: ('class 0,class 1,class 2', '', (4, 4), ['lists of images and labels are written']),
     drive: ('background,object', '0:0,255:1', (2, 1), ['1st_manual', 'mask may hold labels too']),
+    outlines: ('background,object', '0:0,255:1', (3, 1), ['labels    manual']),
+    prefixed: ('class 0,class 1,class 2', '', (2, 2), ['lists of images and labels are written']),
+    label_first: ('class 0,class 1,class 2', '', (3, 1), ['{split}.txt']),
+    palettes: ('background,class 1,class 2', '', (3, 1), ['0 0 0 (33.8 %)', '128 64 128 (32.5 %)']),
+    bands: ('class 0,class 1,class 2', '', (3, 1), ['4 bands', 'natural range']),
+    pages: ('class 0,class 1,class 2', '', (3, 1), ['several images, of which the first']),
+    signed: (
+        'class 0 (value 0),class 1 (value 90000)',
+        '-1:ignore,0:0,255:ignore,90000:1',
+        (3, 1),
+        ['-1 (35.0 %)'],
+    ),
     pets: ('class 1,class 2,class 3', '0:ignore,1-3:0-2,255:ignore', (3, 1), ['1 is the first class']),
     jpegs: ('background,object', '0-127:0,128-255:1', (3, 1), ['labels are JPEG']),
     cityscapes: ('class 0,class 1,class 2', '', (4, 4), ['*_gtFine_labelIds.png']),
@@ -227,13 +295,15 @@ def test_layouts_of_tools(layout, tmp_path, capsys, monkeypatch):
     samples = [build.source(config, split) for split in splits]
     assert tuple(map(len, samples)) == counts
     seen = {int(v) for source in samples for i in range(len(source)) for v in np.unique(source[i]['label'])}
-    assert seen == set(range(len(classes.split(',')) - (layout is kaggle)))
+    assert seen - {IGNORE} == set(range(len(classes.split(',')) - (layout is kaggle)))
     commands = [line for line in said.splitlines() if line.startswith('python -m ann_jax.main')]
     assert [re.search(r'--mode=\w+|$', line)[0] for line in commands] == [
         '--mode=check',
         '',
         '--mode=predict',
     ]
+    channels = 4 if layout is bands else 3
+    assert build.channels(config) == channels == samples[0][0]['image'].shape[2]
     for line in commands:
         words = dict(word.split('=', 1) for word in shlex.split(line)[3:])
         assert Path(words['--config']).samefile(file)
@@ -307,6 +377,11 @@ def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch, capsys):
         )
     with pytest.raises(DataError):
         setup(folder_config('many'))
+    pairs(tmp_path / 'red', 'images/{}.jpg', 'masks/{}.png', colors=[(255, 0, 0)] * 3)
+    refuse(['255 0 0 all over', 'nothing to learn'], 'red')
+    pairs(tmp_path / 'blank', 'images/{}.jpg', 'masks/{}.png', values=(0,))
+    setup(folder_config('blank'))
+    assert 'labels are 0 all over' in capsys.readouterr().out
     pairs(tmp_path / 'one', 'images/{}.jpg', 'masks/{}.png', names='a')
     photo(tmp_path / 'two/images/a.png', (SIZE[0], 7))
     label(tmp_path / 'two/masks/a.png')

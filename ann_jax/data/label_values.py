@@ -40,6 +40,7 @@ class Values:
 def survey_labels(paths: Sequence[str], most: int = 200) -> Values:
     """Counts the values and colours of labels: of all, or of `most` from first to last."""
     found = Values()
+    shown: Counter[Color] = Counter()  # by palettes
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int))]
     for path in chosen:
         try:
@@ -63,10 +64,9 @@ def survey_labels(paths: Sequence[str], most: int = 200) -> Values:
             if raw.palette is not None:
                 red, green, blue = raw.palette[value].tolist()
                 found.palettes.setdefault(int(value), set()).add((red, green, blue))
+                shown[red, green, blue] += int(count)
     if found.by_color:  # palettes count as the colours that they show
-        for value, colors in found.palettes.items():
-            for color in colors:
-                found.colors[color] += found.values[value]
+        found.colors.update(shown)
         found.values.clear()
     return found
 
@@ -91,7 +91,7 @@ def choose_classes(found: Values, files: Iterable[str], root: str) -> ClassPlan:
         root: of the dataset.
 
     Raises:
-        DataError: there are too many values or colours for classes.
+        DataError: there are too many values or colours for classes, or one colour only.
     """
     known: list[tuple[str, Classes]] = []
     for file in files:
@@ -115,6 +115,18 @@ def choose_classes(found: Values, files: Iterable[str], root: str) -> ClassPlan:
         )
     options = (_by_color if found.colors else _by_value)(found, known)
     best = max(options, key=lambda option: option[0])[1]
+    shown = ' '.join(map(str, next(iter(found.colors), ()) or kinds))
+    if len(best.names) == 1:
+        raise DataError(
+            f'labels are {shown} all over, so that there is nothing to learn: set up a folder whose labels '
+            'hold several classes'
+        )
+    if len(kinds) == 1:
+        best.notes.append(f'labels are {shown} all over: other values, if there are any, need a class too')
+    if below := [value for value in found.values if value < 0]:
+        # Signed files use these for pixels without a class.
+        plain = {i: i for i in range(len(best.names))} | {IGNORE: IGNORE}
+        best.label_map = (best.label_map or plain) | dict.fromkeys(below, IGNORE)
     notes = [
         f'{file} names {len(c.names)} classes, which do not fit the labels: not used' for file, c in known
     ]
@@ -147,7 +159,7 @@ def _by_color(found, known):
 
 def _by_value(found, known):
     """Yields (rank, plan) of labels of values."""
-    seen = set(found.values)
+    seen = {value for value in found.values if value >= 0}
     shown = {color for colors in found.palettes.values() for color in colors}
     for file, (names, colors, label_map) in known:
         allowed = {*(label_map or range(len(names))), IGNORE}
@@ -169,7 +181,7 @@ def _by_value(found, known):
 def _by_value_alone(seen):
     """Classes of values that no file names."""
     plan = ClassPlan((), notes=['no file names the classes: name them'])
-    rest = sorted(seen - {IGNORE})
+    rest = sorted(seen - {IGNORE}) or [0]
     if seen <= {0, 1, IGNORE}:
         plan.names = ('background', 'object')
         if IGNORE in seen and 1 not in seen:

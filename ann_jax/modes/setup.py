@@ -20,6 +20,7 @@ from ann_jax.data.class_files import parse_classes
 from ann_jax.data.discovery import Plan, discover
 from ann_jax.data.disk import walk
 from ann_jax.data.files import draw, pair_files
+from ann_jax.data.image_values import choose_reading
 from ann_jax.data.images import IMAGE_ENDINGS, match
 from ann_jax.data.label_values import ClassPlan, choose_classes, class_files, survey_labels
 from ann_jax.data.labels import decode_raw
@@ -106,8 +107,13 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
     if rest:
         notes.append(f'{len(rest)} pictures are not used, such as {rest[0]}')
     classes = choose_classes(values, class_files(names), root)
-    settings = plan.settings() | _class_settings(classes, file, root, written)
-    notes += [*classes.notes, *_odd_images(root, samples)]
+    some = _some([sample[1:] for split in samples.values() for sample in split])
+    image_settings, reading, image_notes = choose_reading([os.path.join(root, image) for image, _ in some])
+    settings = plan.settings() | _class_settings(classes, file, root, written) | image_settings
+    notes += classes.notes + image_notes
+    if odd := list(_odd_images(root, some, reading)):
+        others = f'; {len(odd) - 1} more of the images looked at cannot be used either' if odd[1:] else ''
+        notes.append(odd[0] + others)
     print('\n'.join(_report(root, plan, samples, values, classes, notes)))
     commands = _commands(file, os.path.join(root, next(iter(samples[plan.eval_split]))[1]))
     written[file] = _TEMPLATE.format(
@@ -183,14 +189,18 @@ def _find(plan, root, split, notes):
     return [sample[:3] for sample in samples]
 
 
-def _odd_images(root, samples):
+def _some(pairs):
+    return pairs[:: max(1, len(pairs) // _IMAGES_READ)][:_IMAGES_READ]
+
+
+def _odd_images(root, pairs, reading):
     """What is wrong with some images: they cannot be read, or have other sizes than their labels."""
-    pairs = [sample[1:] for split in samples.values() for sample in split]
-    for image, label in pairs[:: max(1, len(pairs) // _IMAGES_READ)][:_IMAGES_READ]:
+    for image, label in pairs:
         image, label = os.path.join(root, image), os.path.join(root, label)
         try:
             values = decode_raw(read_file(label, 'label'), label).values
-            match(read_file(image, 'image'), values if values.ndim == 2 else values[..., 0], image, label)
+            plane = values if values.ndim == 2 else values[..., 0]
+            match(read_file(image, 'image'), plane, image, label, reading)
         except DataError as error:
             yield str(error)
 
