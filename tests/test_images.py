@@ -29,7 +29,7 @@ from ann_jax.data.images import (
 )
 from ann_jax.data.levels import Reading, find_range, to_levels
 from ann_jax.data.own import own_dataset
-from ann_jax.data.reading import open_picture
+from ann_jax.data.reading import jpeg_size, open_picture
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images
@@ -152,6 +152,20 @@ def test_a_pillow_image_that_several_threads_read_is_decoded_once():
         with ThreadPoolExecutor(4) as pool:
             for values in pool.map(from_pillow, [opened] * 4):
                 np.testing.assert_array_equal(values, image)
+
+
+def test_the_size_of_a_jpeg_is_that_of_pillow():
+    photo = Image.fromarray(RNG.integers(0, 256, (37, 53, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x010E] = 'x' * 5000
+    for mode in ('L', 'RGB', 'CMYK'):
+        for options in ({}, {'progressive': True}, {'exif': exif}, {'comment': b'\xff\xc0\0\x0b'}):
+            stream = io.BytesIO()
+            photo.convert(mode).save(stream, 'jpeg', **options)
+            data = stream.getvalue()
+            assert jpeg_size(data) == (None if mode == 'CMYK' else (53, 37))
+            assert {jpeg_size(data[:end]) for end in range(0, len(data), 7)} <= {None, (53, 37)}
+    assert jpeg_size(b'\xff\xd8\xff\xd9' * 9) is None and jpeg_size(b'') is None
 
 
 def test_deep_jpeg_2000():

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from ann_jax.data import rasters, tiff
 from ann_jax.data.levels import Reading, looks_like_alpha, pick, to_levels
-from ann_jax.data.reading import check_size, open_picture, optional
+from ann_jax.data.reading import check_size, jpeg_size, open_picture, optional
 from ann_jax.errors import DataError
 
 # Files in a folder with one of these are images; a file that is named may have any other.
@@ -66,6 +66,11 @@ def decode_values(data: bytes, where: object, reading: Reading, upright: bool = 
         return _decode_tiff(data, where, reading, upright)
     if data[4:8] == b'ftyp' and data[8:12] in _HEIC and b'avif' not in data[:40]:
         optional('pillow_heif', f'{where}, a HEIC image,').register_heif_opener()
+    if size := jpeg_size(data):  # of most images, for which Pillow takes as long to open as to decode
+        check_size(*size, where, 'image', reading.max_pixels)
+        if (values := _decode_eight_bits(data, size, reading, upright)) is not None:
+            check_page(reading.page, 1, where)
+            return pick(values, False, reading, where)
     with open_picture(data, where, 'image', reading.max_pixels) as opened:
         count = getattr(opened, 'n_frames', 1) if opened.format in _ANIMATED else 1
         check_page(reading.page, count, where)
@@ -91,7 +96,7 @@ def check_page(page: int, count: int, where: object) -> None:
 
 def _decode_fast(data, opened, reading, upright):
     """Bands of a file by OpenCV, which is faster and keeps 16 bits; None where Pillow should decode."""
-    if opened.width * opened.height >= _OPENCV_PIXELS or max(opened.size) >= _OPENCV_SIDE:
+    if _too_large_for_opencv(*opened.size):
         return None
     if top := _top(data, opened.format):
         end = data.rfind(_PNG_END) + len(_PNG_END) if opened.format == 'PNG' else len(data)
@@ -104,13 +109,27 @@ def _decode_fast(data, opened, reading, upright):
         grey = values.ndim == 2
         values = np.repeat(values[..., None], 3, 2) if grey else values[..., [2, 1, 0, 3][: values.shape[2]]]
         return turned(values, opened.getexif().get(_ORIENTATION, 1)) if upright else values
+    if opened.mode not in _FAST_MODES:
+        return None
+    return _decode_eight_bits(data, opened.size, reading, upright)
+
+
+def _too_large_for_opencv(width, height):
+    return width * height >= _OPENCV_PIXELS or max(width, height) >= _OPENCV_SIDE
+
+
+def _decode_eight_bits(data, size, reading, upright):
+    """RGB of a file of 8 bits by OpenCV; None where Pillow should decode."""
     # imread, and imdecode in some releases, fill the missing part of a truncated JPEG with grey. So OpenCV
     # only gets files with a proper end; Pillow, which raises, gets the rest.
     whole = data.endswith((b'\xff\xd9', _PNG_END))
-    if not whole or opened.mode not in _FAST_MODES or max(reading.bands, default=1) > 3:
+    if not whole or max(reading.bands, default=1) > 3 or _too_large_for_opencv(*size):
         return None
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # Pillow says what is wrong
+        return None
 
 
 def _top(data, form):

@@ -57,6 +57,9 @@ class Label(NamedTuple):
 
 def count_bytes(values: np.ndarray) -> np.ndarray:
     """Counts each value of (H, W) uint8: (256,) int64."""
+    if values.size < _EXACT:
+        counts = cv2.calcHist([np.ascontiguousarray(values)], [0], None, [256], [0, 256])
+        return counts.ravel().astype(np.int64)
     return np.array(Image.fromarray(values).histogram(), np.int64)
 
 
@@ -286,6 +289,7 @@ def _map(raw, layout, where, name):
 
 
 _CHROMA = 16  # differences between the channels of grey in formats that change values
+_EXACT = 1 << 24  # numbers below are exact in float32
 _ONE = np.array([1 << 16, 1 << 8, 1])  # makes one number of a colour
 _PIXELS = 1 << 20  # at a time: a colour as one number takes many bytes
 _GREYS = np.repeat(np.arange(256)[:, None], 3, 1)

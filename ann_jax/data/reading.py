@@ -116,6 +116,20 @@ def check_png(data: bytes, where: object, kind: str) -> None:
         start = end
 
 
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8 bits in one or three channels, as its header says; None for others."""
+    start = 2
+    while data[:2] == b'\xff\xd8' and start + 10 < len(data) and data[start] == 0xFF:
+        marker = data[start + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            bits, height, width, channels = struct.unpack_from('>BHHB', data, start + 4)
+            return (width, height) if bits == 8 and channels in (1, 3) and width and height else None
+        if not 0xC3 < marker < 0xFF or 0xD0 <= marker <= 0xDA:  # pixels follow, or nothing that is expected
+            return None
+        start += 2 + int.from_bytes(data[start + 2 : start + 4])
+    return None
+
+
 def _raise_limit_of_pillow(max_pixels):
     """Pillow warns above its own limit, and refuses twice as many pixels: one number for all threads."""
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
