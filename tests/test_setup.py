@@ -164,7 +164,7 @@ def drive(root):
 def outlines(root):
     """A mask of the field of view, which is the same all over, and has the better name."""
     pairs(root, 'images/{}.tif', 'manual/{}.gif', values=(0, 255))
-    pairs(root, 'images/{}.tif', 'mask/{}.gif', values=(255,))
+    pairs(root, 'images/{}.tif', 'field_mask/{}.gif', values=(255,))
 
 
 def prefixed(root):
