@@ -132,6 +132,18 @@ def test_negative_and_large_values_are_mapped_and_others_covers_them():
     refuse(many, '65536 values to at most 254 classes')
 
 
+@pytest.mark.parametrize(('dtype', 'last'), [('uint32', 4_000_000_000), ('int8', -1), ('float64', 2)])
+def test_tiffs_that_pillow_reads_otherwise_or_not(dtype, last):
+    rasterio = pytest.importorskip('rasterio')
+    shape = dict(zip(('height', 'width'), RAW.shape, strict=True))
+    place = {'transform': rasterio.Affine(1, 0, 5, 0, -1, 5)}
+    with rasterio.MemoryFile() as file:
+        with rasterio.open(file.name, 'w', driver='GTiff', count=1, dtype=dtype, **shape, **place) as target:
+            target.write(np.array([0, 1, last], dtype)[RAW], 1)
+        data = bytes(file.getbuffer())
+    np.testing.assert_array_equal(classes(data, label_map=f'0:0,1:1,{last}:2'), RAW)
+
+
 @pytest.mark.parametrize('mode', ['RGBA', 'LA'])
 def test_a_label_whose_alpha_alone_tells_pixels_apart(mode, tmp_path):
     """Its colour says nothing, and the alpha of other labels may be the same all over."""

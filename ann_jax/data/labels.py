@@ -10,9 +10,19 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ann_jax.data import rasters, tiff
 from ann_jax.data import unknown_labels as unknown
 from ann_jax.data.classes import INVALID, Layout
-from ann_jax.data.reading import MAX_PIXELS, PNG, check_png, damaged, open_picture, optional, refuse_format
+from ann_jax.data.reading import (
+    MAX_PIXELS,
+    PNG,
+    check_png,
+    check_size,
+    damaged,
+    open_picture,
+    optional,
+    refuse_format,
+)
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
@@ -109,6 +119,8 @@ def decode_raw(
     if variable:
         return Raw(_decode_matlab(data, where, variable))
     check_png(data, where, 'label')  # Pillow decodes damaged ones, some to values of classes
+    if (values := _deep_tiff(data, where, max_pixels)) is not None:
+        return Raw(values)
     # Not OpenCV: it turns the indices of a palette PNG into colours.
     with open_picture(data, where, 'label', max_pixels) as image:
         pages = _pages(image)
@@ -142,6 +154,16 @@ def decode_raw(
     return Raw(raw.astype(np.uint8) if mode == '1' else raw, palette, lossy)
 
 
+def _deep_tiff(data, where, max_pixels):
+    """Values of a TIFF of one band that Pillow would change or refuse, such as unsigned 32 bits; or None."""
+    found = tiff.directories(io.BytesIO(data)) if tiff.is_tiff(data) else None
+    if not found or len(found) > 1 or found[0].samples > 1 or found[0].for_pillow:
+        return None
+    check_size(found[0].width, found[0].height, where, 'label', max_pixels)
+    values = rasters.read_bands(data, found[0].number, where)[..., 0]
+    return _whole_numbers(values, where) if values.dtype.kind == 'f' else values
+
+
 def _refuse_alpha_alone(raw, where):
     """Refuses a label whose alpha alone tells pixels apart, because other labels have none to tell it by."""
     first = raw[:1, :1]
@@ -161,7 +183,7 @@ def _whole_numbers(raw, where):
         DataError: some are no whole numbers.
     """
     whole = np.rint(raw)
-    wrong = ~np.isfinite(raw) | (whole != raw) | (np.abs(whole) > 2**31)
+    wrong = ~np.isfinite(raw) | (whole != raw) | (np.abs(whole) > 2**32)
     if wrong.any():
         raise DataError(
             f'label {where} holds floating-point numbers such as {raw[wrong][0]:g}, which are no class '
