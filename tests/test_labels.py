@@ -11,7 +11,8 @@ from PIL import Image
 from ann_jax.data import label_map as maps
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource
-from ann_jax.data.labels import decode_label, decode_raw
+from ann_jax.data.label_files import decode_raw
+from ann_jax.data.labels import decode_label
 from ann_jax.data.levels import Reading
 from ann_jax.data.own import own_dataset
 from ann_jax.errors import ConfigError, DataError

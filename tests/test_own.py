@@ -11,7 +11,8 @@ from PIL import Image
 
 from ann_jax.data.datasets import FolderSource
 from ann_jax.data.images import decode_image
-from ann_jax.data.labels import decode_raw, map_label
+from ann_jax.data.label_files import decode_raw
+from ann_jax.data.labels import map_label
 from ann_jax.data.own import own_dataset
 from ann_jax.data.pipeline import eval_batches, train_batches
 from ann_jax.data.transforms import Augment

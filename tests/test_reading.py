@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ann_jax.data.images import decode_image
-from ann_jax.data.labels import decode_raw
+from ann_jax.data.label_files import decode_raw
 from ann_jax.data.reading import MAX_PIXELS, open_picture
 from ann_jax.errors import DataError
 

@@ -22,8 +22,8 @@ from ann_jax.data.disk import walk
 from ann_jax.data.files import draw, pair_files
 from ann_jax.data.image_values import choose_reading
 from ann_jax.data.images import IMAGE_ENDINGS, match
+from ann_jax.data.label_files import decode_raw
 from ann_jax.data.label_values import ClassPlan, choose_classes, class_files, survey_labels
-from ann_jax.data.labels import decode_raw
 from ann_jax.data.naming import bare_key
 from ann_jax.data.own import own_dataset
 from ann_jax.data.reading import read_file
