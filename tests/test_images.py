@@ -495,3 +495,36 @@ def test_each_channel_is_normalised_and_augmented_alone():
         alone = Augment((30, 16), mean=(channel + 1,))
         part = alone.apply({'name': 'x', 'image': image[..., [channel]], 'label': label}, draw)['image']
         np.testing.assert_array_equal(whole[..., [channel]], part)
+
+
+def lying(data, lie):
+    """A JPEG cut in its coded data and closed, or with a larger size in its header."""
+    coded = data.index(b'\xff\xda') + 14
+    if lie.startswith('cut'):
+        return data[: coded + int(float(lie[4:]) * (len(data) - coded))] + b'\xff\xd9'
+    size = next(data.index(mark) for mark in (b'\xff\xc0', b'\xff\xc2') if mark in data)
+    size += 5 if lie == 'tall' else 7
+    return data[:size] + (10 * int.from_bytes(data[size : size + 2])).to_bytes(2) + data[size + 2 :]
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_a_jpeg_that_lacks_data_is_refused(progressive, mode, capfd):
+    """What libjpeg fills up without an error."""
+    picture = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), np.uint8)).resize((96, 80)).convert(mode)
+    exif = Image.Exif()
+    exif[0x112] = 6  # turned: the last pixels are at another corner
+    data = encoded(picture, 'jpeg', quality=90, progressive=progressive, exif=exif)
+    assert decode_image(data, 'a.jpg').shape == (96, 80, 3)
+    for lie in ('cut 0.1', 'cut 0.5', 'tall', 'wide', *(() if progressive else ('cut 0.95',))):
+        with pytest.raises(DataError, match=r'a\.jpg.*copy or download'):
+            decode_image(lying(data, lie), 'a.jpg')
+
+
+def test_odd_but_whole_jpegs_are_read(capfd):
+    """All grey, by restart intervals, or followed by more."""
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    assert (decode_image(encoded(grey, 'jpeg'), 'a.jpg') == 128).all()
+    restarts = cv2.imencode('.jpg', grey, [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[1].tobytes()
+    for data in (restarts, restarts + b'more', encoded(Image.fromarray(grey), 'mpo')):
+        assert (decode_image(data, 'a.jpg') == 128).all()

@@ -10,7 +10,8 @@ import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.files import pair_files
-from ann_jax.data.images import PLAIN, decode_image, decode_values, encode_png, examine_jpeg, match
+from ann_jax.data.images import PLAIN, decode_image, decode_values, encode_png, match
+from ann_jax.data.jpeg import examine_jpeg
 from ann_jax.data.labels import Label, decode_label, map_label
 from ann_jax.data.levels import Reading
 from ann_jax.data.naming import without_ending

@@ -6,8 +6,6 @@ Bytes that cannot be decoded raise a `DataError` that names the file.
 import io
 import os
 import re
-import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -16,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ann_jax.data import rasters, tiff
+from ann_jax.data import jpeg, rasters, tiff
 from ann_jax.data.levels import Reading, looks_like_alpha, pick, to_levels
 from ann_jax.data.reading import check_size, jpeg_size, open_picture, optional
 from ann_jax.errors import DataError
@@ -31,7 +29,6 @@ PLAIN = Reading()
 # Several threads read samples at once; OpenCV's own threads would compete with them for the cores.
 cv2.setNumThreads(0)
 
-_ERROR_STREAM = threading.Lock()
 _PILLOW_LOCKS = [threading.Lock() for _ in range(64)]  # by image; that two share one does no harm
 _PNG_END = b'IEND\xaeB`\x82'
 _HEIC = b'heic', b'heix', b'hevc', b'mif1', b'msf1'
@@ -77,8 +74,11 @@ def decode_values(data: bytes, where: object, reading: Reading, upright: bool = 
         if count > 1:
             opened.seek(reading.page - 1)
         elif (values := _decode_fast(data, opened, reading, upright)) is not None:
+            jpeg.refuse_missing(data, values, where)
             return pick(values, values.shape[2] == 4, reading, where)
-        return from_pillow(opened, reading, upright, where)
+        values = from_pillow(opened, reading, upright, where)
+        jpeg.refuse_missing(data, values, where)
+        return values
 
 
 def check_page(page: int, count: int, where: object) -> None:
@@ -246,33 +246,6 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return image
-
-
-def examine_jpeg(data: bytes, where: object) -> None:
-    """Refuses a JPEG with missing or corrupt data in the middle, which decoders accept without an error.
-
-    Finds what libjpeg reports: most gaps and overwritten parts, but only one flipped bit in six, because
-    almost any sequence of bits decodes to some picture. Other formats pass. Runs in one thread at a time.
-
-    Raises:
-        DataError: libjpeg reports corrupt data.
-    """
-    if not data.startswith(b'\xff\xd8'):
-        return
-    # libjpeg reports it on the stderr of the process, and nowhere else.
-    with _ERROR_STREAM, tempfile.TemporaryFile() as said:
-        kept = os.dup(2)
-        try:
-            os.dup2(said.fileno(), 2)
-            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-        said.seek(0)
-        lines = said.read().decode(errors='replace').splitlines()
-    for line in lines:
-        if 'Corrupt JPEG' in line or 'Premature end of JPEG' in line:
-            raise DataError(f'the image {where} is damaged ({line.strip()}): copy or download the file again')
 
 
 def match(

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.images import PLAIN, decode_values, encode_png, examine_jpeg, match
+from ann_jax.data.images import PLAIN, decode_values, encode_png, match
+from ann_jax.data.jpeg import examine_jpeg
 from ann_jax.data.labels import decode_label
 from ann_jax.data.levels import Reading
 from ann_jax.data.reading import check_png, optional
