@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -240,13 +241,24 @@ def test_a_full_disk_is_a_clear_error_and_spares_earlier_checkpoints(tmp_path):
     try:
         # A file cannot grow any more: what a full disk does to its writer.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-        with pytest.raises(SaveError, match='Free space'):
+        with pytest.raises(SaveError, match='checkpoints: File too large. Free space'):
             checkpoints.save(2, big, {})
             checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         assert first_whole(checkpoints, wide_state(0))[0] == 1
+
+
+def test_what_tensorstore_calls_too_late_is_not_printed(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, 'unraisablehook', printed.append)
+    for _ in range(2):
+        Checkpoints(tmp_path).close()
+    late, other = RuntimeError('Event loop is closed'), RuntimeError('other')
+    for error, place in ((late, None), (late, 'a finalizer'), (other, None)):
+        sys.unraisablehook(SimpleNamespace(exc_value=error, object=place))
+    assert [(lost.exc_value, lost.object) for lost in printed] == [(late, 'a finalizer'), (other, None)]
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_named_alone(two_saved, tmp_path, caplog):

@@ -6,6 +6,7 @@ Bytes that cannot be decoded raise a `DataError` that names the file.
 import io
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePath

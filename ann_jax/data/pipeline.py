@@ -6,6 +6,7 @@ only the step number needs to be saved. Worker processes are spawned and start n
 """
 
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import TypeVar
 import grain
 import numpy as np
 
+from ann_jax.data import shared
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
@@ -132,7 +134,8 @@ class ClosingIterator(Iterator[T]):
 
 def _no_room(error):
     try:
-        size = f', {shutil.disk_usage("/dev/shm").total / 2**20:,.1f} MiB'
+        room = shutil.disk_usage(shared.FOLDER)
+        size = f', {room.total / 2**20:,.1f} MiB, {room.free / 2**20:,.1f} of them free'
     except OSError:
         size = ''
     reason = ' '.join(str(error).split())
@@ -269,12 +272,14 @@ def _read(dataset, *, num_workers, num_threads, prefetch):
         # would warn of them at the end of each run. It is a process that gets these options.
         if _TRACKER not in sys.warnoptions:
             sys.warnoptions.append(_TRACKER)
-        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), _start_worker)
+        start = functools.partial(_start_worker, shared.claim())
+        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), start)
     return reader
 
 
-def _start_worker(_index, _count):
+def _start_worker(name, _index, _count):
     """Keeps a worker alive when all processes of a run get a signal, but not longer than the run."""
+    shared.name_segments(name)
     run = os.getppid()
 
     def watch():

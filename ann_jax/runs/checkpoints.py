@@ -14,6 +14,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, list
 from ann_jax.files import write_json, writing
 from ann_jax.parallel import processes
 from ann_jax.runs.history import not_understood
+from ann_jax.runs.log import hide_late_calls
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,7 @@ class Checkpoints:
             SaveError: it cannot be created.
         """
         self.folder = Path(folder).absolute()
+        hide_late_calls()
         with writing(self.folder):
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -396,8 +400,10 @@ class Checkpoints:
 
     def _cannot_save(self, error):
         text = ' '.join(str(error).split())
+        number = re.search(r"os_error_code='(\d+)'", text)  # which follows the names of several files
+        text = os.strerror(int(number[1])) if number else text[:300]
         return SaveError(
-            f'cannot save a checkpoint to {self.folder}: {text[:300]}. Free space or make it writable, then '
+            f'cannot save a checkpoint to {self.folder}: {text}. Free space or make it writable, then '
             f'run the same command again; earlier checkpoints are intact'
         )
 

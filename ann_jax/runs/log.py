@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,20 @@ class _Quiet(logging.FileHandler):
 
     def handleError(self, record):  # noqa: N802
         pass
+
+
+def hide_late_calls() -> None:
+    """Keeps tensorstore from printing a traceback per array after orbax gave up saving.
+
+    It calls back into a loop that is closed, from C++, where nobody can catch it. Other errors are printed.
+    """
+    before = sys.unraisablehook
+    if getattr(before, '__name__', '') == 'print_others':
+        return
+
+    def print_others(lost):
+        late = isinstance(lost.exc_value, RuntimeError) and str(lost.exc_value) == 'Event loop is closed'
+        if not late or lost.object is not None:
+            before(lost)
+
+    sys.unraisablehook = print_others

@@ -112,7 +112,8 @@ def end_by_ctrl_c() -> Iterator[None]:
         end()
     finally:
         signal.set_wakeup_fd(before[0])
-        sys.unraisablehook = before[1]
+        if sys.unraisablehook is report:  # unless another passes on to it
+            sys.unraisablehook = before[1]
         writer.close()
 
 
