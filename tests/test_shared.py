@@ -17,6 +17,9 @@ def alone(monkeypatch):
     monkeypatch.setattr(shared, '_held', {})
     monkeypatch.setattr(shared.atexit, 'register', lambda *_, **__: None)
     monkeypatch.setitem(multiprocessing.current_process()._config, 'semprefix', '/mp')
+    yield
+    for _, lock in shared._held.values():
+        lock.close()
 
 
 def test_only_what_ended_runs_left_is_removed(alone, tmp_path, caplog):
@@ -32,9 +35,10 @@ def test_only_what_ended_runs_left_is_removed(alone, tmp_path, caplog):
         assert sorted(os.listdir(tmp_path)) == sorted([*kept, f'ann_jax-{mine}.lock'])
     assert caplog.messages == [f'{tmp_path}: removed 3 files (1.5 MiB) that killed runs left']
     assert multiprocessing.current_process()._config['semprefix'] == f'/ann_jax-{mine}'
-    shared._held.clear()  # another run, after both have ended
+    first = shared._held.pop(tmp_path)[1]  # another run, after the other ended and before this one does
     os.unlink(tmp_path / f'ann_jax-{lives}.lock')
     shared.claim(tmp_path)
+    first.close()
     assert {'psm_1', 'ann_jax-my-1'} < {*os.listdir(tmp_path)} and len(os.listdir(tmp_path)) == 4
 
 
