@@ -43,17 +43,24 @@ def _special(path):
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
+def writing(path: str | os.PathLike, *others: type[Exception]) -> Iterator[None]:
     """Turns errors of the file system into a `SaveError` that says what to do.
+
+    Args:
+        path: what is written.
+        others: what the library that writes raises in place of an `OSError`.
 
     Raises:
         SaveError: the disk is full, a permission is missing, or the folder is read-only.
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, *others)):
+            raise
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:300]
         raise SaveError(
-            f'cannot write {path}: {error.strerror or error}. Free space or make {path} writable, then run '
+            f'cannot write {path}: {reason}. Free space or make {path} writable, then run '
             'the same again; what was written before is intact'
         ) from error
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 import types
@@ -22,7 +23,7 @@ from ann_jax.data.pipeline import eval_batches, train_batches
 from ann_jax.data.scenes import SceneSource
 from ann_jax.data.survey import survey
 from ann_jax.data.transforms import Augment
-from ann_jax.errors import DataError
+from ann_jax.errors import DataError, SaveError
 
 tfds = pytest.importorskip('tensorflow_datasets', reason="pip install '.[datasets]'")
 from ann_jax.data.records import RecordSource, write  # noqa: E402
@@ -261,6 +262,19 @@ def test_a_bad_file_stops_writing(tmp_path):
     Image.fromarray(np.full((24, 32), 77, np.uint8)).save(bad)
     expect([bad, '77'], write, 'camvid', parts('camvid', tmp_path / 'data', ('train',)), tmp_path / 'records')
     expect(['no records'], RecordSource, 'camvid', tmp_path / 'records', 'train')
+
+
+def test_a_full_disk_ends_writing_in_one_line(tmp_path):
+    """array_record, which writes, raises no OSError."""
+    write_tree('camvid', tmp_path / 'data', num_train=1, size=(64, 64))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(SaveError, match='records: Failed .*File too large.*Free space'):
+            write('camvid', parts('camvid', tmp_path / 'data', ('train',)), tmp_path / 'records')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
 
 
 @pytest.mark.parametrize('damage', ['flipped', 'cut', 'empty', 'gone'])

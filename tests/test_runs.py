@@ -131,10 +131,36 @@ with signals.end_by_ctrl_c():
 """
 
 
-@pytest.mark.parametrize('code', [CTRL_C, LOST])
+TOOL = """
+import os, signal, sys
+
+sys.orig_argv = ['python', '-m', 'ann_jax.tools.launch']
+import ann_jax.tools
+os.kill(os.getpid(), signal.SIGINT)
+"""
+IMPORTING = """
+import os, signal, sys
+from ann_jax.runs.signals import end_by_ctrl_c
+
+class Finder:
+    def find_spec(self, *_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(100):
+                pass
+        finally:
+            print('an exception ends the import, which modules of C++ need not survive')
+
+with end_by_ctrl_c():
+    sys.meta_path.insert(0, Finder())
+    import another
+"""
+
+
+@pytest.mark.parametrize('code', [CTRL_C, LOST, TOOL, IMPORTING])
 def test_ctrl_c_is_one_line(code):
     process = python(code)
-    assert process.communicate(timeout=60)[1] == '\nstopped by Ctrl-C\n'
+    assert process.communicate(timeout=60) == ('', '\nstopped by Ctrl-C\n')
     assert process.returncode == 130
 
 

@@ -241,7 +241,7 @@ def write(name: str, sources: Mapping[str, Source], folder: str | os.PathLike) -
     with tempfile.TemporaryDirectory() as downloads:
         try:
             builder = Builder(data_dir=os.fspath(folder), file_format='array_record')
-            with writing(folder):
+            with writing(folder, RuntimeError):  # of array_record
                 builder.download_and_prepare(download_dir=downloads)
         except ImportError as e:
             raise DataError(f'TFDS needs {e.name}, which it does not declare: pip install {e.name}') from e

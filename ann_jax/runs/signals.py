@@ -79,6 +79,13 @@ def _end(number):
     os._exit(128 + number)
 
 
+def _stopped():
+    with contextlib.suppress(OSError, ValueError):  # a closed pipe
+        sys.stdout.flush()
+    os.write(2, b'\nstopped by Ctrl-C\n')
+    os._exit(128 + signal.SIGINT)
+
+
 @contextlib.contextmanager
 def end_by_ctrl_c() -> Iterator[None]:
     """Ends the process with one line on Ctrl-C, wherever it hits, in at most `GRACE` seconds.
@@ -87,34 +94,57 @@ def end_by_ctrl_c() -> Iterator[None]:
     for threads that read.
     """
 
-    def end():
-        sys.stdout.flush()
-        os.write(2, b'\nstopped by Ctrl-C\n')
-        os._exit(128 + signal.SIGINT)
-
     def watch():
         while number := reader.recv(1):
             if number[0] == signal.SIGINT:
                 select.select([reader], [], [], GRACE)  # for what is half done; a second one ends it at once
-                end()
+                _stopped()
 
     def report(lost):
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(lost)
 
+    def interrupt(number, frame):
+        # Modules of C++ may crash where an exception ends their import.
+        while frame:
+            if frame.f_code.co_filename.startswith('<frozen importlib'):
+                _stopped()
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
     reader, writer = _pair()
+    handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handles:
+        signal.signal(signal.SIGINT, interrupt)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False), sys.unraisablehook
     threading.Thread(target=watch, daemon=True).start()
     sys.unraisablehook = report
     try:
         yield
     except KeyboardInterrupt:
-        end()
+        _stopped()
     finally:
+        if handles and signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(before[0])
         if sys.unraisablehook is report:  # unless another passes on to it
             sys.unraisablehook = before[1]
         writer.close()
+
+
+def end_command_by_ctrl_c() -> None:
+    """As `end_by_ctrl_c`, until the process ends: for commands that import much before they begin."""
+
+    def print_others(kind, error, trace):
+        if issubclass(kind, KeyboardInterrupt):
+            _stopped()
+        sys.__excepthook__(kind, error, trace)
+
+    _entered.enter_context(end_by_ctrl_c())
+    sys.excepthook = print_others
+
+
+_entered = contextlib.ExitStack()
 
 
 class Stopped(Exception):

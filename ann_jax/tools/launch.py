@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, hand_on)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the processes itself
-    return max(abs(process.wait()) for process in running)
+    statuses = [process.wait() for process in running]
+    return max(status if status >= 0 else 128 - status for status in statuses)  # as shells count signals
 
 
 if __name__ == '__main__':
