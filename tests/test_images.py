@@ -29,7 +29,7 @@ from ann_jax.data.images import (
 )
 from ann_jax.data.levels import Reading, find_range, to_levels
 from ann_jax.data.own import own_dataset
-from ann_jax.data.reading import jpeg_size, open_picture
+from ann_jax.data.reading import damaged, jpeg_size, open_picture
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images
@@ -511,7 +511,8 @@ def lying(data, lie):
 @pytest.mark.parametrize('progressive', [False, True])
 def test_a_jpeg_that_lacks_data_is_refused(progressive, mode, capfd):
     """What libjpeg fills up without an error."""
-    picture = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), np.uint8)).resize((96, 80)).convert(mode)
+    rng = np.random.default_rng(3)
+    picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((96, 80)).convert(mode)
     exif = Image.Exif()
     exif[0x112] = 6  # turned: the last pixels are at another corner
     data = encoded(picture, 'jpeg', quality=90, progressive=progressive, exif=exif)
@@ -528,3 +529,29 @@ def test_odd_but_whole_jpegs_are_read(capfd):
     restarts = cv2.imencode('.jpg', grey, [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[1].tobytes()
     for data in (restarts, restarts + b'more', encoded(Image.fromarray(grey), 'mpo')):
         assert (decode_image(data, 'a.jpg') == 128).all()
+
+
+@pytest.mark.filterwarnings('ignore:Dataset has no geotransform')
+@pytest.mark.parametrize('tiled', [False, True])
+def test_a_tiff_that_lacks_strips_or_tiles_is_refused(tiled):
+    """One that declares more rows than it holds, which Pillow leaves black."""
+    rasterio = pytest.importorskip('rasterio', reason='writes tiles')
+    grey = values(255, dtype=np.uint8)
+    shape = {'height': grey.shape[0], 'width': grey.shape[1], 'count': 1, 'dtype': 'uint8'}
+    with rasterio.MemoryFile() as file:
+        with file.open(driver='GTiff', tiled=tiled, blockxsize=16, blockysize=16, **shape) as opened:
+            opened.write(grey, 1)
+        data = file.read()
+    assert (decode_image(data, 'a.tif')[..., 0] == grey).all()
+    height = data.index(struct.pack('<HHI', 257, 3, 1)) + 8
+    tall = data[:height] + struct.pack('<H', 500) + data[height + 2 :]
+    with pytest.raises(DataError, match=r'a\.tif: of 20x500 pixels it holds only . of \d+ strips'):
+        decode_image(tall, 'a.tif')
+
+
+def test_whatever_a_decoder_raises_is_one_line():
+    """Pillow raises a NotImplementedError here, for others a RuntimeError or an error without a text."""
+    data = bytearray(encoded(values(255, 3, dtype=np.uint8), 'dds'))
+    data[76:108] = bytes(32)  # the format of the pixels
+    refused(['a.dds', 'copy or download'], decode_image, bytes(data), 'a.dds')
+    assert 'a.png: AssertionError; copy' in str(damaged('a.png', 'image', AssertionError()))

@@ -29,7 +29,9 @@ def as_torch(array):
     return torch.tensor(array)
 
 
-@pytest.mark.parametrize('convert', [np.array, jnp.asarray, as_torch, Image.fromarray, np.asfortranarray])
+@pytest.mark.parametrize(
+    'convert', [np.array, jnp.asarray, as_torch, Image.fromarray, np.asfortranarray, memoryview]
+)
 def test_arrays_of_any_library(convert, segmenter):
     result = segmenter(convert(picture()))
     np.testing.assert_array_equal(result.ids, segmenter(picture()).ids)
@@ -37,7 +39,7 @@ def test_arrays_of_any_library(convert, segmenter):
     assert result.ids.any() and result.ids.shape == (48, 64)
 
 
-@pytest.mark.parametrize('convert', [np.array, jnp.asarray, as_torch, list])
+@pytest.mark.parametrize('convert', [np.array, jnp.asarray, as_torch, list, memoryview])
 def test_a_batch_is_a_list(convert, segmenter):
     batch = np.stack([picture(seed) for seed in range(3)])
     results = segmenter(convert(batch))
@@ -66,6 +68,10 @@ def test_grey_and_alpha(segmenter):
         (np.zeros((0, 5, 3), np.uint8), 'image'),
         (np.zeros(7, np.uint8), 'image'),
         (np.zeros((4, 5), object), 'values of type object'),
+        (picture(channels=4).view([('x', np.uint8)]), r'values of type \[.*give integers'),
+        (np.zeros((0, 2, 5, 6, 3), np.uint8), r'not \(0, 2, 5, 6, 3\)'),
+        (np.ma.masked_equal(picture(), 7), r'masked pixels.*filled\(0\)'),
+        (memoryview(b'abc'), 'an image is'),
         (b'abc', 'not bytes'),
         (7, 'not int'),
         (None, 'not NoneType'),

@@ -156,6 +156,7 @@ def _decode_tiff(data, where, reading, upright):
         )
     check_page(reading.page, len(found), where)
     chosen = found[max(reading.page, 1) - 1]
+    chosen.refuse_missing(where)
     check_size(chosen.width, chosen.height, where, 'image', reading.max_pixels)
     if chosen.photometric == tiff.WHITE_IS_ZERO and chosen.bits > 8:
         raise DataError(f'{where} stores white as zero in {chosen.bits} bits: save it with black as zero')
@@ -219,6 +220,8 @@ def from_array(array: np.ndarray, reading: Reading = PLAIN) -> np.ndarray:
     where = f'an array of shape {values.shape} and type {values.dtype}'
     if values.ndim not in (2, 3) or not values.size:
         raise DataError(f'an image is (H, W) or (H, W, bands), not {values.shape}')
+    if values.dtype.kind not in 'buif':
+        raise DataError(f'{where} holds values of type {values.dtype}: give integers or floats')
     values = values[..., None] if values.ndim == 2 else values
     if not reading.bands and values.shape[0] <= 4 < values.shape[2]:
         raise DataError(f'{where} has its bands first: an image is (H, W, bands), array.transpose(1, 2, 0)')

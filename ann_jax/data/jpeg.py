@@ -8,6 +8,7 @@ import threading
 import cv2
 import numpy as np
 
+from ann_jax.data.reading import damaged
 from ann_jax.errors import DataError
 
 _ERROR_STREAM = threading.Lock()
@@ -26,9 +27,9 @@ def is_jpeg(data: bytes) -> bool:
 def refuse_missing(data: bytes, values: np.ndarray, where: object) -> None:
     """Refuses a JPEG whose data ends before the picture that its header declares; others pass.
 
-    Only one that looks so is decoded again: a corner is as grey as libjpeg fills what is missing, or scans
-    are missing. So it costs whole files next to nothing, and finds neither what else `examine_jpeg` finds,
-    nor a cut in the last of several scans.
+    Scans that are missing are counted. Only if a corner is as grey as libjpeg fills what is missing, the file
+    is decoded again. So it costs whole files next to nothing, and finds neither what else `examine_jpeg`
+    finds, nor a cut in the last of several scans.
 
     Args:
         data: content of the file.
@@ -36,12 +37,14 @@ def refuse_missing(data: bytes, values: np.ndarray, where: object) -> None:
         where: names the file in errors.
 
     Raises:
-        DataError: libjpeg reports corrupt data.
+        DataError: scans are missing, or libjpeg reports corrupt data.
     """
     if not is_jpeg(data):
         return
+    if _lacks_scans(data):
+        raise damaged(where, 'image', 'its last scans are missing')
     corners = values[[0, 0, -1, -1], [0, -1, 0, -1]]  # any may have been the last, by EXIF
-    if any((corners == grey).all(-1).any() for grey in _FILLED) or _lacks_scans(data):
+    if any((corners == grey).all(-1).any() for grey in _FILLED):
         examine_jpeg(data, where)
 
 

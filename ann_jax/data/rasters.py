@@ -57,6 +57,7 @@ class Raster:
         """
         self._path, self._directory, self._reading = path, directory, reading
         check_size(directory.width, directory.height, path, 'image', reading.max_pixels)
+        directory.refuse_missing(path)
         self._alpha = False
         shrink = max(1, max(directory.width, directory.height) // _SAMPLE)
         size = directory.height // shrink, directory.width // shrink

@@ -8,12 +8,10 @@ import importlib
 import io
 import os
 import re
-import struct
 import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
-import cv2
 from PIL import Image, UnidentifiedImageError
 
 from ann_jax.data.formats import unread
@@ -22,16 +20,6 @@ from ann_jax.files import refuse_special
 
 PNG = b'\x89PNG\r\n\x1a\n'  # the first bytes of one
 MAX_PIXELS = 1_000_000_000  # of an image or a label
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    Image.DecompressionBombError,
-    cv2.error,
-    struct.error,
-    zlib.error,
-)
 
 
 def read_file(path: str | os.PathLike, kind: str) -> bytes:
@@ -79,7 +67,9 @@ def open_picture(
         raise
     except Image.DecompressionBombError as e:
         raise _too_large(where, kind, 'it', max_pixels) from e
-    except DECODER_ERRORS as e:
+    except MemoryError as e:
+        raise DataError(f'the {kind} {where} does not fit into memory: cut it into tiles') from e
+    except Exception as e:  # damaged files can make Pillow raise anything
         found = unread(data, identified=not isinstance(e, UnidentifiedImageError))
         if found:
             raise DataError(f'cannot read the {kind} {where}: it is {found.what}; {found.cure}') from e
@@ -156,7 +146,7 @@ def _too_large(where, kind, size, max_pixels):
 def damaged(where: object, kind: str, error: object) -> DataError:
     """The error for a damaged file."""
     # Pillow names the buffer it was given, which means nothing to the user.
-    reason = re.sub(r' <_io\.BytesIO[^>]*>', '', str(error))
+    reason = re.sub(r' <_io\.BytesIO[^>]*>', '', str(error)) or type(error).__name__
     return DataError(f'cannot read the {kind} {where}: {reason}; copy or download the file again')
 
 

@@ -5,6 +5,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import TiffImagePlugin
 
+from ann_jax.errors import DataError
+
 _SIGNATURES = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'  # the last two are BigTIFF's
 _NOT_PILLOWS = 34712, 34887, 50002  # compressions: JPEG 2000, LERC, JPEG XL
 _KINDS = {1: 'u', 2: 'i', 3: 'f'}
@@ -28,6 +30,20 @@ class Directory(NamedTuple):
     orientation: int  # as EXIF's
     nodata: float | None  # value of pixels without data, as GDAL writes it
     geographic: bool  # whether it says where on Earth it is
+    parts: int  # strips or tiles
+    expected: int  # as many as the image has by its size
+
+    def refuse_missing(self, where: object) -> None:
+        """Refuses an image of which strips or tiles are missing, which Pillow and GDAL leave black.
+
+        Raises:
+            DataError: there are fewer than its size needs.
+        """
+        if self.parts < self.expected:
+            raise DataError(
+                f'cannot read the image {where}: of {self.width}x{self.height} pixels it holds only '
+                f'{self.parts} of {self.expected} strips or tiles; copy or download the file again'
+            )
 
     def without_nodata(self, values: np.ndarray) -> np.ndarray:
         """Returns floats with NaN where there are no data; integers, which have no NaN, unchanged."""
@@ -87,6 +103,9 @@ def _describe(tags, number):
         nodata = float(str(tags.get(42113)).rstrip('\0 '))
     except ValueError:
         nodata = None
+    tiled = 324 in tags
+    across = -(-tags[256] // tags[322]) if tiled else 1
+    high = tags[323] if tiled else min(tags.get(278, tags[257]), tags[257])  # rows of a tile or a strip
     return Directory(
         number=number,
         width=tags[256],
@@ -101,4 +120,6 @@ def _describe(tags, number):
         orientation=tags.get(274, 1),
         nodata=nodata,
         geographic=any(tag in tags for tag in (33550, 33922, 34264, 34735)),
+        parts=len(tags.get(324) or tags.get(273, ())),
+        expected=across * -(-tags[257] // high) * (samples if tags.get(284, 1) == 2 else 1),
     )

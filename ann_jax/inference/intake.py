@@ -59,6 +59,11 @@ def listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
         return [images]
     if is_path(images):
         return find_images(Path(images).expanduser())
+    shape = images.shape if _is_array(images) else ()
+    if len(shape) > 4:
+        raise DataError(f'images are (H, W, bands), or (B, H, W, bands), not {tuple(shape)}')
+    if isinstance(images, memoryview):  # which gives no parts of its own
+        return np.asarray(images)
     if isinstance(images, bytes) or not isinstance(images, Iterable):
         raise DataError(f'an image is a path, an array or a Pillow image, not {type(images).__name__}')
     return images
@@ -77,6 +82,11 @@ def kept(picture: Any) -> Path | np.ndarray | Image.Image:
         return picture if getattr(picture, 'fp', None) else picture.copy()
     if not _is_array(picture):
         raise DataError(f'an image is a path, an array or a Pillow image, not {type(picture).__name__}')
+    if np.ma.is_masked(picture):
+        raise DataError(
+            f'an array of shape {picture.shape} has masked pixels, of which the network knows nothing: give '
+            'image.filled(0)'
+        )
     try:
         return np.array(picture)
     except (TypeError, ValueError, RuntimeError) as error:  # torch: on a GPU, bfloat16, or with a gradient
@@ -98,5 +108,8 @@ def refuse_channels_first(array: np.ndarray) -> None:
         )
 
 
-def _is_array(images: Any) -> bool:
-    return hasattr(images, 'shape') and (hasattr(images, '__array__') or hasattr(images, '__dlpack__'))
+def _is_array(images: object) -> TypeGuard[Any]:
+    arrays = '__array__', '__dlpack__'
+    return isinstance(images, memoryview) or (
+        hasattr(images, 'shape') and any(hasattr(images, name) for name in arrays)
+    )

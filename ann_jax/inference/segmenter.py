@@ -18,7 +18,6 @@ from ann_jax.data.datasets import read_image
 from ann_jax.data.images import from_array, from_pillow
 from ann_jax.data.levels import to_levels
 from ann_jax.data.rasters import Raster, open_raster, whole
-from ann_jax.data.reading import DECODER_ERRORS
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import Picture, is_one, is_path, kept, listed, refuse_channels_first
 from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, whole_image
@@ -288,9 +287,9 @@ class Segmenter:
         if isinstance(picture, Image.Image):
             try:
                 values = from_pillow(picture, self._reading)
-            except DECODER_ERRORS as e:
-                if isinstance(e, DataError):
-                    raise
+            except DataError:
+                raise
+            except Exception as e:  # of a file that was not read yet, or is damaged
                 raise DataError(f'cannot read the image {picture}: {e}') from e
             return to_levels(values, self._reading.limits, 'the Pillow image')
         if not self._reading.bands:
