@@ -29,11 +29,11 @@ def refuse_special(path: str | os.PathLike, kind: str) -> None:
     Raises:
         DataError: it is a folder, a pipe, a socket or a device.
     """
-    if what := _special(path):
+    if what := special(path):
         raise DataError(f'cannot read the {kind} {path}: it is {what}, not a file; save it as a file')
 
 
-def _special(path):
+def special(path: str | os.PathLike) -> str:
     """What the path is if it is no regular file, such as 'a pipe'; '' for files and for nothing."""
     try:
         mode = os.stat(path).st_mode
@@ -76,7 +76,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         SaveError: it cannot be written; a file that was there is as it was.
     """
     place = Path(os.path.realpath(path))  # through links, which stay
-    if what := _special(place):
+    if what := special(place):
         raise SaveError(f'cannot write {path}: it is {what}, not a file; choose another name')
     with writing(path):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from ann_jax import __version__
 from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
-from ann_jax.files import write_json, writing
+from ann_jax.files import special, write_json, writing
 from ann_jax.parallel import processes
 from ann_jax.runs.history import not_understood
 from ann_jax.runs.log import hide_late_calls
@@ -118,9 +118,11 @@ class Checkpoints:
 
         Raises:
             SaveError: it cannot be created.
+            DataError: it holds a pipe, a socket or a device, for which orbax would wait.
         """
         self.folder = Path(folder).absolute()
         hide_late_calls()
+        _refuse_special(self.folder)
         with writing(self.folder):
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -406,6 +408,16 @@ class Checkpoints:
             f'cannot save a checkpoint to {self.folder}: {text}. Free space or make it writable, then '
             f'run the same command again; earlier checkpoints are intact'
         )
+
+
+def _refuse_special(folder):
+    # Of links to folders, only those in place of a checkpoint are followed.
+    links = [path for path in folder.iterdir() if path.is_symlink()] if folder.is_dir() else []
+    for top in (folder, *links):
+        for where, _, names in os.walk(top):
+            for path in (Path(where, name) for name in names):
+                if what := special(path):
+                    raise DataError(f'{path} is {what}, not a file of a checkpoint: move it away')
 
 
 def _damaged(folder, why):
