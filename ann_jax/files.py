@@ -55,7 +55,9 @@ def writing(path: str | os.PathLike, *others: type[Exception]) -> Iterator[None]
     """
     try:
         yield
-    except Exception as error:
+    except Exception as raised:
+        # Of several paths, one within the other, the last is what the user asked for.
+        error = raised.__cause__ if isinstance(raised, SaveError) and raised.__cause__ else raised
         if not isinstance(error, (OSError, *others)):
             raise
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:300]

@@ -554,14 +554,14 @@ def arrays_for(segmenter):
 def segmented(segmenter, wrap, array):
     try:
         given = wrapped(wrap, array)
-    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError):
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError, IndexError):
         return ''  # that library has no such array
     before = array.tobytes() if array.dtype != object else b''
     result = segmenter(given)
     several = isinstance(result, list)
     if before and array.tobytes() != before:
         return 'the array was changed'
-    if wrap == 'matrix' and array.ndim < 2:
+    if wrap == 'matrix':  # which drops axes of 1
         array = np.asarray(given)
     if wrap == 'masked' and np.ma.is_masked(given):
         return 'masked pixels were segmented'
@@ -569,6 +569,8 @@ def segmented(segmenter, wrap, array):
         if not several:
             return 'one result for several images'
         parts = [array] if wrap in ('list', 'tuple', 'generator') and array.ndim < 4 else list(array)
+    elif isinstance(given, list) and not given:
+        parts = []
     else:
         if several:
             return f'{len(result)} results for one image'

@@ -269,15 +269,15 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_named_alone(two_saved, tmp_p
     assert 'remove' not in str(error.value) and 'the checkpoint before' not in caplog.text
 
 
-@pytest.mark.parametrize('name', ['2/_CHECKPOINT_METADATA', '1/facts/metadata', 'scores.json'])
-@pytest.mark.parametrize('kind', ['pipe', 'device'])
-def test_what_is_no_file_in_a_checkpoint_is_not_waited_for(kind, name, two_saved, tmp_path):
+def test_what_is_no_file_in_a_checkpoint_is_not_waited_for(two_saved, tmp_path):
     shutil.copytree(two_saved, tmp_path / 'checkpoints')
-    path = tmp_path / 'checkpoints' / name
-    path.unlink(missing_ok=True)
-    os.mkfifo(path) if kind == 'pipe' else path.symlink_to('/dev/zero')
-    with pytest.raises(DataError, match=f'{name} is a {kind}, not a file of a checkpoint: move it away'):
-        open_weights(tmp_path)
+    for name, kind in (('scores.json', 'device'), ('1/facts/metadata', 'device'), ('2/_METADATA', 'pipe')):
+        path = tmp_path / 'checkpoints' / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if kind == 'pipe' else path.symlink_to('/dev/zero')
+        with pytest.raises(DataError, match=f'{name} is a {kind}, not a file of a checkpoint: move it away'):
+            open_weights(tmp_path)
+        path.unlink()
 
 
 def test_some_branches_are_read_without_the_rest(two_saved, tmp_path):

@@ -22,7 +22,7 @@ from ann_jax.errors import DataError, SaveError
 from ann_jax.files import replacing, write_json
 from ann_jax.inference.intake import find_images
 from ann_jax.inference.results import Result
-from ann_jax.modes import predict
+from ann_jax.modes import predict, setup
 from ann_jax.runs.record import Record
 from ann_jax.tools.export_checkpoint import _write
 from ann_jax.weights import safetensors
@@ -149,14 +149,16 @@ WRITERS = {
     ),
     'weights': lambda path: save(path, WEIGHTS),
     'safetensors': lambda path: safetensors.write(path, {'a': np.zeros(99)}),
+    'setup': lambda path: setup._write({path: 'a', path.with_suffix('.py'): 'a' * 99}),
     'exported': lambda path: _write(path, bytes(999)),
 }
 
 
 @pytest.mark.parametrize('writer', WRITERS)
 def test_a_full_disk_leaves_no_half_file(writer, tmp_path):
-    with full_disk(), pytest.raises(SaveError, match=r'cannot write .*Free space'):
+    with full_disk(), pytest.raises(SaveError, match=r'cannot write .*Free space') as raised:
         WRITERS[writer](tmp_path / 'a.png')
+    assert '/.' not in str(raised.value)  # the draft, which is gone
     assert not [path for path in tmp_path.rglob('*') if not path.is_dir()]
     WRITERS[writer](tmp_path / 'a.png')
     assert [path for path in tmp_path.rglob('*') if path.is_file()]

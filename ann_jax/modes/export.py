@@ -81,15 +81,15 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
         raise ConfigError(f'{out} exists: name a new folder with --config.export.output, or remove it first')
     draft = out.with_name(f'.{out.name}.{os.getpid()}')  # the folder appears complete or not at all
     try:
-        folder.save(draft, opened)
-        size = tuple(c.size)
-        notes = []
-        if 'stablehlo' in formats:
-            notes.append(_write_stablehlo(draft / 'model.stablehlo', model, logits, size))
-        if 'onnx' in formats:
-            notes.append(_write_onnx(draft / 'model.onnx', model, logits, size))
-        text = front_matter(opened.source) + _card(opened, config, source, notes)
         with writing(out):
+            folder.save(draft, opened)
+            size = tuple(c.size)
+            notes = []
+            if 'stablehlo' in formats:
+                notes.append(_write_stablehlo(draft / 'model.stablehlo', model, logits, size))
+            if 'onnx' in formats:
+                notes.append(_write_onnx(draft / 'model.onnx', model, logits, size))
+            text = front_matter(opened.source) + _card(opened, config, source, notes)
             if (source / 'config.json').is_file():
                 shutil.copy(source / 'config.json', draft)
             (draft / 'README.md').write_text(text, encoding='utf-8')
@@ -130,8 +130,7 @@ def _write_stablehlo(file, model, logits, size):
     argument = jax.ShapeDtypeStruct((*shape, model.in_channels), jnp.uint8)
     program = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(argument)
     try:
-        with writing(file):
-            file.write_bytes(program.serialize())
+        file.write_bytes(program.serialize())
     except ImportError as error:
         raise ConfigError('writing StableHLO needs flatbuffers: pip install flatbuffers') from error
     loaded = jax_export.deserialize(bytearray(file.read_bytes()))
@@ -151,8 +150,7 @@ def _write_onnx(file, model, logits, size):
         ) from error
     shape = jax.ShapeDtypeStruct((1, *size, model.in_channels), jnp.float32)
     plain = with_forms_of('any', logits)  # the exporter does not support the choice by platform
-    with writing(file):
-        jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
+    jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     run = lambda image: session.run(None, {name: np.asarray(image, np.float32)})[0]

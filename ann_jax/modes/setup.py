@@ -272,6 +272,13 @@ def _write(files):
                 f'{path} exists already, and nothing was written: edit it, move it away, or write elsewhere '
                 'with --workdir'
             )
-    for path, text in files.items():
-        with replacing(path) as draft:
-            draft.write_text(text, encoding='utf-8')
+    done: list[Path] = []
+    try:
+        for path, text in files.items():
+            with replacing(path) as draft:
+                draft.write_text(text, encoding='utf-8')
+            done.append(path)
+    except SaveError:
+        for path in done:  # or else they would be in the way of the next try
+            path.unlink(missing_ok=True)
+        raise
