@@ -555,3 +555,9 @@ def test_whatever_a_decoder_raises_is_one_line():
     data[76:108] = bytes(32)  # the format of the pixels
     refused(['a.dds', 'copy or download'], decode_image, bytes(data), 'a.dds')
     assert 'a.png: AssertionError; copy' in str(damaged('a.png', 'image', AssertionError()))
+
+
+def test_a_png_with_a_wrong_checksum_is_refused():
+    """Its pixels were decoded before its end was seen."""
+    data = encoded(values(255, 3, dtype=np.uint8), 'png')
+    refused(['a.png', 'the checksum of its part', 'IDAT'], decode_image, data[:-16] + bytes(16), 'a.png')

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from ann_jax.data import jpeg, rasters, tiff
 from ann_jax.data.levels import Reading, looks_like_alpha, pick, to_levels
-from ann_jax.data.reading import check_size, jpeg_size, open_picture, optional
+from ann_jax.data.reading import check_png, check_size, jpeg_size, open_picture, optional
 from ann_jax.errors import DataError
 
 # Files in a folder with one of these are images; a file that is named may have any other.
@@ -67,9 +67,11 @@ def decode_values(data: bytes, where: object, reading: Reading, upright: bool = 
     if size := jpeg_size(data):  # of most images, for which Pillow takes as long to open as to decode
         check_size(*size, where, 'image', reading.max_pixels)
         if (values := _decode_eight_bits(data, size, reading, upright)) is not None:
+            jpeg.refuse_missing(data, values, where)
             check_page(reading.page, 1, where)
             return pick(values, False, reading, where)
     with open_picture(data, where, 'image', reading.max_pixels) as opened:
+        check_png(data, where, 'image')  # decoders pass over some wrong checksums
         count = getattr(opened, 'n_frames', 1) if opened.format in _ANIMATED else 1
         check_page(reading.page, count, where)
         if count > 1:

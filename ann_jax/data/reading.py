@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from types import ModuleType
