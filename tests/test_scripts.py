@@ -234,11 +234,11 @@ REFUSED = [
     (flipped, 'a.pth', 'is damaged'),
     (not_finite, 'a.pth', 'decode_head.conv_seg.bias: holds numbers that are not finite'),
     (foreign, 'a.pth', 'not a known network.*features.0.weight'),
-    (text, 'a.pth', 'is not a complete torch file'),
+    (text, 'a.pth', 'is a web page, not weights'),
     (empty, 'a.pth', 'is not a complete torch file'),
     (numbers, 'a.pth', 'holds a list, not a state dict'),
-    (other_zip, 'a.pth', 'is not a complete torch file'),
-    (text, 'a.safetensors', 'is not a complete safetensors file'),
+    (other_zip, 'a.pth', 'is a zip archive that torch did not write .*unpack it'),
+    (text, 'a.safetensors', 'is a web page, not weights'),
     (wrong_name, 'a-0123abcd.pth', 'its name promises a checksum that begins with 0123abcd'),
     (lambda path: None, 'absent.pth', 'no such file'),
 ]
@@ -276,7 +276,7 @@ def test_facts_come_from_the_file_its_name_or_the_user(tmp_path):
         named.model['align_corners'] is True and named.classes[3] == 'c3' and named.input['mean'] == (1, 2, 3)
     )
     assert facts('e.pth', state, '--classes=cityscapes').classes[0] == 'road'
-    with pytest.raises(SystemExit, match='19 classes, but 11 names'):
+    with pytest.raises(SystemExit, match='camvid names 11, but the classifier has 19 outputs'):
         facts('f.pth', state, '--classes=camvid')
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     assert facts('g.pth', half).variables['params']['classifier']['kernel'].dtype == np.float32
