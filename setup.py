@@ -43,7 +43,7 @@ setup(
     # A wheel has the configs in the package, where `ann_jax.command` finds them.
     packages=[*find_packages(include=['ann_jax', 'ann_jax.*']), 'ann_jax.configs'],
     package_dir={'ann_jax.configs': 'configs'},
-    package_data={'ann_jax': ['py.typed']},
+    package_data={'ann_jax': ['py.typed', 'evaluation/*.jinja']},
     entry_points={'console_scripts': ['ann-jax = ann_jax.main:run']},
     cmdclass={'sdist': Sdist},
     license_expression='Apache-2.0',
@@ -88,7 +88,7 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[annotations,datasets,tiff]',
+            'ann_jax[annotations,datasets,report,tiff]',
             'beartype>=0.19',
             'build>=1.2',
             'flatbuffers>=24',
@@ -101,6 +101,8 @@ setup(
             'tensorboard>=2.18',
         ],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
+        # The page about a run.
+        'report': ['bokeh>=3.4', 'jinja2>=3'],
         # Images that Pillow does not read.
         'tiff': ['rasterio>=1.3'],
         'heic': ['pillow-heif>=0.16'],

@@ -88,9 +88,12 @@ def dataset(config: ConfigDict) -> Dataset:
             splits=(c.train_split, c.eval_split),
             val_share=c.val_share,
         )
-    if c.name not in DATASETS:
-        raise DataError(unknown('dataset', c.name, (*DATASETS, 'scenes', 'folder')))
-    return DATASETS[c.name]
+    name = c.stand_in if c.stand_in and not c.root else c.name
+    if name == 'scenes':
+        return SceneSource(version=c.scenes.version).dataset
+    if name not in DATASETS:
+        raise DataError(unknown('dataset', name, (*DATASETS, 'scenes', 'folder')))
+    return DATASETS[name]
 
 
 def reading(config: ConfigDict) -> Reading:

@@ -142,7 +142,7 @@ def defaults() -> ConfigDict:
             'predict': {
                 'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
                 'output': '',  # folder to write into; '' for predictions/ in the workdir
-                'write': 'overlays',  # some of ids,colors,overlays,probabilities,panels,submission
+                'write': 'overlays',  # some of `modes.predict.OUTPUTS`
                 'truth': '',  # folder of labels, named as the dataset's, for panels
             },
             'export': {

@@ -1,11 +1,13 @@
 """Files of the user: only regular ones are read, and each is written beside its place and renamed."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ann_jax.errors import DataError, SaveError
@@ -91,11 +93,23 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
                 draft.unlink(missing_ok=True)
 
 
-def write_json(path: Path, record: Mapping) -> None:
+def write_json(path: Path, record: Mapping, indent: int | None = 2) -> None:
     """Replaces a file of JSON.
 
     Raises:
         SaveError: see `replacing`.
     """
     with replacing(path) as draft:
-        draft.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
+        draft.write_text(json.dumps(record, indent=indent) + '\n', encoding='utf-8')
+
+
+def write_csv(path: str | os.PathLike, heads: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Replaces a file of comma-separated values.
+
+    Raises:
+        SaveError: see `replacing`.
+    """
+    text = io.StringIO(newline='')
+    csv.writer(text, lineterminator='\n').writerows([heads, *rows])
+    with replacing(path) as draft:
+        draft.write_text(text.getvalue(), encoding='utf-8', newline='\n')

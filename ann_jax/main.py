@@ -30,10 +30,12 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Working directory; runs/<name o
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'predict', 'export', 'setup', 'check', 'browse', 'benchmark'],
+    ['train', 'evaluate', 'predict', 'export', 'report', 'setup', 'check', 'browse', 'benchmark'],
     'train: train, or resume. evaluate: score the best checkpoint. predict: segment images. '
-    'export: write programs that run without this package. setup: look at a folder of images and labels, and '
-    'write a config for it. check: list the bad files of the dataset. '
+    'export: write programs that run without this package. '
+    'report: write a page about the run, or about several. '
+    'setup: look at a folder of images and labels, and write a config for it. '
+    'check: list the bad files of the dataset. '
     'browse: draw augmented samples with their labels. benchmark: measure blocks and networks.',
 )
 _COORDINATOR = flags.DEFINE_string(
@@ -55,10 +57,9 @@ def run():
 def parse_flags(argv):
     """Parses the command line; errors end the program with one line."""
     argv = command.arguments(argv[1:])
-    if 'setup' in (word.removeprefix('--mode=') for word in argv) and not any(
-        re.match('--?config(=|$)', word) for word in argv
-    ):
-        argv.insert(1, '--config=folder')  # which it writes a config in place of
+    modes = {word.removeprefix('--mode=') for word in argv}
+    if modes & {'setup', 'report'} and not any(re.match('--?config(=|$)', word) for word in argv):
+        argv.insert(1, '--config=folder')  # in whose place setup writes one; a report takes none
     sys.argv = argv  # ml_collections reads the settings from it
     return command.parse(argv, __doc__, names=_SHOWN)
 
@@ -79,7 +80,7 @@ def main(_argv):
 
     from ann_jax import benchmark
     from ann_jax.config import validate
-    from ann_jax.modes import browse, check, evaluate, export, predict, setup, train
+    from ann_jax.modes import browse, check, evaluate, export, predict, report, setup, train
     from ann_jax.parallel import processes
 
     config = _CONFIG.value
@@ -93,7 +94,7 @@ def main(_argv):
         main_process = processes.is_main()
         if not main_process:
             logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in its log file
-        if file.packaged:
+        if file.packaged and _MODE.value != 'report':
             logger.info('config: %s, which comes with ann_jax', file.path)
         with logging_redirect_tqdm() if main_process else contextlib.nullcontext():
             match _MODE.value:
@@ -105,6 +106,8 @@ def main(_argv):
                     sys.exit(predict.predict(config, workdir))
                 case 'export':
                     export.export(config, workdir)
+                case 'report':
+                    report.report(_WORKDIR.value or '')
                 case 'setup':
                     setup.setup(config, Path(_WORKDIR.value or ''))
                 case 'check':

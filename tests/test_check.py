@@ -155,9 +155,10 @@ def test_sheet_shows_image_label_and_legend():
     labels = np.full((5, 10, 20), IGNORE, np.uint8)
     labels[:, :, 10:] = 1
     picture = sheet(images, labels, ('sky', 'road'), ((0, 0, 0), (255, 0, 0)))
-    assert picture.dtype == np.uint8 and picture.shape[1] == 4 * 48
+    assert picture.dtype == np.uint8 and picture.shape[1] == 320  # of the legend; the grid has 4 * 48
+    assert (picture[: 2 * 18, 4 * 48 :] == 255).all()
     cell = picture[4:14, 4:44]
     assert (cell[:, :30] == 100).all()  # the image, and what is ignored
     assert (cell[:, 30:] == (193, 40, 40)).all()  # the label over it
     legend = picture[2 * 18 :]
-    assert (legend == (255, 0, 0)).all(-1).any() and not (legend[:, 4:10] == (0, 0, 0)).all(-1).any()
+    assert (legend == (255, 0, 0)).all(-1).any() and not (legend[6:10, 8:16] == (0, 0, 0)).all(-1).any()

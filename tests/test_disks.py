@@ -128,21 +128,18 @@ WEIGHTS = Weights({'params': {'w': np.zeros(999, np.float32)}}, {}, {}, ('a',), 
 
 def predicted(kind):
     """Writes the given kind of prediction below the folder of a path."""
-    image = SimpleNamespace(
-        path=Path('in/a.png'),
-        ids=IDS,
-        colors=RESULT.colors,
-        colored=RESULT.colored,
-        overlay=RESULT.overlay,
-        probabilities=lambda: np.zeros((40, 50, 3)),
-    )
+    network = SimpleNamespace(run=lambda image: np.zeros((40, 50, 3)))
+    image = Result(Path('in/a.png'), IDS, RESULT.classes, RESULT.colors, PICTURE, network)
     return lambda path: predict._write(image, path.parent, [kind], Path('a'), Path('in'), defaults())
 
 
 WRITERS = {
     'colored': RESULT.colored,
     'overlay': RESULT.overlay,
-    **{kind: predicted(kind) for kind in ('ids', 'colors', 'overlays', 'probabilities', 'submission')},
+    **{
+        kind: predicted(kind)
+        for kind in ('ids', 'ids16', 'colors', 'overlays', 'probabilities', 'submission')
+    },
     'json': lambda path: write_json(path, {'a': list(range(99))}),
     'picture': lambda path: Record(path.parent, writer=SimpleNamespace(images=print)).picture(
         1, 'a', PICTURE

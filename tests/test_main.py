@@ -75,7 +75,12 @@ def test_a_run_leaves_table_scores_pictures_events_and_checkpoints(finished):
     assert len(pictures) == 2
     with Image.open(pictures[0]) as picture:
         width, height = picture.size
-    assert (height, width) == (96, 3 * 192 + 8)  # image, truth and prediction
+    assert width == 2 * 192 + 4 and height > 2 * 96  # image and truth, prediction and errors, and a legend
+    assert (
+        f'report: {workdir}/report.html' in result.stdout or "pip install 'ann_jax[report]'" in result.stdout
+    )
+    assert len(list((workdir / 'samples/images').iterdir())) == 3  # for the command that is printed
+    assert f'--config.predict.truth={workdir}/samples/labels' in result.stdout
     steps = {int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()}
     assert steps >= {4, 6}
 
@@ -87,6 +92,10 @@ def test_event_files_are_readable(finished):
     losses = events.Scalars('train/loss')
     assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
     assert np.isfinite([event.value for event in losses]).all()
+    for name in ('seconds_per_step', 'seconds_waiting'):
+        values = [event.value for event in events.Scalars(f'train/{name}')]
+        assert values and min(values) >= 0
+    assert {'val/miou', 'val/iou/sky', 'val/iou/moving_car'} <= set(events.Tags()['scalars'])
     rates = [event.value for event in events.Scalars('train/learning_rate')]
     np.testing.assert_allclose(rates, [0.1 * (1 - i / 6) ** 0.9 for i in range(6)], rtol=1e-6)
 

@@ -31,15 +31,23 @@ def test_colorize_and_overlay_by_definition():
     assert blended[1, 1].tolist() == [100, 100, 100]  # an ignored pixel shows the image
 
 
-def test_panel_is_image_truth_prediction():
+def test_panel_is_image_truth_prediction_errors_and_legend():
     image = np.full((4, 6, 3), 50, np.uint8)
-    truth, prediction = np.zeros((4, 6), np.uint8), np.ones((4, 6), np.uint8)
-    panel = pictures.panel(image, truth, prediction, COLORS, gap=2)
-    assert panel.shape == (4, 3 * 6 + 2 * 2, 3)
-    np.testing.assert_array_equal(panel[:, :6], image)
-    np.testing.assert_array_equal(panel[:, 8:14], pictures.overlay(image, truth, COLORS))
-    np.testing.assert_array_equal(panel[:, 16:], pictures.overlay(image, prediction, COLORS))
-    assert (panel[:, 6:8] == 255).all()
+    truth, prediction = np.zeros((4, 6), np.uint8), np.zeros((4, 6), np.uint8)
+    prediction[0], truth[1] = 1, IGNORE
+    panel = pictures.panel(image, truth, prediction, COLORS, ('sky', 'road', 'car'), 'a.png', gap=2)
+    assert panel.shape[1] == 320  # room for text
+    above, below = panel[40:44], panel[64:68]  # after a title and a line of captions; after another line
+    np.testing.assert_array_equal(above[:, :6], image)
+    np.testing.assert_array_equal(above[:, 8:14], pictures.overlay(image, truth, COLORS))
+    np.testing.assert_array_equal(below[:, :6], pictures.overlay(image, prediction, COLORS))
+    errors = below[:, 8:14]
+    assert (errors[0] == pictures.WRONG).all() and not errors[1].any()
+    assert (errors[2:] == 96 + 50 // 2).all()
+    assert (above[:, 6:8] == 255).all() and (above[:, 14:] == 255).all()
+    legend = panel[68:]
+    shown = [(legend == color).all(-1).any() for color in COLORS]
+    assert shown == [True, True, False] and (panel[:20] != 255).any()  # the title
 
 
 def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
@@ -55,7 +63,7 @@ def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
     assert record['pixel_accuracy'] == 7 / 8
     assert not list(tmp_path.glob('*.partial'))
     with Image.open(tmp_path / 'pictures' / 'city_one.png') as picture:
-        assert picture.size == (20, 4)
+        assert picture.size == (320, 92)
     assert 'car' in report.table(scores)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ann_jax.data import names
 from ann_jax.data.names import voc_colors
+from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
@@ -277,18 +278,18 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             name='ade20k',
             classes=names.ADE20K_NAMES,
-            colors=voc_colors(150, first=1),
+            colors=distinct_colors(150),
             label_map={0: IGNORE, **{i + 1: i for i in range(150)}},
             splits={'train': ('training',), 'val': ('validation',), 'trainval': ('training', 'validation')},
             layouts=(Layout(labels='annotations/{part}', image_endings=('.jpg',)),),
             counts={'training': 20210, 'validation': 2000},
         ),
-        _context('pascal_context', names.PASCAL_CONTEXT_NAMES, voc_colors(60), 0),
-        _context('pascal_context_59', names.PASCAL_CONTEXT_NAMES[1:], voc_colors(59, first=1), 1),
+        _context('pascal_context', names.PASCAL_CONTEXT_NAMES, distinct_colors(60), 0),
+        _context('pascal_context_59', names.PASCAL_CONTEXT_NAMES[1:], distinct_colors(59), 1),
         Dataset(
             name='coco_stuff',
             classes=tuple(name for _, name in names.COCO_STUFF_CLASSES),
-            colors=voc_colors(171, first=1),
+            colors=distinct_colors(171),
             label_map={0: IGNORE, **{raw: i for i, (raw, _) in enumerate(names.COCO_STUFF_CLASSES)}},
             splits=_TRAIN_TEST,
             layouts=(
@@ -306,7 +307,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             name='nyud_v2',
             classes=names.NYUD_NAMES,
-            colors=voc_colors(40, first=1),
+            colors=distinct_colors(40),
             label_map={0: IGNORE, **{i + 1: i for i in range(40)}},
             splits=_TRAIN_TEST,
             layouts=(

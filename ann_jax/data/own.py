@@ -7,7 +7,7 @@ from ann_jax.data import label_map as maps
 from ann_jax.data.class_files import parse_classes
 from ann_jax.data.classes import Dataset, HeldOut, Layout, Own
 from ann_jax.data.images import IMAGE_ENDINGS
-from ann_jax.data.names import voc_colors
+from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
 
@@ -111,7 +111,7 @@ def own_dataset(
     return Dataset(
         name=name,
         classes=names,
-        colors=colors or voc_colors(len(names), first=1),
+        colors=colors or distinct_colors(len(names)),
         splits={split: (split,) for split in splits},
         layouts=(layout,),
         held_out=HeldOut(*splits, val_share),

@@ -120,6 +120,21 @@ def has_place(path: str | os.PathLike) -> bool:
     return _has_rasterio()
 
 
+def place_of(path: str | os.PathLike) -> tuple[Any, str]:
+    """The affine map of a GeoTIFF from pixels to coordinates, and the name of their reference system.
+
+    The first is None where the place is given in another way, the second '' where the system has no code.
+
+    Raises:
+        DataError: rasterio is missing.
+    """
+    rasterio = _rasterio(f'the georeference of {path}')
+    with rasterio.open(path) as source:
+        code = source.crs.to_epsg() if source.crs else None
+        place = None if source.gcps[0] else source.transform
+    return place, f'urn:ogc:def:crs:EPSG::{code}' if code and place else ''
+
+
 def write_with_place(
     path: str | os.PathLike, ids: np.ndarray, colors: Sequence[tuple[int, int, int]], like: str | os.PathLike
 ) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ann_jax.data.pipeline import Replacing, eval_batches
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.metrics import Scores, confusion_matrix
 from ann_jax.evaluation.report import Report
+from ann_jax.evaluation.samples import Samples
 from ann_jax.inference.protocols import Canvas, TestProtocol
 from ann_jax.models.ann import ANN, count_classes, image_logits
 from ann_jax.models.feature_map import FeatureMap
@@ -219,15 +221,21 @@ class Evaluation:
             DataError: a sample cannot be used, or none has a label.
             Stopped: `stop` returned True, see `evaluate`.
         """
+        hidden = not is_main()
         folded = jax.device_put(fold(self._model, jax.device_get(variables)), replicated(self._mesh))
         numbers = iter(range(len(self.source)))
+        num_classes = self.source.dataset.num_classes
+        samples = Samples(num_classes, -(-len(self._pictured) // 2))
+        start = time.perf_counter()
 
         def on_sample(name, *arrays):
+            if hidden:
+                return
+            samples.add(name, *arrays)
             if next(numbers) in self._pictured:
                 report.picture(step, name, *arrays)
 
         batches = eval_batches(self._samples, batch_size=self._batch_size, **self._reading)
-        hidden = not is_main()
         with (
             contextlib.closing(batches),
             tqdm(total=len(self.source), desc='evaluate', unit='image', leave=False, disable=hidden) as bar,
@@ -236,11 +244,12 @@ class Evaluation:
                 self._protocol,
                 folded,
                 batches,
-                num_classes=self.source.dataset.num_classes,
+                num_classes=num_classes,
                 mesh=self._mesh,
                 progress=bar.update,
                 on_sample=on_sample,
                 stop=stop,
             )
         categories = getattr(self.source.dataset, 'categories', ())
-        return report.scores(step, split, confusion, categories)
+        seconds = time.perf_counter() - start
+        return report.scores(step, split, confusion, categories, samples, seconds)

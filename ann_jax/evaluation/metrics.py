@@ -46,6 +46,14 @@ def confusion_matrix(
     return counts[:-1].reshape(num_classes, num_classes)
 
 
+def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """`confusion_matrix` of one image on the host: (H, W) uint8 each -> (K, K) int64."""
+    cell = labels.astype(np.int32) * num_classes + predictions
+    cell[labels == IGNORE] = num_classes**2
+    counts = np.bincount(cell.ravel(), minlength=num_classes**2 + 1)
+    return counts[:-1].reshape(num_classes, num_classes)
+
+
 def scores(confusion: Num[Array, 'K K'], categories: Sequence[str] = ()) -> Scores:
     """Computes scores from a confusion matrix.
 

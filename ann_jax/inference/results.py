@@ -1,5 +1,7 @@
 """What a segmenter gives for an image."""
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,9 +11,24 @@ import numpy as np
 from PIL import Image
 
 from ann_jax.data.rasters import Raster, whole
-from ann_jax.errors import ConfigError
-from ann_jax.files import replacing
-from ann_jax.inference import pictures
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.files import replacing, write_csv, write_json
+from ann_jax.inference import formats, pictures
+from ann_jax.inference.lettering import Color
+
+# What `Result.save` writes, and the ending of each.
+KINDS = {
+    'ids': '.png',
+    'ids16': '.png',
+    'colors': '.png',
+    'overlay': '.png',
+    'areas': '.csv',
+    'coco': '.json',
+    'polygons': '.geojson',
+    'probabilities': '.npy',
+}
+AREA_HEADS = ('image', 'width', 'height')
+_SHOWN = 1024  # pixels of the longer side in a notebook
 
 
 class Network(Protocol):
@@ -40,7 +57,7 @@ class Result:
     path: Path | None
     ids: np.ndarray
     classes: tuple[str, ...]
-    colors: tuple[pictures.Color, ...]
+    colors: tuple[Color, ...]
     _levels: np.ndarray | Raster  # (H, W, N) uint8, what the network takes
     _segmenter: Network | None
     _logits: list[jax.Array] = field(default_factory=list)  # (1, h, w, classes), until the next result
@@ -73,9 +90,101 @@ class Result:
         """(H, W, 3) uint8 class colours; written to a file if a path is given."""
         return _write(pictures.colorize(self.ids, self.colors), path)
 
-    def overlay(self, path: str | Path | None = None, opacity: float = 0.6) -> np.ndarray:
-        """(H, W, 3) uint8 class colours over the image; written to a file if a path is given."""
-        return _write(pictures.overlay(whole(self._levels), self.ids, self.colors, opacity), path)
+    def overlay(
+        self, path: str | Path | None = None, opacity: float = 0.6, legend: bool = False
+    ) -> np.ndarray:
+        """(H, W, 3) uint8 class colours over the image; written to a file if a path is given.
+
+        With a legend of the classes present, it is higher and at least 320 pixels wide.
+        """
+        picture = pictures.overlay(whole(self._levels), self.ids, self.colors, opacity)
+        if legend:
+            picture = pictures.with_legend(picture, self.ids, self.classes, self.colors)
+        return _write(picture, path)
+
+    def areas(self) -> dict[str, int]:
+        """The number of pixels of every class."""
+        counts = np.bincount(self.ids.ravel(), minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, counts, strict=False))
+
+    def coco(self) -> dict[str, Any]:
+        """The class map as COCO annotations, with run-length encoded masks: see `formats.coco`.
+
+        Raises:
+            DataError: pycocotools is missing.
+        """
+        return formats.coco(self.ids, self.classes, self._name)
+
+    def polygons(self) -> dict[str, Any]:
+        """The class map as GeoJSON, a polygon per connected region: see `formats.polygons`.
+
+        Raises:
+            DataError: rasterio is missing.
+        """
+        return formats.polygons(self.ids, self.classes, self.path)
+
+    def save(
+        self, folder: str | Path, write: str | Sequence[str] = 'ids,overlay,areas', name: str = ''
+    ) -> list[Path]:
+        """Writes files into a folder, which is made if it is missing; returns their paths.
+
+        Args:
+            folder: gets one file per kind, such as street_ids.png of street.jpg.
+            write: some of ids, ids16, colors, overlay (with its legend), areas, coco, polygons and
+                probabilities.
+            name: the start of their names; '' for that of the image file, without its ending.
+
+        Raises:
+            ConfigError: a kind is unknown.
+            DataError: pycocotools or rasterio is missing.
+            SaveError: a file cannot be written.
+        """
+        kinds = [each.strip() for each in (write.split(',') if isinstance(write, str) else write)]
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ConfigError(unknown('kind of file', kind, KINDS))
+        stem = name or Path(self._name).stem
+        return [self.write(kind, Path(folder).expanduser() / f'{stem}_{kind}') for kind in kinds]
+
+    def write(self, kind: str, path: Path) -> Path:
+        """Writes one of the kinds that `save` knows; returns `path` with the ending of the kind."""
+        file = path.with_name(path.name + KINDS[kind])
+        match kind:
+            case 'ids':
+                _write(self.ids, file)
+            case 'ids16':
+                _write(self.ids.astype(np.uint16), file)
+            case 'colors':
+                self.colored(file)
+            case 'overlay':
+                self.overlay(file, legend=True)
+            case 'areas':
+                write_csv(file, AREA_HEADS + self.classes, [self.area_row(self._name)])
+            case 'coco':
+                write_json(file, self.coco(), indent=None)
+            case 'polygons':
+                write_json(file, self.polygons(), indent=None)
+            case 'probabilities':
+                with replacing(file) as draft:
+                    np.save(draft, self.probabilities().astype(np.float16))
+        return file
+
+    def area_row(self, name: str) -> list[str | int]:
+        """The row of an image in a table of areas, whose first columns are `AREA_HEADS`."""
+        return [name, *reversed(self.ids.shape), *self.areas().values()]
+
+    @property
+    def _name(self):
+        return self.path.name if self.path else 'image'
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the overlay and its legend, at most 1024 pixels wide and high."""
+        image = pictures.small(pictures.shown(whole(self._levels)), _SHOWN)
+        ids = pictures.small(self.ids, _SHOWN)
+        picture = pictures.overlay(image, ids, self.colors)
+        buffer = io.BytesIO()
+        Image.fromarray(pictures.with_legend(picture, ids, self.classes, self.colors)).save(buffer, 'PNG')
+        return buffer.getvalue()
 
     def __repr__(self):
         height, width = self.ids.shape

@@ -12,7 +12,7 @@ from ann_jax import build
 from ann_jax.data.pipeline import train_batches
 from ann_jax.files import replacing
 from ann_jax.inference import pictures
-from ann_jax.typing import IGNORE
+from ann_jax.inference.lettering import install_a_font, missing
 
 ROWS, COLUMNS = 4, 4  # of samples, each shown as an image without and with its label
 CELL = 320  # pixels of the longer side of a picture
@@ -44,6 +44,8 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
     file = workdir / 'browse.png'
     with replacing(file) as draft:
         Image.fromarray(picture).save(draft)
+    if unknown := missing(source.dataset.classes):
+        print(install_a_font(unknown))
     print(f'{ROWS * COLUMNS} of {len(source)} samples, image and label side by side: {file}')
     return file
 
@@ -74,22 +76,8 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes, colors) -> np.ndarray
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % COLUMNS)
     rows = [np.concatenate(cells[i : i + COLUMNS], 1) for i in range(0, len(cells), COLUMNS)]
     grid = np.concatenate(rows, 0)
-    shown = [i for i in np.unique(labels).tolist() if i != IGNORE]
-    legend = _legend([(classes[i], colors[i]) for i in shown], grid.shape[1])
-    return np.concatenate([grid, legend], 0)
+    return pictures.with_legend(grid, labels, classes, colors)
 
 
 def _frame(picture):
     return cv2.copyMakeBorder(picture, GAP, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-
-
-def _legend(entries, width, line=20, entry=170):
-    per_line = max(1, width // entry)
-    legend = np.full((line * -(-len(entries) // per_line) + GAP, width, 3), 255, np.uint8)
-    for number, (name, color) in enumerate(entries):
-        x, y = number % per_line * entry + GAP, number // per_line * line
-        cv2.rectangle(legend, (x, y + 2), (x + 14, y + line - 4), tuple(map(int, color)), -1)
-        cv2.putText(
-            legend, name[:20], (x + 20, y + 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA
-        )
-    return legend

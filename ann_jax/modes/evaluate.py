@@ -10,6 +10,7 @@ from ann_jax import build
 from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.report import Report
+from ann_jax.modes.report import report_of_run
 from ann_jax.modes.trained import open_trained
 from ann_jax.parallel.processes import is_main
 from ann_jax.runs.record import Record
@@ -59,6 +60,7 @@ def evaluate(
         print(report.table(scores))
         apart = f', apart from those of the training: {name}' if name else ''
         print(f'{path} at step {step}, {len(evaluation.source)} images; written to {workdir}{apart}')
+        print(report_of_run(workdir))
 
 
 def _name(config, workdir, path):

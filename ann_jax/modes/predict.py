@@ -19,14 +19,18 @@ from ann_jax.data.datasets import read_label
 from ann_jax.data.disk import hidden
 from ann_jax.data.rasters import has_place, write_with_place
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
-from ann_jax.files import replacing
+from ann_jax.evaluation.metrics import count_pixels, scores
+from ann_jax.files import replacing, write_csv
 from ann_jax.inference import pictures
 from ann_jax.inference.intake import find_images
+from ann_jax.inference.results import AREA_HEADS
 from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter
 from ann_jax.modes.trained import open_trained
-from ann_jax.typing import Backbone
+from ann_jax.typing import IGNORE, Backbone
 
-OUTPUTS = ('ids', 'colors', 'overlays', 'probabilities', 'panels', 'submission')
+OUTPUTS = (
+    'ids', 'ids16', 'colors', 'overlays', 'probabilities', 'areas', 'coco', 'polygons', 'panels', 'submission'
+)  # fmt: skip
 CITYSCAPES_SIZE = (1024, 2048)
 
 
@@ -77,12 +81,15 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     )
     targets = _targets([path.relative_to(root) for path in files])
     errors: list[str] = []
+    areas: list[list[str | int]] = []  # a row per image
     done = 0
     results = segmenter.stream(files, errors)
     with tqdm(total=len(files), desc='predict', unit='image') as bar:
         for result in results:
             assert result.path is not None
             done += 1
+            if 'areas' in kinds:
+                areas.append(result.area_row(str(result.path.relative_to(root))))
             try:
                 _write(result, out, kinds, targets[result.path.relative_to(root)], root, config)
             except DataError as error:  # of its label
@@ -94,6 +101,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         print(problem)
     if not done:
         raise DataError(f'none of the {len(files)} images could be used')
+    if areas:
+        write_csv(out / 'areas.csv', AREA_HEADS + segmenter.classes, areas)
     if 'submission' in kinds:
         print(f'submission written to {_zip(out / "submission", len(files))}')
     problems = f'; {len(errors)} problems, see above' if errors else ''
@@ -160,11 +169,9 @@ def _write(result, out, kinds, target, root, config):
             case 'colors':
                 result.colored(place(kind, '.png'))
             case 'overlays':
-                result.overlay(place(kind, '.png'))
-            case 'probabilities':
-                probabilities = result.probabilities().astype(np.float16)
-                with replacing(place(kind, '.npy')) as draft:
-                    np.save(draft, probabilities)
+                result.overlay(place(kind, '.png'), legend=True)
+            case 'ids16' | 'probabilities' | 'coco' | 'polygons':
+                result.write(kind, place(kind, ''))
             case 'panels':
                 picture(_panel(name, result, config), place(kind, '.png'))
             case 'submission':
@@ -180,7 +187,10 @@ def _panel(name, result, config):
             f'{name} is {width}x{height} but its label in predict.truth is {columns}x{rows}: make them the '
             'same size'
         )
-    return pictures.panel(result.image, label, result.ids, result.colors)
+    # Its classes may be others than the network's.
+    miou = scores(count_pixels(label, result.ids, IGNORE)).miou
+    title = pictures.scored(str(name), miou)
+    return pictures.panel(result.image, label, result.ids, result.colors, result.classes, title)
 
 
 def _zip(folder, count):

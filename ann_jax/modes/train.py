@@ -25,7 +25,9 @@ from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.first_look import first_look
+from ann_jax.modes.report import report_of_run
 from ann_jax.modes.resume import first_state, keep_settings
+from ann_jax.modes.scene_samples import leave_samples
 from ann_jax.parallel.arrays import put_batch, put_flag, replicated
 from ann_jax.parallel.mesh import check_batch_size
 from ann_jax.parallel.processes import all_agree, is_main
@@ -169,6 +171,10 @@ def train(
     assert scores is not None  # the last step is always evaluated
     _print(report.table(scores))
     _print(f'step {steps} of {steps}, best checkpoint at step {best}; written to {workdir}')
+    if is_main():
+        print(report_of_run(workdir))
+        if train_source is None and config.dataset.name == 'scenes':
+            print(leave_samples(config, workdir))
 
 
 def _hold(stack, workdir):

@@ -1,13 +1,17 @@
 """Event files for TensorBoard."""
 
 import contextlib
+import io
+import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
+from PIL import Image
 
 
 @contextlib.contextmanager
@@ -26,7 +30,9 @@ def _no_torch():
 with _no_torch():
     from tensorboardX import summary
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+_SIDE, _QUALITY = 1024, 85  # of pictures: an event file keeps those of every evaluation
 
 
 class TensorBoard:
@@ -48,8 +54,8 @@ class TensorBoard:
         self._add(step, (summary.scalar(name, value) for name, value in values.items()))
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Adds pictures, (H, W, 3) uint8."""
-        self._add(step, (summary.image(name, image, dataformats='HWC') for name, image in images.items()))
+        """Adds pictures, (H, W, 3) uint8, as JPEG, at most 1024 pixels wide and high."""
+        self._add(step, (_image(name, image) for name, image in images.items()))
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
         """Adds texts in Markdown."""
@@ -67,3 +73,50 @@ class TensorBoard:
     def _write(self, event):
         event.wall_time = time.time()
         self._file.write_event(event)
+
+
+def _image(name, picture):
+    """A picture as JPEG; tensorboardX would write a PNG of full size."""
+    image = Image.fromarray(picture)
+    image.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=_QUALITY)
+    value = summary_pb2.Summary.Image(
+        height=image.height, width=image.width, colorspace=3, encoded_image_string=buffer.getvalue()
+    )
+    tag = summary.image(name, np.zeros((1, 1, 3), np.uint8), dataformats='HWC').value[0].tag
+    return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, image=value)])
+
+
+def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """The curves of the event files of a run: name -> step -> value, in order of steps.
+
+    Points that a resumed run wrote again replace those before. The end of a file that a killed process left
+    incomplete is ignored.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    # Their names hold the second in which they were opened; files of one second are in order of writing.
+    for file in sorted(
+        folder.glob('events*'), key=lambda file: (file.name.split('.')[3:4], file.stat().st_mtime)
+    ):
+        for event in _events(file):
+            if event.session_log.status == event_pb2.SessionLog.START:
+                for points in curves.values():
+                    for step in [step for step in points if step >= event.step]:
+                        del points[step]
+            for value in event.summary.value:
+                if value.HasField('simple_value'):
+                    curves.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {name: dict(sorted(points.items())) for name, points in curves.items() if points}
+
+
+def _events(file: Path) -> Iterator[Any]:
+    """The events of a file: each is its length, a checksum, its bytes, and a checksum."""
+    size = file.stat().st_size
+    with open(file, 'rb') as stream, contextlib.suppress(DecodeError):
+        while len(head := stream.read(12)) == 12:
+            (length,) = struct.unpack('<Q', head[:8])
+            if stream.tell() + length > size:
+                return
+            yield event_pb2.Event.FromString(stream.read(length))
+            stream.read(4)

@@ -24,6 +24,7 @@ class Clock:
 
     def __init__(self):
         self._spent: dict[str, float] = {}
+        self._ever: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, what: str):
@@ -32,11 +33,17 @@ class Clock:
         try:
             yield
         finally:
-            self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - start
+            spent = time.perf_counter() - start
+            for account in (self._spent, self._ever):
+                account[what] = account.get(what, 0.0) + spent
 
     def take(self, what: str) -> float:
         """Returns the seconds spent on `what` since the last call."""
         return self._spent.pop(what, 0.0)
+
+    def total(self, what: str) -> float:
+        """Returns the seconds ever spent on `what`."""
+        return self._ever.get(what, 0.0)
 
 
 class TrainLog:
@@ -77,6 +84,8 @@ class TrainLog:
         self._pending: deque = deque()
         self._since, self._steps = time.perf_counter(), 0
         self.clock, self.stop, self.skipped, self.replaced = Clock(), False, 0, 0
+        self._total = 0
+        self._mark = self._now()  # of the last point of the curves of speed
 
     def add(self, number: int, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         """Adds the metrics of a step, still on the device; logs those of the step `IN_FLIGHT` steps before.
@@ -117,17 +126,33 @@ class TrainLog:
     def restart(self) -> None:
         """Restarts the clock of `seconds_per_step`, so that the time until now is not counted."""
         self.seconds_per_step()
+        self._mark = self._now()
+
+    def _now(self):
+        """Time, steps, and seconds waited so far."""
+        return time.perf_counter(), self._total, self.clock.total('data')
+
+    def _speed(self):
+        """Time per step and the part of it spent waiting, since the last point; none if there was no step."""
+        now = self._now()
+        seconds, steps, waited = (new - old for new, old in zip(now, self._mark, strict=True))
+        self._mark = now
+        if not steps:
+            return {}
+        return {'train/seconds_per_step': seconds / steps, 'train/seconds_waiting': waited / steps}
 
     def _log(self, number, metrics, names):
         values = {name: float(value) for name, value in metrics.items()}
         self.stop = self.stop or bool(values.pop('stop', 0))
         self._refuse(number, values, names)
         self._steps += 1
+        self._total += 1
         self._bar.update()
         if number % self._every == 0:
             values = {f'train/{name}': value for name, value in values.items()}
             if self._schedule is not None:
                 values['train/learning_rate'] = self._schedule(number - 1)
+            values |= self._speed()
             self._record.scalars(number, values)
             loss, accuracy = values['train/loss'], values['train/pixel_accuracy']
             note('step %d: loss %.6g, pixel accuracy %.4f', number, loss, accuracy)

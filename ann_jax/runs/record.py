@@ -4,7 +4,10 @@ workdir/config.json     the resolved config
 workdir/metrics.json    scores of the newest evaluation as in training
 workdir/metrics-*.json  of evaluations by another protocol, on another split, or of other weights
 workdir/tensorboard/    event files, unless another writer was given
-workdir/pictures/       image, truth and prediction side by side
+workdir/evaluation/     confusion matrix, scores of each image, and the best and worst images, of metrics.json
+workdir/evaluation-*/   of metrics-*.json
+workdir/pictures/       image, truth, prediction and errors
+workdir/report.html     see `evaluation.page`
 workdir/checkpoints/    see `checkpoints`
 workdir/log.txt         see `log`
 """
@@ -53,8 +56,11 @@ class Record:
 
     def metrics(self, metrics: Mapping, name: str = '') -> None:
         """Writes metrics.json, or with a name metrics-<name>.json."""
-        suffix = '-' + re.sub(r'[^\w.,=-]+', '_', name) if name else ''
-        self._json(f'metrics{suffix}.json', metrics)
+        self._json(f'metrics{_suffix(name)}.json', metrics)
+
+    def details(self, name: str = '') -> Path | None:
+        """The folder for the details of metrics of that name; None if nothing is to be written."""
+        return self._workdir / f'evaluation{_suffix(name)}' if self._writer is not None else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds points to curves."""
@@ -89,3 +95,7 @@ class Record:
     def _json(self, name, content):
         if self._writer is not None:
             write_json(self._workdir / name, content)
+
+
+def _suffix(name):
+    return '-' + re.sub(r'[^\w.,=-]+', '_', name) if name else ''

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.names import voc_colors
+from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables
@@ -251,5 +251,5 @@ def _classes(given, facts, count, notes):
     if len(names) != count:
         raise ConfigError(f'--classes={given} names {len(names)}, but the classifier has {count} outputs')
     if not colors or len(colors) != count:
-        colors = voc_colors(count)
+        colors = distinct_colors(count)
     return {'classes': tuple(names), 'colors': tuple(map(tuple, colors))}

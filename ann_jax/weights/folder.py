@@ -22,7 +22,7 @@ from flax import traverse_util
 
 from ann_jax import __version__
 from ann_jax.data.levels import Reading, channels_of
-from ann_jax.data.names import voc_colors
+from ann_jax.data.palette import distinct_colors
 from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, DataError, listed
 from ann_jax.files import refuse_special, writing
@@ -253,7 +253,7 @@ def class_facts(facts: Mapping[str, Any], variables: Mapping[str, Any], path: Pa
     classes = as_tuples(facts.get('classes', [f'class {i}' for i in range(count)]))
     if 'classes' not in facts and count:
         logger.info('%s does not name its %d classes', path, count)
-    return classes, as_tuples(facts.get('colors', voc_colors(len(classes))))
+    return classes, as_tuples(facts.get('colors', distinct_colors(len(classes))))
 
 
 def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""--mode=report: one page about one or several runs, which opens without a network."""
+
+import glob
+import logging
+import os
+from pathlib import Path
+
+from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.evaluation.gather import gather
+from ann_jax.evaluation.page import INSTALL, can_write, write_page
+
+logger = logging.getLogger(__name__)
+
+NAME = 'report.html'
+
+
+def report(workdirs: str) -> Path:
+    """Writes the page of the runs that a text names, and prints where it is.
+
+    Args:
+        workdirs: a working directory; several, separated by commas; or a pattern such as 'runs/*', of which
+            folders without a run are left out.
+
+    Returns:
+        The file: report.html in the working directory or, of several, in the folder that holds them all.
+
+    Raises:
+        ConfigError: there is no such folder, or Bokeh is missing.
+        DataError: a folder holds no run.
+        SaveError: the file cannot be written.
+    """
+    folders = _folders(workdirs)
+    top = folders[0] if len(folders) == 1 else Path(os.path.commonpath([each.resolve() for each in folders]))
+    file = top / NAME
+    write_page(file, [gather(folder) for folder in folders])
+    print(f'{len(folders)} run{"s" if len(folders) > 1 else ""}: {file}')
+    return file
+
+
+def report_of_run(workdir: Path) -> str:
+    """Writes the page at the end of a run; returns a line about it, also where it could not be written."""
+    if not can_write():
+        return (
+            f'for a page with curves, classes and pictures: {INSTALL}, then --mode=report --workdir={workdir}'
+        )
+    try:
+        write_page(workdir / NAME, [gather(workdir)])
+    except (DataError, SaveError) as error:  # the run itself is done
+        return f'no {NAME}: {error}'
+    return f'report: {workdir / NAME}'
+
+
+def _folders(text):
+    folders: list[Path] = []
+    for item in [text] if text and Path(text).expanduser().is_dir() else filter(None, text.split(',')):
+        path = Path(item.strip()).expanduser()
+        if path.is_dir():
+            folders.append(path)
+            continue
+        found = [Path(name) for name in sorted(glob.glob(str(path)))]
+        runs = [each for each in found if any(each.glob('metrics*.json')) or (each / 'tensorboard').is_dir()]
+        if not runs:
+            raise ConfigError(f'--workdir={item}: no such folder, and no runs of that pattern')
+        folders += runs
+    if not folders:
+        raise ConfigError('--workdir is missing: name the working directory of a run, or several')
+    return list(dict.fromkeys(folders))
