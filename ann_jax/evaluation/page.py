@@ -62,7 +62,9 @@ def render(runs: Sequence[Run]) -> str:
         if scored.details.confusion is not None:
             title = run.name if several else f'split {scored.metrics.get("split")}'
             names = scored.details.classes
-            figures[f'matrix{number}'] = plots.confusion(title, names, scored.details.confusion)
+            figures[f'matrix{number}'] = plots.confusion(
+                title, names, scored.details.confusion, 440 if several else 640
+            )
     scripts, parts = plots.embedded(figures)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(

@@ -9,7 +9,6 @@ from ann_jax.inference.lettering import Color
 
 _POINTS = 1000  # of a curve, at most
 _LABELLED = 40  # classes whose names fit beside the matrix
-_SIDE = 640  # pixels of the matrix
 
 
 def curves(title: str, unit: str, lines: Mapping[str, Mapping[int, float]], log: bool = False) -> Any:
@@ -55,8 +54,11 @@ def curves(title: str, unit: str, lines: Mapping[str, Mapping[int, float]], log:
     return figure
 
 
-def confusion(title: str, classes: Sequence[str], matrix: np.ndarray) -> Any:
-    """A heat map of a confusion matrix (K, K), rows normalised; hovering tells classes and counts."""
+def confusion(title: str, classes: Sequence[str], matrix: np.ndarray, side: int = 640) -> Any:
+    """A heat map of a confusion matrix (K, K), rows normalised; hovering tells classes and counts.
+
+    It is about `side` pixels wide and high.
+    """
     from bokeh import models, palettes, plotting
 
     count = len(classes)
@@ -68,8 +70,8 @@ def confusion(title: str, classes: Sequence[str], matrix: np.ndarray) -> Any:
         y_axis_label='true class',
         x_range=(0, count),
         y_range=(count, 0),
-        width=_SIDE + 160,
-        height=_SIDE + 120,
+        width=side + 160,
+        height=side + 120,
         tools='pan,box_zoom,wheel_zoom,reset,save',
         active_scroll=None,
     )
