@@ -147,7 +147,7 @@ def test_commands_parse(name, monkeypatch):
         settings = [word for word in words if word.startswith('--config')]
         for flag, _, value in (word[2:].partition('=') for word in words if word not in settings):
             assert flag in known and (flag != 'mode' or value in modes), words
-        if '--mode=setup' in words:
+        if {'--mode=setup', '--mode=report'} & {*words}:
             settings.insert(0, '--config=configs/folder.py')
         values = flags.FlagValues()
         config_flags.DEFINE_config_file('config', flag_values=values)
