@@ -107,6 +107,8 @@ def test_polygons_cover_each_pixel_once(result, tmp_path):
         assert feature['properties']['class'] == CLASSES[feature['properties']['id']]
         covered += mask
     assert (covered == 1).all()
+    corners = Result(None, np.eye(2, dtype=np.uint8), CLASSES, COLORS, IMAGE[:2, :2], None)
+    assert len(corners.polygons()['features']) == 4  # regions that touch at a corner are apart
 
 
 def test_polygons_of_a_geotiff_have_its_coordinates(tmp_path):
