@@ -102,7 +102,7 @@ setup(
         ],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
         # The page about a run.
-        'report': ['bokeh>=3.6', 'jinja2>=3'],
+        'report': ['bokeh>=3.9', 'jinja2>=3'],
         # Images that Pillow does not read.
         'tiff': ['rasterio>=1.3'],
         'heic': ['pillow-heif>=0.16'],

@@ -1,12 +1,15 @@
 """Text in pictures, in any script that a font of this machine has, and legends of classes."""
 
 import functools
+import logging
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+logger = logging.getLogger(__name__)
 
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -21,21 +24,6 @@ _FONTS = (
     'DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'segoeui.ttf',
     'msyh.ttc', 'malgun.ttf', 'YuGothM.ttc', 'Nirmala.ttf', 'PingFang.ttc', 'Arial Unicode.ttf',
 )  # fmt: skip
-
-
-def missing(texts: Iterable[str]) -> str:
-    """The characters for which no font is found, each once; '' if there are none."""
-    unknown = {character: None for text in texts for character in text if _font(text) is None}
-    return ''.join(character for character in unknown if _font(character) is None)
-
-
-def install_a_font(characters: str) -> str:
-    """What to do about characters that `missing` returned, in one line."""
-    shown = characters if len(characters) <= 8 else f'{characters[:8]}...'
-    return (
-        f'no font on this machine has {shown}: numbers stand for such names; install one, such as '
-        'fonts-noto-core and fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts (Fedora)'
-    )
 
 
 def line(text: str, width: int, height: int = LINE) -> np.ndarray:
@@ -59,6 +47,7 @@ def legend(ids: Sequence[int], classes: Sequence[str], colors: Sequence[Color], 
     """
     width = max(width, _NARROWEST)
     known = [classes[i] if i < len(classes) else '' for i in ids]
+    _tell(''.join(dict.fromkeys(c for name in known for c in name if _font(c) is None)))
     names = [name if name and _font(name) else f'class {i}' for i, name in zip(ids, known, strict=True)]
     swatch = LINE + _MARGIN
     longest = max([_length(name) for name in names], default=0)
@@ -72,6 +61,18 @@ def legend(ids: Sequence[int], classes: Sequence[str], colors: Sequence[Color], 
         draw.rectangle((x, y + 3, x + LINE - 4, y + LINE - 4), color, 'black')
         _write(draw, (x + swatch, y), name, column - swatch - _MARGIN, LINE)
     return np.asarray(picture)
+
+
+@functools.cache
+def _tell(characters):
+    """Says once what to do about characters that no font has."""
+    if characters:
+        shown = characters if len(characters) <= 8 else f'{characters[:8]}...'
+        logger.warning(
+            'no font on this machine has %s: legends show numbers for such names; install one, such as '
+            'fonts-noto-core and fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts (Fedora)',
+            shown,
+        )
 
 
 def _write(draw, place, text, room, height):

@@ -12,7 +12,6 @@ from ann_jax import build
 from ann_jax.data.pipeline import train_batches
 from ann_jax.files import replacing
 from ann_jax.inference import pictures
-from ann_jax.inference.lettering import install_a_font, missing
 
 ROWS, COLUMNS = 4, 4  # of samples, each shown as an image without and with its label
 CELL = 320  # pixels of the longer side of a picture
@@ -44,8 +43,6 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
     file = workdir / 'browse.png'
     with replacing(file) as draft:
         Image.fromarray(picture).save(draft)
-    if unknown := missing(source.dataset.classes):
-        print(install_a_font(unknown))
     print(f'{ROWS * COLUMNS} of {len(source)} samples, image and label side by side: {file}')
     return file
 

@@ -1,15 +1,12 @@
 """--mode=report: one page about one or several runs, which opens without a network."""
 
 import glob
-import logging
 import os
 from pathlib import Path
 
-from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.errors import ConfigError
 from ann_jax.evaluation.gather import gather
 from ann_jax.evaluation.page import INSTALL, can_write, write_page
-
-logger = logging.getLogger(__name__)
 
 NAME = 'report.html'
 
@@ -45,8 +42,8 @@ def report_of_run(workdir: Path) -> str:
         )
     try:
         write_page(workdir / NAME, [gather(workdir)])
-    except (DataError, SaveError) as error:  # the run itself is done
-        return f'no {NAME}: {error}'
+    except Exception as error:  # whatever it is, the run itself is done
+        return f'no {NAME}: {type(error).__name__}: {error}'
     return f'report: {workdir / NAME}'
 
 
