@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 import time
 
 import numpy as np
@@ -280,3 +281,37 @@ def test_curves_are_those_that_tensorboard_reads(tmp_path):
     for damaged in (data[:-7], data[:40] + bytes(60) + data[100:], data[:30] + b'\xff' * 40):
         file.write_bytes(damaged)  # a process was killed, or a disk is bad: what comes before counts
         assert read_scalars(tmp_path / 'tensorboard')['train/loss'][1] == 1.0
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it_without_a_request(workdir, written):
+    """Needs playwright, and a Chromium of the system."""
+    sync_api = pytest.importorskip('playwright.sync_api', reason='drives a browser')
+    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if browser is None:
+        pytest.skip('there is no Chromium')
+    requests, problems = [], []
+    with sync_api.sync_playwright() as play:
+        shown = play.chromium.launch(executable_path=browser, args=['--no-sandbox']).new_page()
+        shown.on('request', lambda request: requests.append(request.url))
+        shown.on('pageerror', lambda error: problems.append(str(error)))
+        shown.on('console', lambda said: said.type in ('error', 'warning') and problems.append(said.text))
+        shown.goto((workdir / 'report.html').as_uri())
+        matrix = shown.locator('.bk-Figure').last
+        matrix.wait_for()
+        matrix.scroll_into_view_if_needed()
+        box = matrix.bounding_box()
+        for step in (0, 3):  # a mouse that comes, and moves
+            shown.mouse.move(box['x'] + 0.3 * box['width'] + step, box['y'] + 0.15 * box['height'])
+            shown.wait_for_timeout(300)
+        shown.get_by_text('truth:').wait_for()
+        told = shown.locator('.bk-Tooltip').last.evaluate('each => each.shadowRoot.textContent')
+        assert CLASSES[0] in told and f'{confusion()[0, 0]:,}' in told
+        sample = shown.locator('.sample').first
+        sample.locator('input').fill('80')
+        clip = lambda name: sample.locator(f'[data-layer={name}]').evaluate('each => each.style.clipPath')
+        assert (clip('truth'), clip('prediction')) == ('inset(0px 20% 0px 0px)', 'inset(0px 0px 0px 80%)')
+        shown.select_option('#right', 'errors')
+        assert sample.locator('[data-layer=errors]').is_visible()
+        assert not sample.locator('[data-layer=prediction]').is_visible()
+    assert not problems and all(url.startswith(('file:', 'data:', 'blob:')) for url in requests)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ann_jax import build, load_config
+from ann_jax.data import scene_objects
 from ann_jax.errors import ConfigError
 from ann_jax.inference import lettering, pictures
 from ann_jax.inference.results import Result
@@ -156,3 +158,8 @@ def test_small_keeps_classes_and_averages_colours():
     image[:, ::2] = 100
     assert (pictures.small(image, 4) == 50).all() and pictures.small(image, 8) is image
     assert set(np.unique(pictures.small(np.uint8(IDS), 9)).tolist()) <= {0, 1, 2}
+
+
+def test_labels_of_the_embedded_scenes_can_be_read():
+    for config in (load_config('configs/scenes.py'), load_config('configs/cityscapes.py:runlocal')):
+        assert build.dataset(config).classes == scene_objects.CLASSES
