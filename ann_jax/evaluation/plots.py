@@ -47,7 +47,7 @@ def curves(title: str, unit: str, lines: Mapping[str, Mapping[int, float]], log:
     if len(lines) > 1:
         figure.legend.click_policy = 'hide'
         figure.legend.label_text_font_size = '8pt'
-        figure.legend.spacing = 0
+        figure.legend.spacing = 8
         figure.add_layout(figure.legend[0], 'below')
         figure.legend.ncols = 2
         figure.height += 12 * len(lines)
