@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from PIL import Image
 
 from ann_jax import build, load_config
 from ann_jax.data import scene_objects
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import lettering, pictures
 from ann_jax.inference.results import Result
+from ann_jax.modes import predict
 
 CLASSES = ('sky', 'road, wet', '道路', 'none')
 COLORS = ((9, 9, 200), (90, 90, 90), (200, 90, 0), (1, 255, 1))
@@ -163,3 +165,14 @@ def test_small_keeps_classes_and_averages_colours():
 def test_labels_of_the_embedded_scenes_can_be_read():
     for config in (load_config('configs/scenes.py'), load_config('configs/cityscapes.py:runlocal')):
         assert build.dataset(config).classes == scene_objects.CLASSES
+
+
+@pytest.mark.parametrize(('kind', 'package'), [('coco', 'pycocotools'), ('polygons', 'rasterio')])
+def test_a_missing_package_is_told_before_anything_is_opened(kind, package, monkeypatch, tmp_path):
+    monkeypatch.setitem(
+        sys.modules, {'coco': 'pycocotools.mask', 'polygons': 'rasterio.features'}[kind], None
+    )
+    config = load_config('configs/scenes.py')
+    config.predict.write = f'ids,{kind}'
+    with pytest.raises(DataError, match=f'predict.write={kind} needs .*pip install {package}'):
+        predict.predict(config, tmp_path)

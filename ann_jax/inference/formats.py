@@ -10,6 +10,9 @@ from ann_jax.data.rasters import has_place, place_of
 from ann_jax.data.reading import optional
 from ann_jax.inference.pictures import present
 
+# What the formats take.
+NEEDS = {'coco': 'pycocotools.mask', 'polygons': 'rasterio.features'}
+
 
 def coco(ids: np.ndarray, classes: Sequence[str], name: str) -> dict[str, Any]:
     """A class map as a data set of COCO: one annotation per class that occurs, its mask run-length encoded.
@@ -25,7 +28,7 @@ def coco(ids: np.ndarray, classes: Sequence[str], name: str) -> dict[str, Any]:
     Raises:
         DataError: pycocotools is missing.
     """
-    mask = optional('pycocotools.mask', 'COCO JSON')
+    mask = optional(NEEDS['coco'], 'COCO JSON')
     height, width = ids.shape
     annotations = []
     for number, i in enumerate(present(ids), 1):
@@ -62,7 +65,7 @@ def polygons(ids: np.ndarray, classes: Sequence[str], path: Path | None = None) 
     Raises:
         DataError: rasterio is missing.
     """
-    features = optional('rasterio.features', 'GeoJSON')
+    features = optional(NEEDS['polygons'], 'GeoJSON')
     place, crs = place_of(path) if path is not None and has_place(path) else (None, '')
     options = {} if place is None else {'transform': place}
     counted = [

@@ -18,10 +18,11 @@ from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
 from ann_jax.data.disk import hidden
 from ann_jax.data.rasters import has_place, write_with_place
+from ann_jax.data.reading import optional
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.evaluation.metrics import count_pixels, scores
 from ann_jax.files import replacing, write_csv
-from ann_jax.inference import pictures
+from ann_jax.inference import formats, pictures
 from ann_jax.inference.intake import find_images
 from ann_jax.inference.results import AREA_HEADS
 from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter
@@ -47,7 +48,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
 
     Raises:
         ConfigError: there are no images, or an output is unknown.
-        DataError: no image could be used, or the submission would not be accepted.
+        DataError: no image could be used, a package is missing, or the submission would not be accepted.
         SaveError: a file cannot be written.
     """
     c = config.predict
@@ -55,6 +56,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     for name in kinds:
         if name not in OUTPUTS:
             raise ConfigError(unknown('predict.write', name, OUTPUTS))
+    for kind in formats.NEEDS.keys() & {*kinds}:
+        optional(formats.NEEDS[kind], f'predict.write={kind}')  # fails now, and not at each image
     if 'panels' in kinds:
         if not Path(c.truth or 'unset').expanduser().is_dir():
             raise ConfigError(
