@@ -101,8 +101,8 @@ setup(
             'tensorboard>=2.18',
         ],
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
-        # The page about a run.
-        'report': ['bokeh>=3.9', 'jinja2>=3'],
+        # The page about a run, and the plot of an ablation.
+        'report': ['bokeh>=3.9', 'jinja2>=3', 'matplotlib>=3.8'],
         # Images that Pillow does not read.
         'tiff': ['rasterio>=1.3'],
         'heic': ['pillow-heif>=0.16'],
