@@ -23,8 +23,8 @@ _PUBLIC = {
     'fold': 'models.fold',
     # Functions on arrays
     'segmentation_loss': 'training.losses',
-    'ohem_cross_entropy': 'training.losses',
-    'cross_entropy': 'training.losses',
+    'ohem_cross_entropy': 'training.pixel_losses',
+    'cross_entropy': 'training.pixel_losses',
     'sample_anchors': 'kernels.anchors',
     'confusion_matrix': 'evaluation.metrics',
     'scores': 'evaluation.metrics',

@@ -26,7 +26,7 @@ from ann_jax.inference.protocols import TestProtocol, make_protocol
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
 from ann_jax.parallel.mesh import check_batch_size, has_accelerator, make_mesh
-from ann_jax.training import losses
+from ann_jax.training import losses, terms
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.typing import Backbone, Source
 from ann_jax.weights.inputs import for_channels, normalizer
@@ -189,13 +189,18 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
         )
     return functools.partial(
         losses.segmentation_loss,
-        ohem=c.ohem,
+        terms=terms.chosen(c.terms, c.ohem),
         threshold=c.threshold,
         min_kept=c.min_kept,
         per_image=c.per_image,
         aux_weight=c.aux_weight,
         class_weights=tuple(c.class_weights) or None,
         average=c.average,
+        label_smoothing=c.label_smoothing,
+        boundary_weight=c.boundary_weight,
+        boundary_width=c.boundary_width,
+        focal_gamma=c.focal_gamma,
+        tversky=tuple(c.tversky),
     )
 
 
@@ -207,7 +212,15 @@ def batch_totals(config: ConfigDict) -> Callable:
         threshold=c.threshold,
         min_kept=c.min_kept,
         class_weights=tuple(c.class_weights) or None,
+        boundary_weight=c.boundary_weight,
+        boundary_width=c.boundary_width,
     )
+
+
+def mines_over_batch(config: ConfigDict) -> bool:
+    """Whether OHEM looks for hard pixels in the whole batch."""
+    c = config.loss
+    return not c.per_image and 'ohem' in dict(terms.chosen(c.terms, c.ohem))
 
 
 def check_parts(config: ConfigDict, loss: Callable) -> None:

@@ -20,7 +20,7 @@ from ann_jax.models import settings as network_settings
 from ann_jax.models.ann import VARIANTS
 from ann_jax.ranges import RANGES, out_of_range, shown
 from ann_jax.runs import history
-from ann_jax.training import losses
+from ann_jax.training import losses, terms
 from ann_jax.training.optimizers import DECAYS
 from ann_jax.weights.folder import PARTS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, check_input
@@ -122,12 +122,18 @@ def defaults() -> ConfigDict:
             },
             'loss': {
                 'ohem': True,
+                'terms': '',  # such as ohem:1,dice:0.5; '' for what `ohem` says, see docs/training.md
                 'threshold': 0.7,
                 'min_kept': 100_000,
                 'per_image': True,
                 'aux_weight': 0.4,
                 'class_weights': (),  # one per class; () for none
                 'average': 'valid',  # over pixels that count; or all, ignored ones too, as mmsegmentation
+                'label_smoothing': 0.0,  # of cross-entropies
+                'boundary_weight': 1.0,  # of pixels near a boundary between classes; 1 for that of the others
+                'boundary_width': 2,  # pixels from one that are near
+                'focal_gamma': 2.0,
+                'tversky': (0.3, 0.7),  # weights of false positives and of false negatives
             },
             'optim': {
                 'learning_rate': 0.01,
@@ -278,6 +284,8 @@ def validate(config: ConfigDict) -> None:
     check_protocol(scales=c.scales, flip=c.flip, crop=c.crop, stride=c.stride, average=c.average)
     if config.mesh.data == config.mesh.space == -1:
         raise ConfigError('mesh.data=-1 and mesh.space=-1: one of them takes what the other leaves')
+    c = config.loss
+    terms.check(c.terms, c.ohem, c.label_smoothing, c.boundary_weight)
     c = config.dataset
     Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
     check_input(config.input, channels_of(c.bands))

@@ -131,6 +131,11 @@ RANGES = {
     'loss.min_kept': Range(0, _MOST, whole=True),
     'loss.aux_weight': Range(0, 100),
     'loss.class_weights': Range(0, 1e6, counts=range(256), any_above_zero=True),
+    'loss.label_smoothing': Range(0, 0.99),
+    'loss.boundary_weight': Range(0, 1000),
+    'loss.boundary_width': Range(1, 256, whole=True),
+    'loss.focal_gamma': Range(0, 10),
+    'loss.tversky': Range(0, 100, counts=(2,), any_above_zero=True),
     # Training that diverges is told by its loss, see train.not_finite.
     'optim.learning_rate': Range(0, 1e30),
     'optim.power': Range(0, 100),

@@ -11,14 +11,9 @@ from reference import assert_close, golden, nchw, nhwc, normal, quick, torch_gra
 from ann_jax.errors import ConfigError
 from ann_jax.parallel.arrays import split_batch
 from ann_jax.parallel.mesh import make_mesh
-from ann_jax.training.losses import (
-    batch_totals,
-    cross_entropy,
-    kth_smallest,
-    ohem_cross_entropy,
-    segmentation_loss,
-    true_probability,
-)
+from ann_jax.training.losses import batch_totals, segmentation_loss
+from ann_jax.training.mining import kth_smallest
+from ann_jax.training.pixel_losses import cross_entropy, ohem_cross_entropy, true_probability
 from ann_jax.typing import IGNORE
 
 

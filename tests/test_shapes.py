@@ -15,7 +15,8 @@ from ann_jax.kernels.anchors import sample_anchors
 from ann_jax.kernels.convolution import convolve
 from ann_jax.kernels.resizing import linear_matrix, resize_bilinear
 from ann_jax.models.blocks import attention_weights
-from ann_jax.training.losses import cross_entropy, kth_smallest
+from ann_jax.training.mining import kth_smallest
+from ann_jax.training.pixel_losses import cross_entropy
 
 checked = pytest.mark.skipif(not importlib.util.find_spec('beartype'), reason='needs beartype')
 X = np.ones((2, 5, 6, 4), np.float32)

@@ -91,8 +91,7 @@ def train(
     if config.dataset.image_range == AUTO:
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
     dataset, steps = source.dataset, config.train.steps
-    # Only OHEM looks at the probabilities of the whole batch.
-    mine_over_batch = loss is None and config.loss.ohem and not config.loss.per_image
+    mine_over_batch = loss is None and build.mines_over_batch(config)
     loss = loss or build.loss(config, dataset.num_classes)
     build.check_parts(config, loss)
     schedule = None if optimizer else build.schedule(config)

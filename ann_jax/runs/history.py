@@ -71,6 +71,13 @@ BEFORE: dict[str, Any] = {
     'dataset.max_pixels': 1_000_000_000,
     'loss.average': 'valid',
     'check.strict': False,
+    # after 95a1f31: the main loss was one of two cross-entropies
+    'loss.terms': '',
+    'loss.label_smoothing': 0.0,
+    'loss.boundary_weight': 1.0,
+    'loss.boundary_width': 2,
+    'loss.focal_gamma': 2.0,
+    'loss.tversky': [0.3, 0.7],
 }
 
 # Old name -> current name.

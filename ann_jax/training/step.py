@@ -19,7 +19,8 @@ from ann_jax.models.feature_map import FeatureMap
 from ann_jax.parallel.arrays import put_batch, replicated, split_batch, split_rows
 from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.parallel.programs import jit
-from ann_jax.training.losses import Loss, segmentation_loss, true_probability
+from ann_jax.training.losses import Loss, segmentation_loss
+from ann_jax.training.pixel_losses import true_probability
 from ann_jax.training.state import TrainState
 from ann_jax.typing import IGNORE
 from ann_jax.weights.inputs import Normalize, imagenet_rgb
@@ -41,7 +42,7 @@ class StepParts(NamedTuple):
     `part` is the number of a part of a batch; None for the whole batch.
     """
 
-    probabilities: Callable  # (state, batch, part) -> `losses.true_probability` of the main logits
+    probabilities: Callable  # (state, batch, part) -> `pixel_losses.true_probability` of the main logits
     forward_backward: Callable  # (state, batch, part, totals) -> `StepOutput`
     update: Callable  # (state, output) -> the next state and scalar metrics
 
