@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ann_jax.data.frequencies import BALANCES
 from ann_jax.data.levels import AUTO, Reading, channels_of
 from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, unknown
@@ -36,6 +37,7 @@ CHOICES: dict[str, Collection[Any]] = {
     'loader.bad_samples': ('stop', 'skip'),
     'train.not_finite': ('stop', 'skip'),
     'loss.average': losses.AVERAGES,
+    'loss.balance': BALANCES,
     'optim.decay': DECAYS,
     'init.parts': PARTS,
     'eval.average': protocols.AVERAGES,
@@ -55,6 +57,8 @@ def defaults() -> ConfigDict:
                 'format': 'folder',  # or tfds: records that ann_jax.tools.write_tfds wrote
                 'train_split': 'train',
                 'eval_split': 'val',
+                # Images of classes that a smaller share of the images holds come more often, as in LVIS.
+                'repeat_threshold': 0.0,
                 'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error
                 # How images are read, see docs/own_data.md.
                 'image_range': '',  # values that become levels 0 and 255, such as 0,4095; or auto
@@ -128,6 +132,7 @@ def defaults() -> ConfigDict:
                 'per_image': True,
                 'aux_weight': 0.4,
                 'class_weights': (),  # one per class; () for none
+                'balance': 'none',  # or class weights by the median, inverse or effective frequency, counted
                 'average': 'valid',  # over pixels that count; or all, ignored ones too, as mmsegmentation
                 'label_smoothing': 0.0,  # of cross-entropies
                 'boundary_weight': 1.0,  # of pixels near a boundary between classes; 1 for that of the others

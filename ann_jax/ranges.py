@@ -100,6 +100,7 @@ RANGES = {
     'dataset.page': _or_zero('no files with several images'),
     'dataset.max_pixels': Range(1, 2**63 - 1, whole=True),
     'dataset.val_share': Range(0, 0.99),
+    'dataset.repeat_threshold': Range(0, 1),
     'dataset.scenes.version': Range(1, 3, whole=True),
     'dataset.scenes.seed': Range(0, 2**32 - 1, whole=True),
     'dataset.scenes.train_count': _count,

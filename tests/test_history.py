@@ -113,6 +113,7 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
     added |= {'dataset.reduce_zero_label': False, 'dataset.image_ending': '', 'dataset.val_share': 0.0}
     added |= {'dataset.image_range': '', 'dataset.bands': '', 'dataset.page': 1}
     added |= {'dataset.max_pixels': 1_000_000_000, 'loss.average': 'valid', 'check.strict': False}
+    added |= {'loss.balance': 'none', 'dataset.repeat_threshold': 0.0}
     added |= {'loss.terms': '', 'loss.label_smoothing': 0.0, 'loss.boundary_weight': 1.0}
     added |= {'loss.boundary_width': 2, 'loss.focal_gamma': 2.0, 'loss.tversky': [0.3, 0.7]}
     assert history.complete(saved_config('29e8a0d'))[1] == added

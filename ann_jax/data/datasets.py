@@ -122,6 +122,14 @@ class FolderSource:
         decoded = match(data, label.classes, where, label_file, self._reading) if image else None
         return Look(name, label, decoded, data)
 
+    def label(self, index: int) -> np.ndarray:
+        """Reads the label of one sample alone.
+
+        Raises:
+            DataError: as `__getitem__`.
+        """
+        return self._label(index).classes
+
     def in_regions(self, index: int) -> Sample:
         """Reads one sample, or of a large TIFF the label alone: its image is a `Raster`, to be sliced.
 

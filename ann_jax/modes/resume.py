@@ -41,7 +41,7 @@ LOGGED = ('optim', 'train', 'mesh', 'model.remat')
 
 
 def keep_settings(config: ConfigDict, workdir: Path) -> None:
-    """Sets the settings that a resumed run is older than to what its commit computed, and what `auto` found.
+    """Sets the settings that a resumed run is older than to what its commit computed, and what it once found.
 
     Settings in FIXED always get that value, others only if the config has the default. To be called before
     anything is built from the config; `first_state` logs it.
@@ -52,6 +52,7 @@ def keep_settings(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
         VersionError: another version wrote the newest checkpoint, and this one cannot read it.
+        ConfigError: there are class weights, and a new run is to count them.
     """
     folder = workdir / 'checkpoints'
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
@@ -64,6 +65,8 @@ def keep_settings(config: ConfigDict, workdir: Path) -> None:
         saved, added = history.complete(history.saved_config(facts, path))
         if config.dataset.image_range == AUTO:
             config.dataset.image_range = saved['dataset']['image_range']
+        if config.loss.balance == saved['loss']['balance'] != 'none' and not config.loss.class_weights:
+            config.loss.class_weights = tuple(saved['loss']['class_weights'])
         now, default = history.flat(config.to_dict()), history.flat(defaults().to_dict())
         kept = {
             name: value
@@ -72,6 +75,11 @@ def keep_settings(config: ConfigDict, workdir: Path) -> None:
         }
         config.update_from_flattened_dict(kept)
         return
+    if config.loss.balance != 'none' and config.loss.class_weights:
+        raise ConfigError(
+            f'loss.balance={config.loss.balance} counts class weights, and loss.class_weights gives them: '
+            'leave one of the two, loss.balance=none or loss.class_weights=()'
+        )
 
 
 def _is_fixed(name):

@@ -19,11 +19,13 @@ from tqdm import tqdm
 from ann_jax import __version__, build
 from ann_jax.config import validate
 from ann_jax.data.datasets import InRegions
+from ann_jax.data.frequencies import Repeated, repeated
 from ann_jax.data.levels import AUTO
 from ann_jax.data.pipeline import Replacing, cores, faster_reading, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
+from ann_jax.modes.class_counts import class_counts, set_class_weights
 from ann_jax.modes.first_look import first_look
 from ann_jax.modes.report import report_of_run
 from ann_jax.modes.resume import first_state, keep_settings
@@ -92,8 +94,8 @@ def train(
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
     dataset, steps = source.dataset, config.train.steps
     mine_over_batch = loss is None and build.mines_over_batch(config)
-    loss = loss or build.loss(config, dataset.num_classes)
-    build.check_parts(config, loss)
+    make_loss = lambda: loss or build.loss(config, dataset.num_classes)
+    build.check_parts(config, make_loss())
     schedule = None if optimizer else build.schedule(config)
     tx = optimizer or build.optimizer(config)
 
@@ -107,18 +109,20 @@ def train(
             return
         _log_start(mesh)
         first_look(config, source, eval_source)
+        counts = class_counts(config, source, workdir)
+        set_class_weights(config, counts, source)
         make_model = lambda: build.model(config, dataset.num_classes, backbone)
         own_backbone = '' if backbone is None else type(backbone).__name__
         state, first, origin = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
         _log_setting(config, source, evaluation, state)
-        step = _step(config, make_model(), tx, loss, mine_over_batch, mesh)
+        step = _step(config, make_model(), tx, make_loss(), mine_over_batch, mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
         if own_backbone:
             facts['backbone'] = own_backbone
         if origin:
             facts['started_from'] = origin
-        batches = stack.enter_context(contextlib.closing(_batches(config, source, first)))
+        batches = stack.enter_context(contextlib.closing(_batches(config, source, first, counts)))
         record = Record(workdir, first + 1, silent=not is_main(), writer=writer)
         stack.enter_context(contextlib.closing(record))
         report = Report(record, dataset.classes, dataset.colors, build.protocol_settings(config))
@@ -222,8 +226,12 @@ def _in_parts(batch, count, mesh):
     return [put_batch({key: batch[key][rows] for key in batch}, mesh) for rows in slices]
 
 
-def _batches(config, source, first):
+def _batches(config, source, first, counts):
     source = InRegions(source)
+    if config.dataset.repeat_threshold:
+        indices = repeated(counts, config.dataset.repeat_threshold, config.seed)
+        logger.info('an epoch has %d samples of the %d images', len(indices), len(source))
+        source = Repeated(source, indices)
     return train_batches(
         Replacing(source) if config.loader.bad_samples == 'skip' else source,
         build.augment(config),

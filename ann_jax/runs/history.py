@@ -73,6 +73,8 @@ BEFORE: dict[str, Any] = {
     'check.strict': False,
     # after 95a1f31: the main loss was one of two cross-entropies
     'loss.terms': '',
+    'loss.balance': 'none',
+    'dataset.repeat_threshold': 0.0,
     'loss.label_smoothing': 0.0,
     'loss.boundary_weight': 1.0,
     'loss.boundary_width': 2,

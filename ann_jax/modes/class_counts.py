@@ -1,0 +1,71 @@
+"""The pixels of each class in each training image, counted once in the life of a run."""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ann_jax import build
+from ann_jax.data.frequencies import class_weights, count_classes
+from ann_jax.data.pipeline import cores
+from ann_jax.files import replacing
+from ann_jax.parallel.processes import is_main
+from ann_jax.typing import Source
+
+logger = logging.getLogger(__name__)
+
+FILE = 'class_counts.npy'
+
+
+def class_counts(config: ConfigDict, source: Source, workdir: Path) -> np.ndarray | None:
+    """(N, K) int64, of the working directory's file or counted now; None if no setting asks for them.
+
+    Raises:
+        DataError: a sample cannot be used, and `loader.bad_samples` is stop.
+        SaveError: the file cannot be written.
+    """
+    if not _wanted(config):
+        return None
+    path = workdir / FILE
+    shape = len(source), source.dataset.num_classes
+    if path.is_file():
+        try:
+            counts = np.load(path)
+            if counts.shape == shape:
+                return counts
+        except (OSError, ValueError, EOFError):
+            pass
+        logger.warning('%s is not of these %d images and %d classes: it is made again', path, *shape)
+    start = time.perf_counter()
+    threads = max(build.reader_threads(config), cores())
+    counts = count_classes(source, num_threads=threads, skip_bad=config.loader.bad_samples == 'skip')
+    logger.info(
+        'counted the pixels of the classes in %d labels in %.1f s', len(source), time.perf_counter() - start
+    )
+    if is_main():
+        with replacing(path) as draft, open(draft, 'wb') as file:
+            np.save(file, counts)
+    return counts
+
+
+def _wanted(config):
+    balance = config.loss.balance != 'none' and not config.loss.class_weights
+    return balance or config.dataset.repeat_threshold > 0
+
+
+def set_class_weights(config: ConfigDict, counts: np.ndarray | None, source: Source) -> None:
+    """Sets `loss.class_weights` as `loss.balance` says, unless the run has them already.
+
+    Raises:
+        ConfigError: see `class_weights`.
+    """
+    if counts is None or config.loss.balance == 'none' or config.loss.class_weights:
+        return
+    classes = source.dataset.classes
+    config.loss.class_weights = class_weights(counts, config.loss.balance, classes)
+    named = ', '.join(
+        f'{name} {weight:g}' for name, weight in zip(classes, config.loss.class_weights, strict=True)
+    )
+    logger.info('loss.class_weights by loss.balance=%s: %s', config.loss.balance, named)
