@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.datasets import FolderSource, Take
 from ann_jax.data.levels import AUTO, Reading, channels_of, find_range
+from ann_jax.data.mixing import Mix
 from ann_jax.data.own import own_dataset
 from ann_jax.data.pipeline import cores
 from ann_jax.data.records import RecordSource
@@ -130,8 +131,13 @@ def channels(config: ConfigDict) -> int:
     return channels_of(config.get('dataset', {}).get('bands', ''))
 
 
-def augment(config: ConfigDict) -> Augment:
-    """The random transform of training."""
+def augment(config: ConfigDict, counts: np.ndarray | None = None) -> Augment:
+    """The random transform of training.
+
+    Args:
+        config: of the run.
+        counts: (N, K) pixels of the classes, on which rare ones depend; None: they are all alike.
+    """
     c = config.augment
     mean = for_channels(config.input, channels(config))['mean']
     return Augment(
@@ -142,7 +148,25 @@ def augment(config: ConfigDict) -> Augment:
         brightness=c.brightness,
         mean=tuple(reversed(mean)) if config.input.bgr else mean,
         resize_short=c.resize_short or None,
+        jitter=tuple(c.jitter),
+        jitter_share=c.jitter_share,
+        blur=c.blur,
+        blur_sigma=tuple(c.blur_sigma),
+        noise=c.noise,
+        grey=c.grey,
+        rotation=c.rotation,
+        max_class_share=c.max_class_share,
+        rare_crop=c.rare_crop,
+        frequencies=() if counts is None else tuple((counts.sum(0) / max(counts.sum(), 1)).tolist()),
+        rand_augment=c.rand_augment,
+        rand_magnitude=c.rand_magnitude,
     )
+
+
+def mix(config: ConfigDict, source: Any, counts: np.ndarray | None) -> Mix | None:
+    """What of other samples of the source is pasted onto one; None for nothing."""
+    c = config.augment
+    return Mix(source, c.mix, c.mix_share, counts) if c.mix != 'none' else None
 
 
 def model(config: ConfigDict, num_classes: int, backbone: Backbone | None = None) -> ANN:

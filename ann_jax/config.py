@@ -9,8 +9,10 @@ datasets, and changes what its dataset needs. Arguments follow the file's name a
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from ann_jax.data import mixing
 from ann_jax.data.frequencies import BALANCES
 from ann_jax.data.levels import AUTO, Reading, channels_of
 from ann_jax.data.reading import MAX_PIXELS
@@ -36,6 +38,7 @@ CHOICES: dict[str, Collection[Any]] = {
     'dataset.format': ('folder', 'tfds'),
     'loader.bad_samples': ('stop', 'skip'),
     'train.not_finite': ('stop', 'skip'),
+    'augment.mix': mixing.KINDS,
     'loss.average': losses.AVERAGES,
     'loss.balance': BALANCES,
     'optim.decay': DECAYS,
@@ -92,6 +95,20 @@ def defaults() -> ConfigDict:
                 'flip': True,
                 'brightness': 10,
                 'resize_short': 0,  # length to which the short side is resized first; 0 to leave it
+                # What follows is not in the paper; see docs/training.md and `data/transforms.py`.
+                'jitter': (0.0, 0.0, 0.0, 0.0),  # of brightness, contrast, saturation and hue
+                'jitter_share': 1.0,  # of the images; like all shares, from 0 to 1
+                'blur': 0.0,  # share of images
+                'blur_sigma': (0.1, 2.0),  # pixels
+                'noise': 0.0,  # highest standard deviation, in levels
+                'grey': 0.0,  # share of images
+                'rotation': 0.0,  # degrees, both ways
+                'max_class_share': 1.0,  # of a crop; crops with more of one class are drawn again
+                'rare_crop': 0.0,  # share of crops that are laid around a rare class
+                'rand_augment': 0,  # operations of RandAugment
+                'rand_magnitude': 9,  # their strength, to 30
+                'mix': 'none',  # or cutmix, classmix, copy_paste: parts of another image
+                'mix_share': 0.5,  # of the images
             },
             'loader': {
                 'workers': 0,  # processes that read samples; 0: threads of the run itself do
@@ -294,12 +311,23 @@ def validate(config: ConfigDict) -> None:
     c = config.dataset
     Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
     check_input(config.input, channels_of(c.bands))
+    _check_colors(config.augment, channels_of(c.bands))
     if config.dataset.name != 'folder':
         for key in ('classes', 'label_map', 'reduce_zero_label', 'lists', 'image_ending', 'val_share'):
             if value := config.dataset[key]:
                 raise ConfigError(
                     f'dataset.{key}={shown(value)}: must be empty without --config=configs/folder.py'
                 )
+
+
+def _check_colors(augment, channels):
+    """Refuses operations on colours for images without them."""
+    for key in ('jitter', 'grey', 'rand_augment'):
+        if np.any(augment[key]) and channels != 3:
+            raise ConfigError(
+                f'augment.{key}={shown(augment[key])} is for RGB, and dataset.bands makes {channels} bands: '
+                'leave it off; blur, noise, rotation and the choice of crops suit any'
+            )
 
 
 def _refusal(key, default, settings):

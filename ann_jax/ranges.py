@@ -11,7 +11,7 @@ from typing import Any
 from ann_jax.errors import ConfigError
 
 _LONG = 100  # characters of a value in a message
-_WORDS = {0: 'no', 1: 'one', 2: 'two', 3: 'three'}
+_WORDS = {0: 'no', 1: 'one', 2: 'two', 3: 'three', 4: 'four'}
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,18 @@ RANGES = {
     'augment.aspect_range': Range(0.1, 10, counts=(2,), rising=True),
     'augment.brightness': Range(0, 255, whole=True),
     'augment.resize_short': _or_zero('the size of the image', 32, _LONGEST),
+    'augment.jitter': Range(0, 1, counts=(4,)),
+    'augment.jitter_share': Range(0, 1),
+    'augment.blur': Range(0, 1),
+    'augment.blur_sigma': Range(0.1, 30, counts=(2,), rising=True),
+    'augment.noise': Range(0, 255),
+    'augment.grey': Range(0, 1),
+    'augment.rotation': Range(0, 180),
+    'augment.max_class_share': Range(0.01, 1),
+    'augment.rare_crop': Range(0, 1),
+    'augment.rand_augment': Range(0, 14, whole=True),
+    'augment.rand_magnitude': Range(0, 30, whole=True),
+    'augment.mix_share': Range(0, 1),
     'loader.workers': Range(0, 256, whole=True),
     'loader.threads': Range(0, 1024, whole=True),
     # The levels that they normalise are from 0 to 255.

@@ -33,6 +33,11 @@ pytestmark = [
     pytest.mark.usefixtures('compiled_fast'),
 ]
 
+# What augmentation did not do once.
+AUGMENT = {'jitter': [0.0] * 4, 'jitter_share': 1.0, 'blur': 0.0, 'blur_sigma': [0.1, 2.0], 'noise': 0.0}
+AUGMENT |= {'grey': 0.0, 'rotation': 0.0, 'max_class_share': 1.0, 'rare_crop': 0.0, 'rand_augment': 0}
+AUGMENT |= {'rand_magnitude': 9, 'mix': 'none', 'mix_share': 0.5}
+
 # What no run reads back.
 NOT_OF_A_RUN = ('benchmark', 'predict', 'export', 'compilation_cache')
 
@@ -114,6 +119,7 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
     added |= {'dataset.image_range': '', 'dataset.bands': '', 'dataset.page': 1}
     added |= {'dataset.max_pixels': 1_000_000_000, 'loss.average': 'valid', 'check.strict': False}
     added |= {'loss.balance': 'none', 'dataset.repeat_threshold': 0.0}
+    added |= {f'augment.{key}': value for key, value in AUGMENT.items()}
     added |= {'loss.terms': '', 'loss.label_smoothing': 0.0, 'loss.boundary_weight': 1.0}
     added |= {'loss.boundary_width': 2, 'loss.focal_gamma': 2.0, 'loss.tversky': [0.3, 0.7]}
     assert history.complete(saved_config('29e8a0d'))[1] == added

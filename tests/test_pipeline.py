@@ -14,6 +14,7 @@ from trees import write_tree
 
 from ann_jax.data import pipeline
 from ann_jax.data.datasets import open_source
+from ann_jax.data.mixing import Mix
 from ann_jax.data.pipeline import ClosingIterator, Replacing, eval_batches, train_batches
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
@@ -21,6 +22,17 @@ from ann_jax.typing import IGNORE
 
 PLAIN = Augment((4, 6), scale_range=(1, 1), flip=False, brightness=0)
 RANDOM = Augment((5, 7), mean=(0, 0, 0))
+EVERYTHING = Augment(
+    (5, 7),
+    jitter=(0.3, 0.3, 0.3, 0.1),
+    blur=0.5,
+    noise=5.0,
+    grey=0.2,
+    rotation=20.0,
+    max_class_share=0.7,
+    rare_crop=0.3,
+    rand_augment=2,
+)
 
 
 class Numbered:
@@ -119,9 +131,33 @@ def test_augmentation_differs_between_epochs():
 
 @pytest.mark.parametrize('num_workers', [1, 2])
 def test_workers_change_nothing(num_workers):
-    expected = take(9, Numbered(9), RANDOM, batch_size=2, seed=1)
-    got = take(7, Numbered(9), RANDOM, batch_size=2, seed=1, start_step=2, num_workers=num_workers)
+    # The other samples of a mix are a second draw of the source.
+    augment, mix = (RANDOM, None) if num_workers == 1 else (EVERYTHING, Mix(Numbered(9), 'cutmix', 0.7))
+    expected = take(9, Numbered(9), augment, batch_size=2, seed=1, mix=mix)
+    got = take(7, Numbered(9), augment, batch_size=2, seed=1, start_step=2, num_workers=num_workers, mix=mix)
     assert_same(got, expected[2:])
+
+
+@pytest.mark.parametrize('kind', ['cutmix', 'classmix', 'copy_paste'])
+def test_mixing_is_a_function_of_the_step_and_tells_of_bad_samples(kind):
+    counts = 24 * np.eye(9, dtype=int)
+    mix = Mix(Replacing(Broken(9)), kind, 0.9, counts)
+    whole = take(9, Numbered(9), PLAIN, batch_size=2, seed=1, mix=mix)
+    assert_same(take(5, Numbered(9), PLAIN, batch_size=2, seed=1, start_step=4, mix=mix), whole[4:])
+    mixed = [len(np.unique(label)) for batch in whole for label in batch['label']]
+    assert sum(mixed) > len(mixed) or kind != 'cutmix'  # a sample has one class, which classmix pastes whole
+    own = [name for batch in whole for name in batch['name']]
+    changed = [
+        (label != int(name[1:])).any()
+        for name, label in zip(own, (x for batch in whole for x in batch['label']), strict=True)
+    ]
+    assert 0.3 < np.mean(changed) < 1
+    problems = {problem for batch in whole for problem in batch['problem']}
+    assert problems == {'', 'n5.png is truncated'}
+    assert_same(
+        take(3, Numbered(9), PLAIN, batch_size=2, seed=1, mix=Mix(Numbered(9), kind, 0.0, counts)),
+        take(3, Numbered(9), PLAIN, batch_size=2, seed=1),
+    )
 
 
 def test_shards_interleave_to_the_whole():

@@ -36,7 +36,7 @@ def valid_config(**changes):
 
 def as_value(rule, number):
     """The number as a setting: itself, or a tuple of it."""
-    return number if rule.counts is None else (number,) * (1 if 1 in rule.counts else 2)
+    return number if rule.counts is None else (number,) * min(n for n in rule.counts if n)
 
 
 def test_every_number_has_a_range_or_is_one_of_a_few():
@@ -112,10 +112,15 @@ def test_wrong_values(key, value):
         {'eval.crop': (65, 65), 'eval.stride': (66, 65)},
         {'eval.crop': (65, 65)},
         {'mesh.space': -1},
+        {'augment.grey': 0.1, 'dataset.bands': '1,2', 'input.bgr': False},
+        {'loss.terms': 'dice', 'loss.label_smoothing': 0.1},
+        {'loss.terms': 'ohem:x'},
     ],
 )
 def test_settings_that_do_not_fit_each_other(settings):
-    with pytest.raises(ConfigError, match=r'eval\.stride|mesh\.data'):
+    with pytest.raises(
+        ConfigError, match=r'eval\.stride|mesh\.data|augment\.grey=0.1|loss\.label_smo|loss\.terms'
+    ):
         validate(valid_config(**settings))
 
 

@@ -6,7 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from ann_jax.data.mixing import Mix
 from ann_jax.data.transforms import Augment, Draw
+from ann_jax.data.warps import IDENTITY, rotated, sheared, shifted
 from ann_jax.typing import IGNORE, Sample
 
 MEAN = (10.4, 20.6, 30.0)
@@ -217,3 +219,173 @@ def test_same_generator_same_draw():
     augment = Augment((33, 33))
     a, b = (augment.draw(np.random.default_rng(11), 80, 90) for _ in range(2))
     assert a == b
+
+
+def warped_by_definition(sample, draw, crop):
+    """The label, the source place of every pixel, and whether rounding could choose its neighbour."""
+    y, x = np.mgrid[: crop[0], : crop[1]] + 0.5
+    a, b, c, d, e, f = draw.warp
+    x, y = x - draw.new_width / 2, y - draw.new_height / 2
+    x, y = a * x + b * y + c + draw.new_width / 2, d * x + e * y + f + draw.new_height / 2
+    x = draw.left + x * draw.width / draw.new_width
+    y = draw.top + y * draw.height / draw.new_height
+    height, width = sample['label'].shape
+    inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    rows, columns = (np.clip(np.floor(at).astype(int), 0, n - 1) for at, n in ((y, height), (x, width)))
+    label = np.where(inside, sample['label'][rows, columns], IGNORE)
+    near = np.minimum(np.abs(x - np.rint(x)), np.abs(y - np.rint(y))) < 0.04
+    return label, x, y, inside, near
+
+
+@pytest.mark.parametrize('degrees', [-30.0, 7.0, 120.0])
+def test_a_warp_moves_image_and_label_alike(degrees):
+    """On ramps, the level of every pixel is the place that it comes from."""
+    rng = np.random.default_rng(13)
+    y, x = np.mgrid[:60, :90]
+    label = rng.integers(0, 9, (60, 90), np.uint8)
+    label[10:13] = IGNORE
+    sample = Sample(name='x', image=np.stack([2 * x, 3 * y, x + y], -1).astype(np.uint8), label=label)
+    augment = Augment((48, 41), mean=MEAN)
+    warp = shifted(sheared(rotated(IDENTITY, degrees), 0.2, 'y'), -4.0, 'x')
+    for window in ((3, 20, 40, 38, 48, 41), (20, 50, 30, 40, 33, 41), (0, 0, 60, 90, 30, 40)):
+        draw = Draw(*window, False, 0, warp)
+        got = augment.apply(sample, draw)
+        expected, at_x, at_y, inside, near = warped_by_definition(sample, draw, augment.crop)
+        assert got['image'].shape == (48, 41, 3) and got['image'].dtype == got['label'].dtype == np.uint8
+        assert (got['label'] == expected)[~near].all() and near.mean() < 0.3
+        levels = np.stack([2 * (at_x - 0.5), 3 * (at_y - 0.5), at_x + at_y - 1], -1)
+        # Half a pixel from an edge of the source, its last pixel is continued.
+        inner = inside & (at_x > 1) & (at_y > 1) & (at_x < 89) & (at_y < 59)
+        np.testing.assert_allclose(got['image'][inner], levels[inner], rtol=0, atol=1.1)
+        beyond = ~inside & ~near
+        assert (got['image'][beyond] == (10, 21, 30)).all() and (got['label'][beyond] == IGNORE).all()
+
+
+def test_a_quarter_turn_is_exact_and_counterclockwise():
+    sample = sample_of(np.random.default_rng(14), 32, 32)
+    augment = Augment((32, 32), mean=MEAN)
+    got = augment.apply(sample, Draw(0, 0, 32, 32, 32, 32, False, 0, rotated(IDENTITY, 90.0)))
+    np.testing.assert_array_equal(got['label'], np.rot90(sample['label']))
+    np.testing.assert_array_equal(got['image'], np.rot90(sample['image']))
+    many = {**sample, 'image': np.repeat(sample['image'], 3, 2)}
+    turned = Augment((32, 32), mean=3 * MEAN).apply(
+        many, Draw(0, 0, 32, 32, 32, 32, False, 0, rotated(IDENTITY, 90.0))
+    )
+    np.testing.assert_array_equal(turned['image'], np.rot90(many['image']))
+
+
+def test_what_is_off_takes_no_random_number():
+    """Runs from before the further operations go on with the same draws."""
+    label = np.zeros((80, 90), np.uint8)
+    old = Augment((33, 33)).draw(np.random.default_rng(15), 80, 90, label)
+    new = Augment((33, 33), jitter=(0.4, 0.3, 0.2, 0.1), blur=1.0, noise=4.0, grey=1.0, rotation=10.0)
+    draw = new.draw(np.random.default_rng(15), 80, 90, label)
+    assert old[:8] == draw[:8] and old.warp is None and old.colors == ()
+    assert sorted(op[0] for op in draw.colors[:4]) == ['brightness', 'contrast', 'hue', 'saturation']
+    assert [op[0] for op in draw.colors[4:]] == ['grey', 'blur', 'noise'] and draw.warp
+
+
+def test_jitter_is_even_and_in_random_order():
+    rng = np.random.default_rng(16)
+    augment = Augment((33, 33), jitter=(0.4, 0.0, 1.0, 0.1), jitter_share=0.8)
+    draws = [augment.draw(rng, 40, 40).colors for _ in range(2000)]
+    drawn = [dict(colors) for colors in draws if colors]
+    assert 0.77 < len(drawn) / 2000 < 0.83
+    assert 0.45 < np.mean([colors[0][0] < colors[1][0] for colors in draws if colors]) < 0.55
+    for kind, low, high in (('brightness', 0.6, 1.4), ('saturation', 0, 2), ('hue', -0.1, 0.1)):
+        counts, _ = np.histogram([each[kind] for each in drawn], bins=8, range=(low, high))
+        assert counts.sum() == len(drawn) and counts.min() > 140, counts  # 200 expected, deviation 13
+
+
+def test_crops_filled_by_a_class_are_drawn_again():
+    """As mmseg's RandomCrop: up to ten times, until no class has the share; ignored pixels do not count."""
+    label = np.zeros((40, 200), np.uint8)
+    label[:, 150:] = 1
+    label[:, 190:] = IGNORE
+    share = lambda draw: np.bincount(label[:, draw.left : draw.left + draw.width].ravel(), minlength=256)[
+        :255
+    ]
+    draws = {}
+    for limit in (1.0, 0.75):
+        rng = np.random.default_rng(17)
+        augment = Augment((40, 40), scale_range=(1, 1), max_class_share=limit)
+        counts = np.array([share(augment.draw(rng, 40, 200, label)) for _ in range(600)])
+        draws[limit] = (counts.max(1) < 0.75 * counts.sum(1)).mean()
+    # 21 of the 161 places have a class below 3/4.
+    places = [np.bincount(label[:, x : x + 40].ravel(), minlength=256)[:255] for x in range(161)]
+    good = np.mean([counts.max() < 0.75 * counts.sum() for counts in places])
+    assert abs(draws[1.0] - good) < 0.05
+    assert abs(draws[0.75] - (1 - (1 - good) ** 11)) < 0.07
+
+
+def test_crops_around_rare_classes():
+    label = np.zeros((90, 120), np.uint8)
+    label[10:12, 100:103], label[80, 5], label[:, 60:70] = 1, 2, IGNORE
+    augment = Augment((20, 30), scale_range=(1, 1), rare_crop=1.0, frequencies=(0.9, 0.02, 0.01))
+    rng = np.random.default_rng(18)
+    draws = [augment.draw(rng, 90, 120, label) for _ in range(600)]
+    seen = [set(np.unique(label[d.top : d.top + 20, d.left : d.left + 30]).tolist()) for d in draws]
+    # Inverse to the frequencies: 0.7 %, 33 % and 66 %.
+    assert 0.26 < np.mean([1 in each for each in seen]) < 0.4
+    assert 0.59 < np.mean([2 in each for each in seen]) < 0.73
+    assert all(0 <= d.top <= 70 and 0 <= d.left <= 90 for d in draws)
+    # The pixel lies anywhere in the crop.
+    tops = {10 + 1 - d.top for d, each in zip(draws, seen, strict=True) if 1 in each}
+    assert len(tops) > 10
+    even = Augment((20, 30), scale_range=(1, 1), rare_crop=1.0)
+    seen = [
+        label[d.top : d.top + 20, d.left : d.left + 30]
+        for d in (even.draw(rng, 90, 120, label) for _ in range(300))
+    ]
+    assert 0.25 < np.mean([(each == 2).any() for each in seen]) < 0.45
+    nothing = np.full((90, 120), IGNORE, np.uint8)
+    assert augment.draw(rng, 90, 120, nothing).height == 20
+
+
+class Pair:
+    """Two samples: of class 0 and 1 in rows, and of classes 2 to 5 in columns."""
+
+    def __init__(self, size=(40, 60)):
+        y, x = np.mgrid[: size[0], : size[1]]
+        self.labels = (y // 10 % 2).astype(np.uint8), (2 + x // 15).astype(np.uint8)
+        self.labels[1][0] = IGNORE
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        image = np.repeat(self.labels[index][..., None] * 20, 3, 2)
+        return Sample(name=str(index), image=image, label=self.labels[index])
+
+
+@pytest.mark.parametrize('kind', ['cutmix', 'classmix', 'copy_paste'])
+def test_what_is_pasted(kind):
+    source, augment = Pair(), Augment((40, 60), scale_range=(1, 1), flip=False, brightness=0)
+    counts = np.array([np.bincount(label.ravel(), minlength=256)[:6] for label in source.labels])
+    counts[:, 2] = [0, 1]  # rare
+    mix, rng = Mix(source, kind, 0.8, counts), np.random.default_rng(19)
+    shares, chosen = [], np.zeros(6)
+    for _ in range(400):
+        first = augment.apply(source[0], augment.draw(rng, 40, 60))
+        mixed = mix.apply(first, augment, rng)
+        label, image, other = mixed['label'], mixed['image'], source.labels[1]
+        mask = label != source.labels[0]
+        np.testing.assert_array_equal(image[mask], np.repeat(other[mask][:, None] * 20, 3, 1))
+        np.testing.assert_array_equal(image[~mask], source[0]['image'][~mask])
+        classes = set(label[mask].tolist())
+        chosen[sorted(classes - {IGNORE})] += 1
+        shares.append(mask.mean())
+        if kind == 'cutmix' and mask.any():
+            y, x = np.nonzero(mask)
+            assert mask[y.min() : y.max() + 1, x.min() : x.max() + 1].all()
+            np.testing.assert_array_equal(label[mask], other[mask])
+        elif kind == 'classmix' and classes:
+            assert IGNORE not in classes
+            assert mask.sum() == sum((other == k).sum() for k in classes) and len(classes) in (1, 2)
+        elif kind == 'copy_paste':
+            assert len(classes) <= 1
+    changed = np.mean(np.array(shares) > 0)
+    if kind == 'copy_paste':
+        assert chosen[2] > 0.75 * 400 and chosen[:2].sum() == 0
+    else:  # half of the time, the sample itself is the other one
+        assert 0.3 < changed < 0.5

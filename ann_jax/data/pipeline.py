@@ -23,6 +23,7 @@ import numpy as np
 
 from ann_jax.data import shared
 from ann_jax.data.canvases import Canvases, pad
+from ann_jax.data.mixing import Mix
 from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Batch, Sample, Source
@@ -64,15 +65,16 @@ def faster_reading(threads: int, workers: int) -> str:
 
 @dataclass(frozen=True)
 class _RandomMap(grain.transforms.RandomMap):
-    """Draws and applies the augmentation."""
+    """Draws and applies the augmentation, and mixes in another sample."""
 
     augment: Augment
+    mix: Mix | None
 
     def random_map(self, element: Sample, rng: np.random.Generator) -> Sample:
-        draw = self.augment.draw(rng, *element['label'].shape)
-        sample = self.augment.apply(element, draw)
-        problem = element.get('problem', '')
-        return Sample(image=sample['image'], label=sample['label'], name=element['name'], problem=problem)
+        height, width = element['label'].shape
+        sample = self.augment.apply(element, self.augment.draw(rng, height, width, element['label']))
+        sample['problem'] = element.get('problem', '')
+        return self.mix.apply(sample, self.augment, rng) if self.mix else sample
 
 
 class Replacing:
@@ -158,6 +160,7 @@ def train_batches(
     num_workers: int = 0,
     num_threads: int = 2,
     prefetch: int = 0,
+    mix: Mix | None = None,
 ) -> ClosingIterator[Batch]:
     """Returns an endless iterator of augmented batches: every sample once an epoch, in a new order each time.
 
@@ -173,6 +176,7 @@ def train_batches(
         num_threads: threads to read with, in each process.
         prefetch: batches to read ahead, in each process; fewer than threads leave some idle. 0: one for each
             thread, and 4 at least.
+        mix: pastes parts of other samples; None for none.
 
     Returns:
         An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
@@ -185,7 +189,9 @@ def train_batches(
     local = _local_size(batch_size, shard_index, shard_count)
     if not len(source):
         raise ValueError('the source has no samples to train on')
-    samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment))
+    samples = (
+        grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment, mix))
+    )
     # Batched before the split over workers, which take whole batches in turn: their number changes nothing.
     batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
     ahead = prefetch or max(4, num_threads)

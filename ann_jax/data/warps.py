@@ -22,12 +22,16 @@ def rotated(warp: Warp, degrees: float) -> Warp:
 
 def sheared(warp: Warp, factor: float, axis: str) -> Warp:
     """A warp, and then a shear along the axis x or y."""
-    return _then(warp, (1.0, factor, 0.0, 0.0, 1.0, 0.0) if axis == 'x' else (1.0, 0.0, 0.0, factor, 1.0, 0.0))
+    return _then(
+        warp, (1.0, factor, 0.0, 0.0, 1.0, 0.0) if axis == 'x' else (1.0, 0.0, 0.0, factor, 1.0, 0.0)
+    )
 
 
 def shifted(warp: Warp, pixels: float, axis: str) -> Warp:
     """A warp, and then a translation along the axis x or y: to the right or down if above 0."""
-    return _then(warp, (1.0, 0.0, -pixels, 0.0, 1.0, 0.0) if axis == 'x' else (1.0, 0.0, 0.0, 0.0, 1.0, -pixels))
+    return _then(
+        warp, (1.0, 0.0, -pixels, 0.0, 1.0, 0.0) if axis == 'x' else (1.0, 0.0, 0.0, 0.0, 1.0, -pixels)
+    )
 
 
 def _then(first, second):
@@ -58,7 +62,9 @@ def warp_window(image, label, window, size, warp: Warp, crop) -> tuple[np.ndarra
     centre = _place(size[1] / 2, size[0] / 2)
     # Centres of pixels lie at halves.
     to_source = _place(left, top) @ np.diag([width / size[1], height / size[0], 1.0])
-    matrix = _place(-0.5, -0.5) @ to_source @ centre @ _matrix(warp) @ np.linalg.inv(centre) @ _place(0.5, 0.5)
+    matrix = (
+        _place(-0.5, -0.5) @ to_source @ centre @ _matrix(warp) @ np.linalg.inv(centre) @ _place(0.5, 0.5)
+    )
     corners = np.array([[x, y, 1] for x in (0, crop[1] - 1) for y in (0, crop[0] - 1)]).T
     x, y = (matrix @ corners)[:2]
     columns, rows = _span(x, label.shape[1]), _span(y, label.shape[0])

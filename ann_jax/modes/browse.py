@@ -12,6 +12,7 @@ from ann_jax import build
 from ann_jax.data.pipeline import train_batches
 from ann_jax.files import replacing
 from ann_jax.inference import pictures
+from ann_jax.modes.class_counts import class_counts
 
 ROWS, COLUMNS = 4, 4  # of samples, each shown as an image without and with its label
 CELL = 320  # pixels of the longer side of a picture
@@ -29,13 +30,15 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
         SaveError: the picture cannot be written.
     """
     source = build.source(config, config.dataset.train_split)
+    counts = class_counts(config, source, workdir)
     batches = train_batches(
         source,
-        build.augment(config),
+        build.augment(config, counts),
         batch_size=ROWS * COLUMNS,
         seed=config.seed,
         num_threads=build.reader_threads(config),
         prefetch=1,
+        mix=build.mix(config, source, counts),
     )
     with contextlib.closing(batches):
         batch = next(batches)

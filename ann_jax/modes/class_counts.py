@@ -51,8 +51,9 @@ def class_counts(config: ConfigDict, source: Source, workdir: Path) -> np.ndarra
 
 
 def _wanted(config):
+    c = config.augment
     balance = config.loss.balance != 'none' and not config.loss.class_weights
-    return balance or config.dataset.repeat_threshold > 0
+    return balance or config.dataset.repeat_threshold or c.rare_crop or c.mix == 'copy_paste'
 
 
 def set_class_weights(config: ConfigDict, counts: np.ndarray | None, source: Source) -> None:

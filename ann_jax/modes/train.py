@@ -228,13 +228,14 @@ def _in_parts(batch, count, mesh):
 
 def _batches(config, source, first, counts):
     source = InRegions(source)
+    others = Replacing(source) if config.loader.bad_samples == 'skip' else source
     if config.dataset.repeat_threshold:
         indices = repeated(counts, config.dataset.repeat_threshold, config.seed)
         logger.info('an epoch has %d samples of the %d images', len(indices), len(source))
         source = Repeated(source, indices)
     return train_batches(
         Replacing(source) if config.loader.bad_samples == 'skip' else source,
-        build.augment(config),
+        build.augment(config, counts),
         batch_size=config.train.batch_size,
         seed=config.seed,
         start_step=first,
@@ -242,6 +243,7 @@ def _batches(config, source, first, counts):
         shard_count=jax.process_count(),
         num_workers=config.loader.workers,
         num_threads=build.reader_threads(config),
+        mix=build.mix(config, others, counts),
     )
 
 

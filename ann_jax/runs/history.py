@@ -80,6 +80,20 @@ BEFORE: dict[str, Any] = {
     'loss.boundary_width': 2,
     'loss.focal_gamma': 2.0,
     'loss.tversky': [0.3, 0.7],
+    # crops were scaled, flipped and made brighter
+    'augment.jitter': [0.0, 0.0, 0.0, 0.0],
+    'augment.jitter_share': 1.0,
+    'augment.blur': 0.0,
+    'augment.blur_sigma': [0.1, 2.0],
+    'augment.noise': 0.0,
+    'augment.grey': 0.0,
+    'augment.rotation': 0.0,
+    'augment.max_class_share': 1.0,
+    'augment.rare_crop': 0.0,
+    'augment.rand_augment': 0,
+    'augment.rand_magnitude': 9,
+    'augment.mix': 'none',
+    'augment.mix_share': 0.5,
 }
 
 # Old name -> current name.
