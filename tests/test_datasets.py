@@ -128,6 +128,25 @@ def test_trainval_is_both(name, tmp_path):
     assert len({source[i]['name'] for i in range(5)}) == 5
 
 
+@pytest.mark.parametrize('name', ['camvid', 'voc', 'nyud_v2'])
+def test_several_splits_are_joined(name, tmp_path):
+    write_tree(name, tmp_path)
+    other = 'test' if name == 'nyud_v2' else 'val'
+    joined = open_source(name, root=tmp_path, split=f'train+{other}+train')
+    each = [open_source(name, root=tmp_path, split=split) for split in ('train', other)]
+    assert joined.image_files() == [file for source in each for file in source.image_files()]
+    with pytest.raises(DataError, match=f"unknown {name} split 'train\\+vall'"):
+        open_source(name, root=tmp_path, split='train+vall')
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if 'val' not in DATASETS[name].splits])
+def test_datasets_without_val_say_so(name, tmp_path):
+    write_tree(name, tmp_path)
+    for split in ('trainval', 'train+val'):
+        with pytest.raises(DataError, match='known: train, test; it has no val: train on train alone'):
+            open_source(name, root=tmp_path, split=split)
+
+
 def test_cityscapes_ignores_the_other_files_of_gt_fine(tmp_path):
     _, _, label = one_sample(tmp_path, 'cityscapes')
     for ending in ('_color.png', '_instanceIds.png', '_polygons.json'):

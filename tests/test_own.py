@@ -66,6 +66,17 @@ def test_folders(tmp_path):
     assert len(set(samples.dataset.colors)) == 3
 
 
+def test_training_on_several_splits(tmp_path):
+    tree(tmp_path)
+    tree(tmp_path, ('c',), 'val')
+    splits = 'train+val', 'val'
+    assert names(source(tmp_path, 'train+val', splits=splits)) == ['train/a', 'train/b', 'val/c']
+    assert names(source(tmp_path, 'val', splits=splits)) == ['c']
+    refuse(['val_share=0.1', 'not of train+val'], val_share=0.1, splits=splits)
+    with pytest.raises(DataError, match='For more there is train: set --config.dataset.train_split'):
+        source(tmp_path, 'train+more', splits=('train+more', 'val'))
+
+
 def test_lists_of_names(tmp_path):
     for name in 'abc':
         save(tmp_path / f'photos/{name}.JPG', picture(), format='jpeg')

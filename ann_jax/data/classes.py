@@ -130,6 +130,15 @@ class Dataset:
         )
         object.__setattr__(self, 'layouts', layouts)
 
+    def parts_of(self, split: str) -> tuple[str, ...]:
+        """The parts of a split, or of several, as in train+val; () if one is unknown."""
+        if split in self.splits:
+            return self.splits[split]
+        splits = split.split('+')
+        if not self.splits.keys() >= set(splits):
+            return ()
+        return tuple(dict.fromkeys(part for each in splits for part in self.splits[each]))
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""

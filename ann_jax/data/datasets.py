@@ -49,8 +49,12 @@ class FolderSource:
                 `strict`, also for an image without a label or a label without an image. Otherwise these are
                 left out, and described in `problems`.
         """
-        if split not in dataset.splits:
-            raise DataError(unknown(f'{dataset.name} split', split, dataset.splits))
+        parts = dataset.parts_of(split)
+        if not parts:
+            wanted = split.replace('trainval', 'train+val').split('+')
+            lacks = 'val' in wanted and 'val' not in dataset.splits
+            hint = '; it has no val: train on train alone' if lacks else ''
+            raise DataError(unknown(f'{dataset.name} split', split, dataset.splits) + hint)
         self.dataset, self.split, self._reading = dataset, split, reading
         self._root = os.path.expanduser(root or '')
         if not os.path.isdir(self._root):
@@ -60,7 +64,6 @@ class FolderSource:
             )
         self._samples, self.problems = [], []
         self._rasters: dict[int, Raster | None] = {}
-        parts = dataset.splits[split]
         for part in parts:
             samples, problems = pair_files(dataset, self._root, part)
             self._samples += [(f'{part}/{s[0]}' if len(parts) > 1 else s[0], *s[1:]) for s in samples]

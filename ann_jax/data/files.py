@@ -162,7 +162,7 @@ def _missing(dataset, root, part, missing):
             '--config.dataset.val_share=0.1, which holds out a tenth; or let --mode=setup look at the folder'
         )
     elif splits:
-        setting = 'train_split' if part == held.train else 'eval_split'
+        setting = 'eval_split' if part == held.eval else 'train_split'
         text += (
             f'. For {part} there is {" or ".join(splits[:5])}: set --config.dataset.{setting} to one of them'
         )

@@ -46,7 +46,7 @@ def own_dataset(
         label_map: pairs 'raw:class', separated by commas, where a class is an index, a name or `ignore`, and
             a raw value may be a range or `others`; '' if values are class indices and 255 is ignored.
         reduce_zero_label: 0 is ignored, 1 is the first class and so on; 255 stays ignored.
-        splits: of training and of evaluation.
+        splits: of training, which may be several, as in train+val, and of evaluation.
         val_share: share of the first split that is held out and makes the second; 0 if both have files.
 
     Raises:
@@ -64,6 +64,11 @@ def own_dataset(
         raise ConfigError(
             f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
             f'name the background too, as in dataset.classes=background,{names[0]}'
+        )
+    if val_share and '+' in splits[0]:
+        raise ConfigError(
+            f'dataset.val_share={val_share:g} holds out a share of one split, not of {splits[0]}: set '
+            'val_share=0, or train_split to one of them'
         )
     if val_share and len(set(splits)) == 1:
         raise ConfigError(
@@ -112,7 +117,7 @@ def own_dataset(
         name=name,
         classes=names,
         colors=colors or distinct_colors(len(names)),
-        splits={split: (split,) for split in splits},
+        splits={split: tuple(split.split('+')) for split in splits},
         layouts=(layout,),
         held_out=HeldOut(*splits, val_share),
     )

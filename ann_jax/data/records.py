@@ -64,7 +64,7 @@ class RecordSource:
             if keys is None:
                 raise DataError(f'its features are {", ".join(features)}, not {", ".join(_OURS)}')
             self.dataset = _describe(name, builder.info.metadata or {}, written)
-            parts = self.dataset.splits.get(split, (split,))
+            parts = self.dataset.parts_of(split) or (split,)
             parts = [part if part in written else _STOCK_PARTS.get(part, part) for part in parts]
             absent = [part for part in parts if part not in written]
             if absent:

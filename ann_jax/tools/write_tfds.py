@@ -27,7 +27,7 @@ def sources(config, splits):
     if config.dataset.name == 'scenes':
         return {split: build.source(config, split) for split in splits}
     dataset = build.dataset(config)
-    parts = {part: None for split in splits for part in dataset.splits.get(split, (split,))}
+    parts = {part: None for split in splits for part in dataset.parts_of(split) or (split,)}
     alone = replace(dataset, splits={part: (part,) for part in parts})
     return {part: FolderSource(alone, config.dataset.root, part) for part in parts}
 
