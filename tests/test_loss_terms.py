@@ -164,6 +164,9 @@ def test_dice_is_that_of_optax_where_all_pixels_count():
     ours = quick(functools.partial(tversky_loss, alpha=0.3, beta=0.6))(logits, labels)
     theirs = quick(functools.partial(optax.losses.dice_loss, alpha=0.3, beta=0.6))
     assert_close(ours, theirs(logits, np.eye(CLASSES)[labels]))
+    # The mean over images, also where pixels are averaged over the batch.
+    options = {'terms': (('tversky', 2.0),), 'tversky': (0.3, 0.6), 'per_image': False}
+    assert_close(segmentation_loss(logits, None, labels, **options).total, 2 * ours.mean())
 
 
 def test_lovasz_of_a_hard_prediction_is_the_jaccard_loss():
