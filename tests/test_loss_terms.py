@@ -41,12 +41,12 @@ def boundary_by_definition(labels, width):
     return near
 
 
-@pytest.mark.parametrize('width', [1, 3])
-def test_near_a_boundary(width):
+def test_near_a_boundary():
     _, labels = random_case(0)
-    near = boundary_by_definition(labels, width)
-    np.testing.assert_array_equal(near_boundary(labels, width), near)
-    assert 0.1 < near.mean() < 0.9
+    near = [boundary_by_definition(labels, width) for width in (1, 3)]
+    ours = quick(lambda labels: [near_boundary(labels, width) for width in (1, 3)])(labels)
+    np.testing.assert_array_equal(ours, near)
+    assert 0.1 < near[0].mean() < near[1].mean() < 0.9
 
 
 @pytest.mark.parametrize('weighted', [False, True])
@@ -166,7 +166,8 @@ def test_dice_is_that_of_optax_where_all_pixels_count():
     assert_close(ours, theirs(logits, np.eye(CLASSES)[labels]))
     # The mean over images, also where pixels are averaged over the batch.
     options = {'terms': (('tversky', 2.0),), 'tversky': (0.3, 0.6), 'per_image': False}
-    assert_close(segmentation_loss(logits, None, labels, **options).total, 2 * ours.mean())
+    loss = quick(functools.partial(segmentation_loss, **options))(logits, None, labels)
+    assert_close(loss.total, 2 * ours.mean())
 
 
 def test_lovasz_of_a_hard_prediction_is_the_jaccard_loss():
@@ -216,19 +217,20 @@ def test_parts_and_devices_give_the_loss_of_the_batch(per_image):
         return jax.value_and_grad(lambda x: loss(x, auxiliary, labels).total)(main)
 
     whole, gradient = run(logits, logits[::-1], labels, None)
+    mesh = make_mesh(data=2, space=4) if per_image else make_mesh(data=8)
+    split = jax.NamedSharding(mesh, jax.P('data', 'space'))
+    with jax.set_mesh(mesh):
+        shared, its_gradient = run(*jax.device_put((logits, logits[::-1], labels), split), None)
+    assert_close(shared, whole)
+    assert_close(its_gradient, gradient)
+    if per_image:  # nothing but the number of images is shared; see test_accumulate.py
+        return
     halves = [slice(4), slice(4, None)]
     p = [quick(true_probability)(logits[half], labels[half]) for half in halves]
     totals = quick(functools.partial(batch_totals, **options))([labels[half] for half in halves], p)
     parts = [run(logits[half], logits[::-1][half], labels[half], totals) for half in halves]
     assert_close(sum(total for total, _ in parts), whole)
     assert_close(np.concatenate([g for _, g in parts]), gradient)
-    for data in (2,) if per_image else (8,):
-        mesh = make_mesh(data=data, space=8 // data)
-        split = jax.NamedSharding(mesh, jax.P('data', 'space'))
-        with jax.set_mesh(mesh):
-            shared, its_gradient = run(*jax.device_put((logits, logits[::-1], labels), split), None)
-        assert_close(shared, whole)
-        assert_close(its_gradient, gradient)
 
 
 def test_terms_are_parsed():
