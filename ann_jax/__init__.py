@@ -39,6 +39,7 @@ _PUBLIC = {
     'Reading': 'data.levels',
     'SceneSource': 'data.scenes',
     'Augment': 'data.transforms',
+    'Mix': 'data.mixing',
     'train_batches': 'data.pipeline',
     'eval_batches': 'data.pipeline',
     # Your own loop

@@ -208,7 +208,7 @@ def pick_rare(rng: np.random.Generator, classes: np.ndarray, frequencies: tuple[
 
 
 def _count(label):
-    return count_bytes(np.ascontiguousarray(label))
+    return count_bytes(np.ascontiguousarray(label, np.uint8))
 
 
 def _cut(sample, draw):

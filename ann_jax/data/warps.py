@@ -77,7 +77,7 @@ def warp_window(image, label, window, size, warp: Warp, crop) -> tuple[np.ndarra
     warped = in_channels(
         lambda part: cut(part, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), pixels, most=4
     )
-    classes = np.ascontiguousarray(label[rows, columns])
+    classes = np.ascontiguousarray(label[rows, columns], np.uint8)
     return warped, cut(classes, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=INVALID)
 
 
