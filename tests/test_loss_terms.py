@@ -244,6 +244,9 @@ def test_terms_are_parsed():
         with pytest.raises(ConfigError, match=message):
             terms.parse(text)
     terms.check('dice,focal', True, 0.0, 2.0)
+    logits, labels = random_case(7)
+    with pytest.raises(ConfigError, match="unknown loss term 'dise'; did you mean 'dice'"):
+        segmentation_loss(logits, None, labels, terms=(('dise', 1.0),))
     for text, smoothing, boundary, key in (
         ('dice', 0.1, 1.0, 'label_smoothing'),
         ('dice', 0.0, 2.0, 'boundary'),

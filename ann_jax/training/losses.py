@@ -19,7 +19,7 @@ from ann_jax.training.mining import hard_limit
 from ann_jax.training.pixel_losses import cross_entropy, focal_loss, ohem_cross_entropy, weights_of
 from ann_jax.training.region_losses import lovasz_softmax, tversky_loss
 from ann_jax.training.rows import divide, per_row
-from ann_jax.training.terms import REGIONS
+from ann_jax.training.terms import NAMES, REGIONS
 from ann_jax.typing import IGNORE
 
 AVERAGES = 'valid', 'all'
@@ -98,7 +98,7 @@ def segmentation_loss(
         pixels: of an image, for average='all', if the labels also have rows below it; None for H * W.
 
     Raises:
-        ConfigError: `average` is neither.
+        ConfigError: `average` is neither, or a term is unknown.
     """
     if average not in AVERAGES:
         raise ConfigError(unknown('loss.average', average, AVERAGES))
@@ -140,6 +140,8 @@ def segmentation_loss(
                 return loss
             case 'lovasz':
                 return lovasz_softmax(*images, by_class)
+        if name not in NAMES:
+            raise ConfigError(unknown('loss term', name, NAMES))
         alpha, beta = tversky if name == 'tversky' else (0.5, 0.5)
         return tversky_loss(*images, alpha=alpha, beta=beta, class_weights=by_class)
 

@@ -7,6 +7,7 @@ from ann_jax.errors import ConfigError, unknown
 ENTROPIES = 'cross_entropy', 'ohem'
 PIXELWISE = *ENTROPIES, 'focal'
 REGIONS = 'dice', 'tversky', 'lovasz'
+NAMES = *PIXELWISE, *REGIONS
 MOST = 1000.0  # factor
 
 
@@ -19,8 +20,8 @@ def parse(text: str) -> tuple[tuple[str, float], ...]:
     terms: dict[str, float] = {}
     for item in filter(None, map(str.strip, text.split(','))):
         name, colon, number = (part.strip() for part in item.partition(':'))
-        if name not in (*PIXELWISE, *REGIONS):
-            raise ConfigError(f'loss.terms={text!r}: {unknown("term", name, (*PIXELWISE, *REGIONS))}')
+        if name not in NAMES:
+            raise ConfigError(f'loss.terms={text!r}: {unknown("term", name, NAMES)}')
         if name in terms:
             raise ConfigError(f'loss.terms={text!r} names {name} twice: give it once, with one factor')
         try:
