@@ -27,8 +27,9 @@ from ann_jax.inference.protocols import TestProtocol, make_protocol
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
 from ann_jax.parallel.mesh import check_batch_size, has_accelerator, make_mesh
-from ann_jax.training import losses, terms
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training import groups, losses, terms
+from ann_jax.training.optimizers import arguments, make_optimizer
+from ann_jax.training.schedules import make_schedule
 from ann_jax.typing import Backbone, Source
 from ann_jax.weights.inputs import for_channels, normalizer
 
@@ -190,13 +191,49 @@ def normalize(config: ConfigDict) -> Callable:
 
 def schedule(config: ConfigDict) -> optax.Schedule:
     """Step -> learning rate."""
-    return poly_schedule(config.optim.learning_rate, config.train.steps, config.optim.power)
+    c = config.optim
+    return make_schedule(
+        c.schedule,
+        c.learning_rate,
+        config.train.steps,
+        power=c.power,
+        warmup_steps=c.warmup_steps,
+        warmup_factor=c.warmup_factor,
+    )
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """SGD with the schedule of the config."""
+    """The optimizer with its schedule.
+
+    Raises:
+        ConfigError: it is unknown, or an argument cannot be used.
+    """
     c = config.optim
-    return sgd(schedule(config), momentum=c.momentum, weight_decay=c.weight_decay, decay=c.decay)
+    return make_optimizer(
+        schedule(config),
+        c.name,
+        arguments(c.name, c.args),
+        momentum=c.momentum,
+        weight_decay=c.weight_decay,
+        decay=c.decay,
+        decay_factors=groups.parse_factors(c.decay_factors, 'optim.decay_factors'),
+    )
+
+
+def state_settings(config: ConfigDict) -> dict[str, Any]:
+    """What a state has beside the optimizer's, see `create_state`."""
+    factors = groups.parse_factors(config.optim.factors, 'optim.factors')
+    return {'factors': factors, 'ema': config.optim.ema_decay > 0}
+
+
+def step_settings(config: ConfigDict) -> dict[str, Any]:
+    """What a step does around the optimizer, whichever that is, see `make_step_parts`."""
+    return {
+        'clip_norm': config.optim.clip_norm,
+        'factors': state_settings(config)['factors'],
+        'frozen_norm': groups.parse_names(config.train.frozen_norm),
+        'ema_decay': config.optim.ema_decay,
+    }
 
 
 def loss(config: ConfigDict, num_classes: int) -> Callable:

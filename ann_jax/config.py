@@ -23,10 +23,11 @@ from ann_jax.models import settings as network_settings
 from ann_jax.models.ann import VARIANTS
 from ann_jax.ranges import RANGES, out_of_range, shown
 from ann_jax.runs import history
-from ann_jax.training import losses, terms
-from ann_jax.training.optimizers import DECAYS
+from ann_jax.training import groups, losses, optimizers, terms
+from ann_jax.training.schedules import SCHEDULES
 from ann_jax.weights.folder import PARTS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, check_input
+from ann_jax.weights.opening import PREFERENCES
 
 __all__ = ['AUTHORS_BGR', 'IMAGENET_RGB', 'defaults', 'finish', 'parse_argument']
 
@@ -41,8 +42,10 @@ CHOICES: dict[str, Collection[Any]] = {
     'augment.mix': mixing.KINDS,
     'loss.average': losses.AVERAGES,
     'loss.balance': BALANCES,
-    'optim.decay': DECAYS,
+    'optim.schedule': SCHEDULES,
+    'optim.decay': optimizers.DECAYS,
     'init.parts': PARTS,
+    'init.prefer': PREFERENCES,
     'eval.average': protocols.AVERAGES,
 }
 
@@ -158,11 +161,20 @@ def defaults() -> ConfigDict:
                 'tversky': (0.3, 0.7),  # weights of false positives and of false negatives
             },
             'optim': {
-                'learning_rate': 0.01,
-                'power': 0.9,
-                'momentum': 0.9,
+                'name': 'sgd',  # or an optimizer of optax: adamw, lamb, lion, ...
+                'args': '',  # of it, such as b2=0.95,nesterov=True
+                'learning_rate': 0.01,  # the highest of the schedule
+                'schedule': 'poly',  # cosine, one_cycle or constant
+                'power': 0.9,  # of poly
+                'warmup_steps': 0,  # in which the rate rises linearly, before the schedule
+                'warmup_factor': 0.0,  # of its first rate, where the warm-up begins
+                'momentum': 0.9,  # of sgd
                 'weight_decay': 1e-4,
-                'decay': 'all',
+                'decay': 'all',  # parameters that decay; or kernels alone
+                'decay_factors': '',  # on the weight decay of parts, such as backbone=0.1,classifier=0
+                'factors': '',  # on the learning rate of parts, such as backbone=0.1,stem=0; 0 freezes
+                'clip_norm': 0.0,  # largest norm of the gradient; 0 for any
+                'ema_decay': 0.0,  # of the moving average that is evaluated and exported; 0 for none
             },
             'check': {
                 'strict': False,  # warnings of --mode=check also end it with exit status 1
@@ -196,6 +208,7 @@ def defaults() -> ConfigDict:
             'init': {
                 'from': '',  # a run, a weights folder or hf://OWNER/NAME to start from; '' for random weights
                 'parts': 'all',  # what is taken from it: all, backbone, or but_classifier
+                'prefer': '',  # of a run: ema or weights, its last; '' for ema if it has one
             },
             'train': {
                 'steps': 60_000,
@@ -205,6 +218,8 @@ def defaults() -> ConfigDict:
                 'checkpoint_every': 1000,
                 'eval_every': 5000,
                 'not_finite': 'stop',  # or skip: skip steps whose loss or gradient is NaN or infinite
+                'frozen_norm': '',  # parts whose normalisation keeps its statistics, such as backbone or all
+                'patience': 0,  # evaluations without a better mIoU that end the training; 0: to the last step
             },
             'eval': {
                 'batch_size': 0,  # over all devices; 0 for one image per index of mesh.data
@@ -287,6 +302,7 @@ def finish(
         # The embedded scenes that stand in for missing data have their own classes.
         config.loss.class_weights = ()
         config.train.update(steps=10, batch_size=2, log_every=2, checkpoint_every=5, eval_every=10)
+        config.optim.warmup_steps = min(config.optim.warmup_steps, 2)
         config.eval.update(batch_size=0, limit=4, pictures=2)
         if config.eval.crop:
             config.eval.update(crop=(65, 65), stride=(43, 43))
@@ -304,6 +320,7 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError('\n'.join(lines))
     c = config.eval
     check_protocol(scales=c.scales, flip=c.flip, crop=c.crop, stride=c.stride, average=c.average)
+    _check_optim(config)
     if config.mesh.data == config.mesh.space == -1:
         raise ConfigError('mesh.data=-1 and mesh.space=-1: one of them takes what the other leaves')
     c = config.loss
@@ -328,6 +345,17 @@ def _check_colors(augment, channels):
                 f'augment.{key}={shown(augment[key])} is for RGB, and dataset.bands makes {channels} bands: '
                 'leave it off; blur, noise, rotation and the choice of crops suit any'
             )
+
+
+def _check_optim(config):
+    c = config.optim
+    if c.warmup_steps >= config.train.steps:
+        raise ConfigError(
+            f'optim.warmup_steps={c.warmup_steps}: must be below train.steps={config.train.steps}'
+        )
+    optimizers.arguments(c.name, c.args)
+    for key in ('factors', 'decay_factors'):
+        groups.parse_factors(c[key], f'optim.{key}')
 
 
 def _refusal(key, default, settings):

@@ -122,6 +122,10 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
     added |= {f'augment.{key}': value for key, value in AUGMENT.items()}
     added |= {'loss.terms': '', 'loss.label_smoothing': 0.0, 'loss.boundary_weight': 1.0}
     added |= {'loss.boundary_width': 2, 'loss.focal_gamma': 2.0, 'loss.tversky': [0.3, 0.7]}
+    added |= {'optim.name': 'sgd', 'optim.args': '', 'optim.schedule': 'poly', 'optim.warmup_steps': 0}
+    added |= {'optim.warmup_factor': 0.0, 'optim.decay_factors': '', 'optim.factors': ''}
+    added |= {'optim.clip_norm': 0.0, 'optim.ema_decay': 0.0, 'init.prefer': ''}
+    added |= {'train.frozen_norm': '', 'train.patience': 0}
     assert history.complete(saved_config('29e8a0d'))[1] == added
 
 

@@ -90,9 +90,11 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         loss=build.loss(config, classes),
         normalize=build.normalize(config),
         seed=config.seed,
+        **build.step_settings(config),
     )
     start = time.perf_counter()
-    state = jax.device_put(create_state(initial_variables(model, config.seed), tx))
+    variables = initial_variables(model, config.seed)
+    state = jax.device_put(create_state(variables, tx, **build.state_settings(config)))
     initial = time.perf_counter() - start
     count, crop = config.train.batch_size, tuple(config.augment.crop)
     while True:

@@ -45,6 +45,7 @@ def load(
     space: int = 1,
     device: jax.Device | None = None,
     backbone: Backbone | None = None,
+    prefer: str = '',
     **settings: Any,
 ) -> 'Segmenter':
     """Opens a run, one of its checkpoints, or a folder of converted or exported weights.
@@ -56,6 +57,7 @@ def load(
         space: number of devices that share the rows of an image, for images too large for one; -1 for all.
         device: the device to compute on, one of jax.local_devices(); None for the first.
         backbone: the backbone that the weights were trained with, if it is not part of this package.
+        prefer: of a run with a moving average of its weights, 'ema' or 'weights'; '' for the average.
         **settings: settings of the test protocol, like `config.eval`: scales, flip, crop, stride, average;
             and of the reading of images, like `config.dataset`: page, max_pixels and, if the weights do not
             determine them, image_range and bands.
@@ -68,7 +70,7 @@ def load(
     if unknown := settings.keys() - {*known}:
         raise ConfigError(f'unknown settings {sorted(unknown)}: known are {", ".join(known)}')
     return Segmenter(
-        open_network(path), dtype=dtype, space=space, device=device, backbone=backbone, **settings
+        open_network(path, prefer), dtype=dtype, space=space, device=device, backbone=backbone, **settings
     )
 
 

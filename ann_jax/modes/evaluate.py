@@ -79,6 +79,8 @@ def _name(config, workdir, path):
     }
     if path != workdir:
         changed['from'] = path.name
+    if config.init.prefer == 'weights' and saved.get('optim', {}).get('ema_decay'):
+        changed['prefer'] = 'weights'  # the training evaluates the average
     split = config.dataset.eval_split
     parts = [split] if split != saved['dataset']['eval_split'] else []
     return ' '.join([*parts, *(f'{key}={value or "()"}' for key, value in changed.items())])

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ann_jax import build
 from ann_jax.config import adopt, defaults, differences
 from ann_jax.data.levels import AUTO
 from ann_jax.errors import ConfigError
@@ -36,6 +37,8 @@ FREE = (
     'dataset.max_pixels',
     'model.remat',
 )
+# Settings that determine which arrays the optimizer and the moving average keep.
+OF_STATE = ('optim.name', 'optim.args', 'optim.factors', 'optim.decay_factors', 'optim.ema_decay')
 # Settings that may change during a run; changes are logged.
 LOGGED = ('optim', 'train', 'mesh', 'model.remat')
 
@@ -129,7 +132,9 @@ def first_state(
                 f'{workdir} holds a run with the backbone {facts.get("backbone") or "of its config"}, not '
                 f'{backbone or "of its config"}: pass the same one, or use another --workdir'
             )
-        return checkpoints.restore(step, abstract_state(make_model(), tx, replicated(mesh)))
+        like = abstract_state(make_model(), tx, replicated(mesh), **build.state_settings(config))
+        _refuse_other_state(saved, config, workdir, checkpoints.differing(step, like))
+        return checkpoints.restore(step, like)
 
     steps = checkpoints.steps
     if steps:
@@ -145,13 +150,14 @@ def first_state(
     variables = initial_variables(make_model(), config.seed)
     if weights:
         variables = start(variables, weights.variables, config.init.parts)
-    state = jax.device_put(create_state(variables, tx), replicated(mesh))
+    state = create_state(variables, tx, **build.state_settings(config))
+    state = jax.device_put(state, replicated(mesh))
     return state, 0, dict(weights.source) if weights else {}
 
 
 def _open_init(config: ConfigDict) -> Weights:
     """Opens the weights that training starts from; the config follows them."""
-    weights = open_weights(config.init['from'])
+    weights = open_weights(config.init['from'], config.init.prefer)
     if not weights.classes and config.init.parts == 'all':
         config.init.parts = 'backbone'  # there is nothing else in them
     weights.refuse_unknown(config.init.parts)
@@ -181,6 +187,21 @@ def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
         )
     if others := [line for line in lines if line.startswith(LOGGED)]:
         logger.info('continues with changed settings: %s', '; '.join(others))
+
+
+def _refuse_other_state(saved, config, workdir, differing):
+    """Refuses settings of the optimizer with which its saved state cannot go on."""
+    if not any(name.startswith(('opt_state/', 'ema/')) for name in differing):
+        return
+    lines = [line for line in differences(saved, config.to_dict()) if line.startswith(OF_STATE)]
+    if lines:
+        run = history.flat(saved)
+        flags = ' '.join(_flag(name, run[name]) for name in (line.split(':')[0] for line in lines))
+        raise ConfigError(
+            f'{workdir} holds a run whose optimizer keeps another state ({"; ".join(lines)}): use those '
+            f'settings ({flags}), or start a new run from its weights with --config.init.from={workdir} and '
+            'another --workdir'
+        )
 
 
 def _note(facts, config, workdir, path):

@@ -40,8 +40,9 @@ from ann_jax.runs.log import log_file, note
 from ann_jax.runs.progress import TrainLog
 from ann_jax.runs.record import Record
 from ann_jax.runs.signals import Stop, Stopped
+from ann_jax.training import groups
 from ann_jax.training.accumulate import make_accumulated_step
-from ann_jax.training.state import count_parameters
+from ann_jax.training.state import AveragedState, count_parameters
 from ann_jax.training.step import make_step, make_step_parts
 from ann_jax.typing import Backbone, Source, Writer
 from ann_jax.weights.inputs import for_channels
@@ -104,8 +105,11 @@ def train(
         _hold(stack, workdir)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / 'checkpoints')))
         newest = checkpoints.reached
-        if newest > steps or (newest == steps and checkpoints.scored(newest)):
-            _print(f'{workdir} is at step {newest} of {steps}: --mode=evaluate evaluates its best checkpoint')
+        stale = lambda number: 0 < config.train.patience <= checkpoints.without_better(number)
+        early = ', where train.patience ended it' if stale(newest) else ''
+        if newest > steps or early or (newest == steps and checkpoints.scored(newest)):
+            where = f'{workdir} is at step {newest} of {steps}{early}'
+            _print(f'{where}: --mode=evaluate evaluates its best checkpoint')
             return
         _log_start(mesh)
         first_look(config, source, eval_source)
@@ -115,6 +119,7 @@ def train(
         own_backbone = '' if backbone is None else type(backbone).__name__
         state, first, origin = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
+        groups.check(build.step_settings(config)['frozen_norm'], state.batch_stats, 'train.frozen_norm')
         _log_setting(config, source, evaluation, state)
         step = _step(config, make_model(), tx, make_loss(), mine_over_batch, mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
@@ -147,7 +152,8 @@ def train(
         try:
             if first and is_due(first) and not checkpoints.scored(first):
                 scores = score(first)  # the run was stopped during this evaluation
-            for number in range(first + 1, steps + 1):
+            last = first if scores and stale(first) else steps
+            for number in range(first + 1, last + 1):
                 with log.clock('data'):
                     batch = next(batches)
                 with log.clock('step'):
@@ -165,6 +171,8 @@ def train(
                 if due:
                     # After saving: a run that is killed during evaluation loses no step.
                     scores = score(number)
+                    if stale(number):
+                        break
         except Stopped:
             logger.info('stopped as asked')
             _print(f'stopped at step {number} of {steps}: the same command resumes')
@@ -173,7 +181,10 @@ def train(
         logger.info('finished; %d steps skipped, %d samples replaced', log.skipped, log.replaced)
     assert scores is not None  # the last step is always evaluated
     _print(report.table(scores))
-    _print(f'step {steps} of {steps}, best checkpoint at step {best}; written to {workdir}')
+    if number < steps:
+        logger.info('train.patience=%d: no better mIoU since step %d', config.train.patience, best)
+    early = f', ended by train.patience={config.train.patience}' if number < steps else ''
+    _print(f'step {number} of {steps}{early}, best checkpoint at step {best}; written to {workdir}')
     if is_main():
         print(report_of_run(workdir))
         if train_source is None and config.dataset.name == 'scenes':
@@ -199,7 +210,7 @@ def _step(config, model, tx, loss, mine_over_batch, mesh):
     Processes get signals at different steps, or only one gets any: the metrics of a step tell all of them
     whether one has, so that they stop after the same step.
     """
-    settings = {
+    settings = build.step_settings(config) | {
         'loss': loss,
         'normalize': build.normalize(config),
         'seed': config.seed,
@@ -250,10 +261,11 @@ def _batches(config, source, first, counts):
 def _score(evaluation, state, number, split, report, checkpoints, log, stop):
     start = time.perf_counter()
     asked = lambda: not all_agree(not stop.requested)
-    scores = evaluation.run(state.variables, number, split, report, asked)
+    scores = evaluation.run(state.averaged, number, split, report, asked)
     checkpoints.score(number, scores.miou)
     took = time.perf_counter() - start
-    logger.info('step %d: mIoU %.2f on %s, in %.1f s', number, 100 * scores.miou, split, took)
+    what = ' of the moving average' if isinstance(state, AveragedState) else ''
+    logger.info('step %d: mIoU %.2f%s on %s, in %.1f s', number, 100 * scores.miou, what, split, took)
     log.restart()
     return scores
 
@@ -295,7 +307,10 @@ def _log_setting(config, source, evaluation, state) -> None:
     threads, workers = build.reader_threads(config), config.loader.workers
     apart = f' in each of {workers} processes' if workers else ''
     logger.info('read by %d threads%s, on %d cores', threads, apart, cores())
-    logger.info('%s parameters', f'{count_parameters(state.params):,}')
+    trained = count_parameters(groups.trained(state.params, build.step_settings(config)['factors']))
+    frozen = count_parameters(state.params) - trained
+    some = f', {frozen:,} of them frozen' if frozen else ''
+    logger.info('%s parameters%s', f'{trained + frozen:,}', some)
     channels = build.channels(config)
     if channels != len(config.input.mean):
         mean = for_channels(config.input, channels)['mean'][0]

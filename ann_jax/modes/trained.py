@@ -36,7 +36,7 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
         else:
             logger.warning('init.from=%s, and not the run in %s', given, workdir)
     path = located(given or workdir)
-    opened = open_network(path)
+    opened = open_network(path, config.init.prefer)
     opened.network(backbone)  # refuses a backbone that is missing
     for line in adopt(config, model=opened.model, input=opened.input, dataset=opened.images):
         logger.info('as trained, not as given: %s', line)

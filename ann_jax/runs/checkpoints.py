@@ -202,6 +202,12 @@ class Checkpoints:
         scored = set(self.steps) & self._scores.keys()
         return max(scored, key=lambda step: (self._scores[step], step), default=None)
 
+    def without_better(self, step: int) -> int:
+        """Number of evaluations up to a step since the one that first had the highest mIoU."""
+        steps = sorted(number for number in self._scores if number <= step)
+        best = max(steps, key=lambda number: (self._scores[number], -number), default=None)
+        return sum(number > best for number in steps) if best is not None else 0
+
     def first_whole(self, steps: Iterable[int], read: Callable[[int, dict], Any]) -> tuple[int, dict, Any]:
         """Reads the first intact checkpoint among some steps, and logs the damaged ones before it.
 
@@ -241,10 +247,7 @@ class Checkpoints:
             ConfigError: names or shapes of its arrays differ from `like`; the message lists them.
             VersionError: it has parts that this version does not know.
         """
-        facts = self.facts(step)
-        arrays = facts.get('arrays')
-        if arrays is None:
-            arrays = {name: _kind(x) for name, x in _leaves(self._saved(step))}
+        facts, arrays = self.facts(step), self._arrays(step)
         self._refuse_parts(step, facts, arrays, like)
         self._refuse_others(step, arrays, like)
         try:
@@ -279,6 +282,30 @@ class Checkpoints:
             raise _damaged(folder, error) from error
         self._verify(step, content)
         return content
+
+    def differing(self, step: int, like: Any) -> list[str]:
+        """Names of the arrays of which only one, the saved tree or `like`, has any, or that differ in shape.
+
+        Raises:
+            Damaged, VersionError: the saved tree cannot be read.
+        """
+        arrays = self._arrays(step)
+        expected = {name: _kind(x) for name, x in _leaves(like)}
+        same = lambda name: name in arrays and arrays[name][:2] == expected.get(name)
+        return [name for name in sorted(arrays.keys() | expected.keys()) if not same(name)]
+
+    def _arrays(self, step):
+        """Dtype, shape and, but in the first commits, checksum of every saved array, by name."""
+        saved = self.facts(step).get('arrays')
+        return saved or {name: _kind(x) for name, x in _leaves(self._saved(step))}
+
+    def branches(self, step: int) -> list[str]:
+        """Names of the branches of a saved tree, such as 'params'.
+
+        Raises:
+            Damaged: they cannot be read.
+        """
+        return list(self._saved(step))
 
     def _saved(self, step):
         """Shapes and dtypes of the saved tree, in dicts and lists."""
@@ -388,11 +415,11 @@ class Checkpoints:
     def _refuse_others(self, step, arrays, like):
         expected = {name: _kind(x) for name, x in _leaves(like)}
         lines = []
-        for name in sorted(arrays.keys() | expected.keys()):
-            saved, wanted = arrays.get(name), expected.get(name)
-            if saved is None or wanted is None or saved[:2] != wanted:
-                show = lambda kind: f'{kind[0]} {tuple(kind[1])}' if kind else 'nothing'
-                lines.append(f'{name}: saved {show(saved)}, the network has {show(wanted)}')
+        for name in self.differing(step, like):
+            show = lambda kind: f'{kind[0]} {tuple(kind[1])}' if kind else 'nothing'
+            lines.append(
+                f'{name}: saved {show(arrays.get(name))}, the network has {show(expected.get(name))}'
+            )
         if lines:
             raise ConfigError(
                 f'{self.folder / str(step)} belongs to another network:{listed(lines)}\n'

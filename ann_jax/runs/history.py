@@ -94,6 +94,19 @@ BEFORE: dict[str, Any] = {
     'augment.rand_magnitude': 9,
     'augment.mix': 'none',
     'augment.mix_share': 0.5,
+    # after 95a1f31: SGD without warm-up, clipping, groups or an average, to the last step
+    'optim.name': 'sgd',
+    'optim.args': '',
+    'optim.schedule': 'poly',
+    'optim.warmup_steps': 0,
+    'optim.warmup_factor': 0.0,
+    'optim.decay_factors': '',
+    'optim.factors': '',
+    'optim.clip_norm': 0.0,
+    'optim.ema_decay': 0.0,
+    'init.prefer': '',
+    'train.frozen_norm': '',
+    'train.patience': 0,
 }
 
 # Old name -> current name.

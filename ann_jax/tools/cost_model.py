@@ -9,7 +9,7 @@ compiled for eight simulated devices: this takes a minute or two on two cores, a
 import math
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,12 +92,13 @@ class Step(NamedTuple):
     function: Callable
     model: nn.Module
     tx: optax.GradientTransformation
+    settings: Mapping[str, Any] | None = None  # of its state, see `create_state`
 
     def arguments(self, mesh: Mesh, images: int, height: int, width: int) -> tuple[Any, dict[str, Any]]:
         """Shapes and shardings of the state and of a batch."""
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
         batch = {'image': array(images, height, width, 3), 'label': array(images, height, width)}
-        return abstract_state(self.model, self.tx, replicated(mesh)), batch
+        return abstract_state(self.model, self.tx, replicated(mesh), **(self.settings or {})), batch
 
     def counts(self, height: int, width: int, space: int = 1) -> Counts:
         """What a device computes and moves in a step of one crop per device, each over `space` devices."""
@@ -249,8 +250,9 @@ def main(argv=None):
     jax.config.update('jax_enable_compilation_cache', False)  # a program found there is not partitioned again
     model, tx = build.model(config, classes), build.optimizer(config)
     loss, normalize = build.loss(config, classes), build.normalize(config)
-    function = make_train_step(model, tx, loss=loss, normalize=normalize, seed=config.seed)
-    print(tables(Step(function, model, tx), *config.augment.crop))
+    settings = build.step_settings(config)
+    function = make_train_step(model, tx, loss=loss, normalize=normalize, seed=config.seed, **settings)
+    print(tables(Step(function, model, tx, build.state_settings(config)), *config.augment.crop))
 
 
 if __name__ == '__main__':

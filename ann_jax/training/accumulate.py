@@ -41,7 +41,8 @@ def make_accumulated_step(
     probabilities = jit(parts.probabilities, mesh)
 
     def nothing(state):
-        gradients, batch_stats = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
+        variables = parts.trained(state.params), state.batch_stats
+        gradients, batch_stats = jax.tree.map(jnp.zeros_like, variables)
         return StepOutput(gradients, batch_stats, dict.fromkeys(METRICS, jnp.zeros(())))
 
     def add(total, state, batch, part, totals):

@@ -1,23 +1,50 @@
-"""SGD with momentum and the "poly" learning rate, equal to torch's (paper: Sec. 4.2)."""
+"""Optimizers by name: the paper's SGD, equal to torch's (Sec. 4.2), and those of optax."""
+
+import ast
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from ann_jax.errors import ConfigError, unknown
+from ann_jax.training import groups
+from ann_jax.training.schedules import poly_schedule
+
+__all__ = ['DECAYS', 'arguments', 'make_optimizer', 'poly_schedule', 'sgd']
 
 DECAYS = ('all', 'kernels')
-
-
-def poly_schedule(base: float, max_steps: int, power: float = 0.9) -> optax.Schedule:
-    """base * (1 - step / max_steps) ** power, as in the released code; the paper misplaces the power.
-
-    Plain arithmetic: a Python step gives a Python number, without a device.
-    """
-    return lambda step: base * (1 - step / max_steps) ** power
+# Optimizers that a step cannot serve, and why.
+REFUSED = {
+    'lbfgs': 'its line search computes the loss several times a step',
+    'polyak_sgd': 'it needs the value of the loss beside the gradients',
+    'rprop': 'it is for gradients of the whole data set, and has no learning rate to schedule',
+    'noisy_sgd': 'it keeps a random key, which checkpoints do not hold',
+    'optimistic_adam': 'its learning rate cannot be scheduled; optimistic_adam_v2 can',
+    'sam': 'it computes the gradients twice a step',
+    'dpsgd': 'it needs the gradients of every image',
+}
+# What other settings determine.
+_SETTINGS = {
+    'learning_rate': 'optim.learning_rate',
+    'weight_decay': 'optim.weight_decay',
+    'mask': 'optim.decay and optim.decay_factors',
+    'weight_decay_mask': 'optim.decay and optim.decay_factors',
+}
 
 
 def sgd(
-    schedule: optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4, decay: str = 'all'
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    decay: str = 'all',
+    decay_factors: Mapping[str, float] | None = None,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """torch's SGD: the decay is added to the gradient before the momentum; the learning rate comes last.
 
@@ -26,10 +53,162 @@ def sgd(
         momentum: fraction of the velocity that is kept.
         weight_decay: factor on the parameters that decay.
         decay: 'all' parameters, like the authors, or only 'kernels' of convolutions.
+        decay_factors: on the decay of parts of the network, see `groups`.
+        nesterov: Nesterov's momentum.
 
     Raises:
         ConfigError: unknown `decay`.
     """
+    return optax.chain(
+        _decayed(weight_decay, decay, decay_factors or {}),
+        optax.trace(momentum, nesterov),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def make_optimizer(
+    schedule: optax.Schedule,
+    name: str = 'sgd',
+    args: Mapping[str, Any] | None = None,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    decay: str = 'all',
+    decay_factors: Mapping[str, float] | None = None,
+) -> optax.GradientTransformation:
+    """An optimizer by its name.
+
+    Weight decay is the optimizer's own if it has any (adamw, lamb, lion, ...: apart from the gradient);
+    otherwise it is added to the gradient, as torch does for Adam, RMSprop and others.
+
+    Args:
+        schedule: step -> learning rate.
+        name: 'sgd', or a factory of optax.
+        args: of the factory, see `arguments`.
+        momentum: of 'sgd'.
+        weight_decay, decay, decay_factors: see `sgd`.
+
+    Raises:
+        ConfigError: the name or an argument is unknown or cannot be used.
+    """
+    factors, args = decay_factors or {}, dict(args or {})
+    if name == 'sgd':
+        return sgd(
+            schedule,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            decay=decay,
+            decay_factors=factors,
+            **args,
+        )
+
+    def rated(**decay):
+        if name == 'sm3':  # takes no schedule, and its steps are proportional to the rate
+            return optax.chain(_factories()[name](1.0, **args), optax.scale_by_schedule(schedule))
+        return _factories()[name](schedule, **args, **decay)
+
+    if 'weight_decay' not in inspect.signature(_factories()[name]).parameters:
+        return optax.chain(_decayed(weight_decay, decay, factors), rated())
+    if decay == 'all' and not factors:
+        return rated(weight_decay=weight_decay)
+
+    # One group per factor: arguments named `mask` know only two.
+    names = {factor: f'group_{i}' for i, factor in enumerate(sorted({0.0, 1.0, *factors.values()}))}
+
+    def label(path):
+        decays = decay == 'all' or path.split('/')[-1] == 'kernel'
+        return names[groups.factor_of(path, factors) if decays else 0.0]
+
+    def of_params(params):
+        groups.check(factors, params, 'optim.decay_factors')
+        return groups.labels(params, label)
+
+    each = {names[factor]: rated(weight_decay=factor * weight_decay) for factor in names}
+    return optax.partition(each, of_params)
+
+
+def arguments(name: str, text: str) -> dict[str, Any]:
+    """Arguments of an optimizer, from a text such as 'b2=0.95,nesterov=True'.
+
+    Raises:
+        ConfigError: the optimizer or an argument is unknown or cannot be used.
+    """
+    factories = _factories()
+    if name in REFUSED:
+        raise ConfigError(f'optim.name={name}: {REFUSED[name]}, which this training step does not')
+    if name not in factories:
+        if hasattr(optax.contrib, name):
+            raise ConfigError(
+                f'optim.name={name}: it is in optax.contrib, whose optimizers differ in what they need: pass '
+                f'it from Python, ann_jax.train(config, workdir, optimizer=optax.contrib.{name}(...))'
+            )
+        raise ConfigError(unknown('optim.name', name, sorted(factories)))
+    known = _known_arguments(name)
+    args = {}
+    for item in filter(None, (item.strip() for item in text.split(','))):
+        key, equals, value = (each.strip() for each in item.partition('='))
+        if key in _SETTINGS:
+            raise ConfigError(f'optim.args={text!r}: {key} is set by {_SETTINGS[key]}')
+        if name == 'sgd' and key == 'momentum':
+            raise ConfigError(f'optim.args={text!r}: the momentum of sgd is set by optim.momentum')
+        if not equals or key not in known:
+            takes = ', '.join(f'{each}={default}' for each, default in known.items()) or 'none'
+            what = unknown(f'argument of {name}', key, known).split('known: ')[0]
+            raise ConfigError(f'optim.args={text!r}: {what}it takes {takes}')
+        args[key] = _value(value)
+    _try(name, args, text)
+    return args
+
+
+def _value(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # the name of a dtype
+
+
+def _try(name, args, text):
+    """Runs the optimizer on shapes alone: what it cannot compute with is told by its own error."""
+    params = {'kernel': jnp.zeros((1, 1, 2, 2)), 'bias': jnp.zeros(2)}
+
+    def update(params):
+        tx = make_optimizer(lambda step: 0.1, name, args)
+        return tx.update(params, tx.init(params), params)
+
+    try:
+        jax.eval_shape(update, params)
+    except Exception as error:  # whatever the factory raises
+        why = ' '.join(str(error).split())[:200]
+        raise ConfigError(f'optim.args={text!r}: {name} cannot be used with it ({why})') from error
+
+
+def _known_arguments(name):
+    """Argument -> default, of those that `optim.args` may give."""
+    function = sgd if name == 'sgd' else _factories()[name]
+    own = {*_SETTINGS, 'schedule', 'decay', 'decay_factors', *(('momentum',) if name == 'sgd' else ())}
+    parameters = inspect.signature(function).parameters.items()
+    return {key: each.default for key, each in parameters if key not in own}
+
+
+@functools.cache
+def _factories() -> dict[str, Callable]:
+    """Optimizers of optax: functions whose first argument is the learning rate."""
+    found = {}
+    for name in dir(optax):
+        function = getattr(optax, name)
+        skipped = name.startswith(('_', 'scale_by')) or name in REFUSED or inspect.isclass(function)
+        if callable(function) and not skipped:
+            try:
+                first = next(iter(inspect.signature(function).parameters), '')
+            except ValueError:  # of a builtin
+                continue
+            if first == 'learning_rate':
+                found[name] = function
+    return found
+
+
+def _decayed(weight_decay, decay, factors):
+    """Adds the decay to the gradient; the state has one form, whatever the factors are."""
     if decay not in DECAYS:
         raise ConfigError(unknown('decay', decay, DECAYS))
 
@@ -38,8 +217,14 @@ def sgd(
             lambda path, _: decay == 'all' or path[-1].key == 'kernel', params
         )
 
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.trace(momentum),
-        optax.scale_by_learning_rate(schedule),
-    )
+    plain = optax.add_decayed_weights(weight_decay, mask)
+    if not factors:
+        return plain
+
+    def init(params):
+        groups.check(factors, params, 'optim.decay_factors')
+        return plain.init(params)
+
+    # It adds what is proportional to the parameters.
+    update = lambda gradients, state, params: plain.update(gradients, state, groups.scaled(params, factors))
+    return optax.GradientTransformation(init, update)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ann_jax import __version__
 from ann_jax.data.scenes import VERSIONS
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import refuse_special
 from ann_jax.runs.checkpoints import Checkpoints, unknown_parts
 from ann_jax.runs.history import complete, note, note_unknown, saved_config
@@ -20,8 +20,10 @@ from ann_jax.weights.torch_files import ENDINGS
 
 logger = logging.getLogger(__name__)
 
+PREFERENCES = ('', 'ema', 'weights')
 
-def open_weights(path: str | Path) -> Weights:
+
+def open_weights(path: str | Path, prefer: str = '') -> Weights:
     """Reads the best checkpoint of a run (the newest if none has a score), a given one, or a weights folder.
 
     Settings and arrays are checked, see `soundness.check`.
@@ -29,19 +31,27 @@ def open_weights(path: str | Path) -> Weights:
     Args:
         path: a run, RUN/checkpoints/STEP, a folder with a model.json, or hf://OWNER/NAME[@REVISION]. A folder
             that timm or transformers wrote, here or on the hub, is converted on the way.
+        prefer: of a run with a moving average, 'ema' or 'weights', the last ones; '' for the average if there
+            is one.
 
     Raises:
-        ConfigError: the path is none of these, or a file of torch or Paddle.
+        ConfigError: the path is none of these, or a file of torch or Paddle; or it does not hold what is
+            preferred.
         DataError: the weights folder, the given checkpoint, or every checkpoint of the run is damaged; or
             what it holds cannot be weights.
         VersionError: another version wrote it, and this one cannot read it.
     """
-    weights = _read(located(path))
+    if prefer not in PREFERENCES:
+        raise ConfigError(unknown('prefer', prefer, PREFERENCES[1:]))
+    weights = _read(located(path), prefer)
     weights.check()
     return weights
 
 
-def _read(path):
+def _read(path, prefer):
+    is_run = not foreign(path) and not (path / 'model.json').is_file()
+    if prefer and not is_run:
+        raise ConfigError(f'init.prefer={prefer}: {path} is not a run, and holds its weights once')
     if file := foreign(path):
         converted = convert(file)
         for line in converted.notes:
@@ -72,13 +82,13 @@ def _read(path):
         steps = [step for step in (best, *checkpoints.steps) if step is not None]
         if not steps:
             raise ConfigError(f'{path} holds no checkpoint yet: train first')
-        read = lambda step, _: checkpoints.read(step, ('params', 'batch_stats'))
+        read = lambda step, _: _variables(checkpoints, step, prefer)
         if only is None:
-            step, facts, variables = checkpoints.first_whole(dict.fromkeys(steps), read)
+            step, facts, (variables, averaged) = checkpoints.first_whole(dict.fromkeys(steps), read)
         else:
-            step, facts, variables = only, checkpoints.facts(only), read(only, None)
+            step, facts, (variables, averaged) = only, checkpoints.facts(only), read(only, None)
     kind = 'its best' if step == best else 'its newest intact one' if only is None else 'as named'
-    logger.info('%s at step %d, %s', path, step, kind)
+    logger.info('%s at step %d, %s%s', path, step, kind, ': the moving average' if averaged else '')
     found = path / 'checkpoints' / str(step)
     saved = saved_config(facts, found)
     if 'classes' not in facts and (names := _class_names(path, saved, variables)):
@@ -94,7 +104,7 @@ def _read(path):
         input=as_tuples(saved['input']),
         classes=classes,
         colors=colors,
-        source={'run': path.name, 'step': step, **_of_run(saved, facts, scores.get(step))},
+        source={'run': path.name, 'step': step, **_of_run(saved, facts, scores.get(step), averaged)},
         backbone=facts.get('backbone', ''),
         images={key: data[key] for key in folder.IMAGES if data[key]},
         path=found,
@@ -102,12 +112,27 @@ def _read(path):
     )
 
 
-def _of_run(saved, facts, score):
+def _variables(checkpoints, step, prefer):
+    """Variables of a network in a checkpoint, and whether they are the moving average."""
+    has_average = 'ema' in checkpoints.branches(step)
+    if prefer == 'ema' and not has_average:
+        raise ConfigError(f'init.prefer=ema: {checkpoints.folder.parent} keeps no moving average')
+    if not has_average or prefer == 'weights':
+        return checkpoints.read(step, ('params', 'batch_stats')), False
+    average = checkpoints.read(step, ('ema',))['ema']
+    return {key: average.get(key, {}) for key in ('params', 'batch_stats')}, True
+
+
+def _of_run(saved, facts, score, averaged):
     """Dataset, crops and first weights of a run, and the score of a checkpoint, where they are known."""
     data = saved.get('dataset', {})
     name = data.get('name') if data.get('root') else data.get('stand_in') or data.get('name')
     known = {'crop': as_tuples(saved.get('augment', {}).get('crop')), 'dataset': name, 'miou': score}
     known['started_from'] = facts.get('started_from')
+    if averaged:
+        known['weights'] = f'exponential moving average, decay {saved["optim"]["ema_decay"]}'
+    elif saved.get('optim', {}).get('ema_decay'):
+        known['miou'] = None  # which is that of the average
     return {key: value for key, value in known.items() if value not in (None, '')}
 
 
@@ -124,14 +149,14 @@ def _class_names(path, saved, variables):
     return names if len(names) == count else None
 
 
-def open_network(path: str | Path) -> Weights:
+def open_network(path: str | Path, prefer: str = '') -> Weights:
     """Reads weights as `open_weights` does, and refuses a backbone alone.
 
     Raises:
         ConfigError: there are no weights, or they have no classifier.
         DataError: they are damaged.
     """
-    opened = open_weights(path)
+    opened = open_weights(path, prefer)
     if not opened.classes:
         raise ConfigError(f'{path} is a backbone alone, without classes: train a head first')
     return opened

@@ -1,0 +1,171 @@
+"""A run with all that may surround the optimizer: resumed to the bit, ended early, its average opened."""
+
+import contextlib
+import logging
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from test_plugins import Pyramid, Stripes
+
+import ann_jax
+from ann_jax import build
+from ann_jax.errors import ConfigError
+from ann_jax.modes import train as training
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.weights.folder import save
+from ann_jax.weights.opening import open_weights
+from configs import scenes
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+
+class Killed(Exception):
+    pass
+
+
+class Fatal:
+    """A writer that ends the run at a step, as if it had been killed."""
+
+    def __init__(self, last):
+        self.last = last
+
+    def scalars(self, step, values):
+        if step == self.last:
+            raise Killed
+
+    def images(self, step, images):
+        pass
+
+    def text(self, step, texts):
+        pass
+
+
+def config_of(**settings):
+    config = scenes.get_config('runlocal')
+    config.train.update(steps=6, batch_size=2, log_every=1, checkpoint_every=2, eval_every=2)
+    config.train.frozen_norm = 'backbone/stage3'
+    config.augment.crop = (64, 96)
+    config.eval.pictures = 0
+    config.model.update(variant='baseline', head_channels=4, aux_channels=0)
+    config.optim.update(
+        name='adamw',
+        args='b2=0.99',
+        learning_rate=0.01,
+        schedule='one_cycle',
+        warmup_steps=2,
+        warmup_factor=0.1,
+        decay='kernels',
+        decay_factors='backbone=0.5',
+        factors='backbone=0.1,stem=0',
+        clip_norm=0.5,
+        ema_decay=0.9,
+    )
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+@pytest.fixture(scope='module')
+def train():
+    """Trains on one device; what runs that go to the same last step compute is compiled once."""
+    made, make_step, evaluation = {}, training.make_step, build.evaluation
+
+    def run(workdir, last=None, **settings):
+        config = config_of(**settings)
+        count = config.train.steps
+        once = lambda make: lambda *args, **more: made.setdefault((make, count), make(*args, **more))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, 'mesh', lambda _: make_mesh(jax.devices()[:1]))
+            patch.setattr(training, 'make_step', once(make_step))
+            patch.setattr(build, 'evaluation', once(evaluation))
+            sources = {'train_source': Stripes(8), 'eval_source': Stripes(1)}
+            ann_jax.train(config, workdir, backbone=Pyramid(2), writer=Fatal(last), **sources)
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def finished(train, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('tuned') / 'run'
+    train(workdir)
+    return workdir
+
+
+def arrays(workdir, step):
+    return ocp.StandardCheckpointer().restore(workdir / 'checkpoints' / str(step) / 'state')
+
+
+def test_a_run_that_was_killed_and_ended_early_goes_on_to_the_bit(
+    train, finished, tmp_path, caplog, capsys, monkeypatch
+):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(Killed):
+        train(tmp_path, last=3)
+    # Later evaluations bring less.
+    score = Checkpoints.score
+    monkeypatch.setattr(Checkpoints, 'score', lambda self, step, _: score(self, step, 0.9 - step / 10))
+    with contextlib.closing(Checkpoints(tmp_path / 'checkpoints')) as checkpoints:
+        checkpoints.score(2, 0.0)
+    train(tmp_path, **{'train.patience': 1})
+    assert 'resuming from step 2' in caplog.text and 'of the moving average on val' in caplog.text
+    assert 'step 4 of 6, ended by train.patience=1, best checkpoint at step 2' in capsys.readouterr().out
+    train(tmp_path, **{'train.patience': 1})
+    assert 'is at step 4 of 6, where train.patience ended it' in capsys.readouterr().out
+    train(tmp_path, **{'train.patience': 2})
+    assert 'step 6 of 6, best checkpoint at step 2' in capsys.readouterr().out
+    one, other = arrays(finished, 6), arrays(tmp_path, 6)
+    assert one.keys() == {'step', 'params', 'batch_stats', 'opt_state', 'ema'} and one['ema']['count'] == 6
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    first, last = arrays(tmp_path, 2), arrays(tmp_path, 6)
+    for kind in ('params', 'batch_stats'):
+        jax.tree.map(
+            np.testing.assert_array_equal, *(each[kind]['backbone']['stem'] for each in (first, last))
+        )
+
+
+def test_the_average_is_what_is_opened_and_exported(finished, tmp_path):
+    saved = arrays(finished, 6)
+    path = finished / 'checkpoints' / '6'
+    average, last = (open_weights(path, prefer) for prefer in ('', 'weights'))
+    for kind in ('params', 'batch_stats'):
+        jax.tree.map(np.testing.assert_array_equal, average.variables[kind], saved['ema'][kind])
+        jax.tree.map(np.testing.assert_array_equal, last.variables[kind], saved[kind])
+    assert average.source['weights'] == 'exponential moving average, decay 0.9'
+    assert 'miou' in average.source and not {'miou', 'weights'} & last.source.keys()
+    save(tmp_path / 'exported', average)
+    assert 'moving average, decay 0.9' in (tmp_path / 'exported' / 'model.json').read_text()
+    with pytest.raises(ConfigError, match='init.prefer=ema: .*exported is not a run'):
+        open_weights(tmp_path / 'exported', 'ema')
+    with pytest.raises(ConfigError, match='did you mean .ema.'):
+        open_weights(path, 'emma')
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'optim.ema_decay': 0.0}, r'optim.ema_decay: 0.9 -> 0.0\): .*--config.optim.ema_decay=0.9\), or'),
+        (
+            {'optim.factors': 'backbone=0.1'},
+            'optim.factors: .* use those .*--config.optim.factors=backbone=0.1,stem=0',
+        ),
+        ({'optim.name': 'sgd', 'optim.args': ''}, 'optim.args: b2=0.99 -> ; optim.name: adamw -> sgd'),
+        (
+            {'optim.factors': 'stem=0,stage6=1'},
+            "optim.factors: unknown part 'stage6'; .*known: .*stem.*backbone",
+        ),
+    ],
+)
+def test_settings_with_which_a_run_cannot_go_on(settings, message, train, finished):
+    with pytest.raises(ConfigError, match=message) as error:
+        train(finished, **{'train.steps': 8}, **settings)
+    assert '\n' not in str(error.value)
+
+
+def test_evaluations_without_a_better_score(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        assert checkpoints.without_better(9) == 0
+        for step, score in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.4), (5, 0.6)):
+            checkpoints.score(step, score)
+        assert [checkpoints.without_better(step) for step in range(7)] == [0, 0, 0, 1, 2, 0, 0]
