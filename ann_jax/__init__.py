@@ -48,7 +48,7 @@ _PUBLIC = {
     'make_step': 'training.step',
     'make_eval': 'evaluation.evaluate',
     'sgd': 'training.optimizers',
-    'poly_schedule': 'training.optimizers',
+    'poly_schedule': 'training.schedules',
     # The whole run
     'load_config': 'command',
     'defaults': 'config',

@@ -30,6 +30,7 @@ from ann_jax.parallel.mesh import check_batch_size, has_accelerator, make_mesh
 from ann_jax.training import groups, losses, terms
 from ann_jax.training.optimizers import arguments, make_optimizer
 from ann_jax.training.schedules import make_schedule
+from ann_jax.training.state import count_parameters
 from ann_jax.typing import Backbone, Source
 from ann_jax.weights.inputs import for_channels, normalizer
 
@@ -234,6 +235,22 @@ def step_settings(config: ConfigDict) -> dict[str, Any]:
         'frozen_norm': groups.parse_names(config.train.frozen_norm),
         'ema_decay': config.optim.ema_decay,
     }
+
+
+def parameter_counts(config: ConfigDict, params: Any) -> str:
+    """How many parameters there are, and how many of them are frozen, in words."""
+    count = count_parameters(params)
+    frozen = count - count_parameters(groups.trained(params, step_settings(config)['factors']))
+    return f'{count:,} parameters' + (f', {frozen:,} of them frozen' if frozen else '')
+
+
+def check_frozen_norm(config: ConfigDict, batch_stats: Any) -> None:
+    """Refuses parts without statistics.
+
+    Raises:
+        ConfigError: `train.frozen_norm` names one.
+    """
+    groups.check(step_settings(config)['frozen_norm'], batch_stats, 'train.frozen_norm')
 
 
 def loss(config: ConfigDict, num_classes: int) -> Callable:

@@ -49,12 +49,13 @@ def steps(model, variables, mesh, **loss_settings):
         return segmentation_loss(main, auxiliary, labels, totals=totals, **loss_settings)
 
     tx = sgd(poly_schedule(0.05, 10))
-    parts = make_step_parts(model, tx, loss=loss, normalize=lambda x: x / 100.0 - 1, seed=0)
+    settings = {'clip_norm': 0.1, 'ema_decay': 0.9}  # the norm is that of the whole batch's gradient
+    parts = make_step_parts(model, tx, loss=loss, normalize=lambda x: x / 100.0 - 1, seed=0, **settings)
     mining = {key: loss_settings.get(key) for key in ('threshold', 'min_kept', 'class_weights')}
     mine_over_batch = loss_settings['ohem'] and not loss_settings['per_image']
     totals_of = lambda labels, p: batch_totals(labels, p, **mining)
     accumulated = make_accumulated_step(parts, totals_of, mine_over_batch, mesh)
-    state = jax.device_put(create_state(variables, tx), replicated(mesh))
+    state = jax.device_put(create_state(variables, tx, ema=True), replicated(mesh))
     whole = jit(lambda state, batch: parts.update(state, parts.forward_backward(state, batch)), mesh)
     return whole, accumulated, state
 

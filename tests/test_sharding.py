@@ -44,21 +44,27 @@ def train(mesh, steps=2):
     def loss(main, auxiliary, labels):
         return segmentation_loss(main, auxiliary, labels, min_kept=500)
 
+    factors = {'stem': 0.5, 'stage3': 0}
+    settings = {'clip_norm': 0.5, 'factors': factors, 'frozen_norm': ('stage4',), 'ema_decay': 0.9}
     step = jit(
-        make_train_step(MODEL, tx, loss=loss, normalize=NORMALIZE, seed=3),
+        make_train_step(MODEL, tx, loss=loss, normalize=NORMALIZE, seed=3, **settings),
         mesh,
         in_shardings=(replicated(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )
-    state = jax.device_put(create_state(initial_variables(MODEL, 0), tx), replicated(mesh))
+    state = create_state(initial_variables(MODEL, 0), tx, factors=factors, ema=True)
+    state = jax.device_put(state, replicated(mesh))
     for i in range(steps):
         state, metrics = step(state, put_batch(random_batch(i), mesh))
     return jax.device_get((state, metrics))
 
 
 def test_train_step_on_eight_devices_equals_one():
-    """Loss, gradients (through the velocity), dropout and batch statistics all run over the global batch."""
+    """Loss, gradients (through the velocity), dropout and batch statistics all run over the global batch.
+
+    So do the norm that is clipped, and the moving average.
+    """
     one, many = (train(make_mesh(jax.devices()[:n])) for n in (1, 8))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(many), strict=True):
         scale = max(np.abs(a).max(), 1e-3)

@@ -163,6 +163,17 @@ def test_what_is_frozen_does_not_count_in_the_norm():
     assert moved(tree(5), state.params) == {'head/kernel'}
 
 
+def test_frozen_statistics_do_not_take_the_mean_over_the_parts_of_a_batch():
+    before, after = (
+        {'backbone': {'mean': normal(3, seed=s)}, 'norm': {'mean': normal(3, seed=s)}} for s in (0, 1)
+    )
+    *_, (state, _) = updates(
+        [tree(0)] * 2, [before, after], optax.sgd(1.0), tree(5), frozen_norm=['backbone']
+    )
+    np.testing.assert_array_equal(state.batch_stats['backbone']['mean'], before['backbone']['mean'])
+    np.testing.assert_array_equal(state.batch_stats['norm']['mean'], after['norm']['mean'])
+
+
 def test_the_moving_average_equals_torch_and_numpy():
     """AveragedModel with get_ema_multi_avg_fn, which takes over the first step and corrects no bias."""
     torch = pytest.importorskip('torch')

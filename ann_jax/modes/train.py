@@ -40,9 +40,8 @@ from ann_jax.runs.log import log_file, note
 from ann_jax.runs.progress import TrainLog
 from ann_jax.runs.record import Record
 from ann_jax.runs.signals import Stop, Stopped
-from ann_jax.training import groups
 from ann_jax.training.accumulate import make_accumulated_step
-from ann_jax.training.state import AveragedState, count_parameters
+from ann_jax.training.state import AveragedState
 from ann_jax.training.step import make_step, make_step_parts
 from ann_jax.typing import Backbone, Source, Writer
 from ann_jax.weights.inputs import for_channels
@@ -119,7 +118,7 @@ def train(
         own_backbone = '' if backbone is None else type(backbone).__name__
         state, first, origin = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
-        groups.check(build.step_settings(config)['frozen_norm'], state.batch_stats, 'train.frozen_norm')
+        build.check_frozen_norm(config, state.batch_stats)
         _log_setting(config, source, evaluation, state)
         step = _step(config, make_model(), tx, make_loss(), mine_over_batch, mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
@@ -178,12 +177,10 @@ def train(
             _print(f'stopped at step {number} of {steps}: the same command resumes')
             return
         best = checkpoints.best
-        logger.info('finished; %d steps skipped, %d samples replaced', log.skipped, log.replaced)
+        early = f', ended by train.patience={config.train.patience}' if number < steps else ''
+        logger.info('finished%s; %d steps skipped, %d samples replaced', early, log.skipped, log.replaced)
     assert scores is not None  # the last step is always evaluated
     _print(report.table(scores))
-    if number < steps:
-        logger.info('train.patience=%d: no better mIoU since step %d', config.train.patience, best)
-    early = f', ended by train.patience={config.train.patience}' if number < steps else ''
     _print(f'step {number} of {steps}{early}, best checkpoint at step {best}; written to {workdir}')
     if is_main():
         print(report_of_run(workdir))
@@ -307,10 +304,7 @@ def _log_setting(config, source, evaluation, state) -> None:
     threads, workers = build.reader_threads(config), config.loader.workers
     apart = f' in each of {workers} processes' if workers else ''
     logger.info('read by %d threads%s, on %d cores', threads, apart, cores())
-    trained = count_parameters(groups.trained(state.params, build.step_settings(config)['factors']))
-    frozen = count_parameters(state.params) - trained
-    some = f', {frozen:,} of them frozen' if frozen else ''
-    logger.info('%s parameters%s', f'{trained + frozen:,}', some)
+    logger.info('%s', build.parameter_counts(config, state.params))
     channels = build.channels(config)
     if channels != len(config.input.mean):
         mean = for_channels(config.input, channels)['mean'][0]
