@@ -49,10 +49,10 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
 
 
 def _read(path, prefer):
-    is_run = not foreign(path) and not (path / 'model.json').is_file()
-    if prefer and not is_run:
+    file = foreign(path)
+    if prefer and (file or (path / 'model.json').is_file()):
         raise ConfigError(f'init.prefer={prefer}: {path} is not a run, and holds its weights once')
-    if file := foreign(path):
+    if file:
         converted = convert(file)
         for line in converted.notes:
             logger.info('%s: %s', path, line)
