@@ -51,7 +51,9 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
 def _read(path, prefer):
     file = foreign(path)
     if prefer and (file or (path / 'model.json').is_file()):
-        raise ConfigError(f'init.prefer={prefer}: {path} is not a run, and holds its weights once')
+        raise ConfigError(
+            f'init.prefer={prefer}: {path} is not a run, and holds its weights once: leave it empty'
+        )
     if file:
         converted = convert(file)
         for line in converted.notes:
