@@ -14,6 +14,7 @@ from ann_jax.data.rasters import Raster, whole
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import replacing, write_csv, write_json
 from ann_jax.inference import formats, pictures
+from ann_jax.inference.attention import BlockAttention
 from ann_jax.inference.lettering import Color
 
 # What `Result.save` writes, and the ending of each.
@@ -40,6 +41,9 @@ class Network(Protocol):
     def softmax(self, logits: jax.Array, height: int, width: int) -> np.ndarray:
         """(1, h, w, classes) logits -> (height, width, classes) probabilities."""
 
+    def attention(self, image: np.ndarray) -> dict[str, BlockAttention]:
+        """(H, W, N) uint8 -> name of a block -> its attention."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
@@ -61,6 +65,7 @@ class Result:
     _levels: np.ndarray | Raster  # (H, W, N) uint8, what the network takes
     _segmenter: Network | None
     _logits: list[jax.Array] = field(default_factory=list)  # (1, h, w, classes), until the next result
+    _attention: dict[str, BlockAttention] = field(default_factory=dict)  # once it was asked for
 
     @property
     def image(self) -> np.ndarray:
@@ -76,15 +81,33 @@ class Result:
         Raises:
             ConfigError: the result was pickled, so that the network is not there.
         """
-        if self._segmenter is None:
-            raise ConfigError(
-                'a result that was pickled has lost its network: call probabilities() before, or segment '
-                'result.image again'
-            )
+        segmenter = self._network('probabilities')
         kept = self._logits[:1]  # another thread may clear it
         if kept:
-            return self._segmenter.softmax(kept[0], *self.ids.shape)
-        return self._segmenter.run(whole(self._levels))
+            return segmenter.softmax(kept[0], *self.ids.shape)
+        return segmenter.run(whole(self._levels))
+
+    def attention(self) -> dict[str, BlockAttention]:
+        """What every pixel attends to, in each block: 'AFNB stage4' and 'APNB' of the paper's network.
+
+        The first call runs the network once more, on the whole image at its own scale whatever the test
+        protocol. A variant without attention gives an empty dict.
+
+        Raises:
+            ConfigError: the result was pickled, so that the network is not there.
+            DataError: the image has too many weights, as NB and FNB soon have: one per pair of cells.
+        """
+        if not self._attention:
+            self._attention.update(self._network('attention').attention(whole(self._levels)))
+        return dict(self._attention)
+
+    def _network(self, method):
+        if self._segmenter is None:
+            raise ConfigError(
+                f'a result that was pickled has lost its network: call {method}() before, or segment '
+                'result.image again'
+            )
+        return self._segmenter
 
     def colored(self, path: str | Path | None = None) -> np.ndarray:
         """(H, W, 3) uint8 class colours; written to a file if a path is given."""

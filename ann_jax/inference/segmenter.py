@@ -19,6 +19,7 @@ from ann_jax.data.images import from_array, from_pillow
 from ann_jax.data.levels import to_levels
 from ann_jax.data.rasters import Raster, open_raster, whole
 from ann_jax.errors import ConfigError, DataError
+from ann_jax.inference.attention import BlockAttention, block_attention, stage_maps
 from ann_jax.inference.intake import Picture, is_one, is_path, kept, listed, refuse_channels_first
 from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, whole_image
 from ann_jax.inference.results import Result
@@ -133,6 +134,8 @@ class Segmenter:
                 crop=settings['crop'],
                 stride=settings['stride'],
             )
+        self._block_attention = block_attention(model, normalize, mesh)
+        self._stage_maps = stage_maps(model, normalize, mesh)
         self._canvases = Canvases(not model.takes_canvas)
         self._argmax = jit(lambda logits: logits.argmax(-1).astype(np.uint8), mesh)
         self._softmax = jit(lambda logits: jax.nn.softmax(logits), mesh)
@@ -226,6 +229,14 @@ class Segmenter:
         """(1, h, w, classes) logits of an image on a canvas -> (height, width, classes) probabilities."""
         return np.asarray(self._softmax(logits))[0, :height, :width]
 
+    def attention(self, image: np.ndarray) -> dict[str, BlockAttention]:
+        """(H, W, N) uint8 as the network takes it -> name of a block -> its attention."""
+        return self._block_attention(self._variables, self._canvas(image))
+
+    def stage_maps(self, image: np.ndarray) -> list[np.ndarray]:
+        """(H, W, N) uint8 as the network takes it -> mean over the channels of each stage, (h, w) float32."""
+        return self._stage_maps(self._variables, self._canvas(image))
+
     def _ids(self, image):
         """(1, h, w) uint8, at least the size of the image, and the logits unless they are many."""
         if self._strips and self._is_large(image):
@@ -238,8 +249,11 @@ class Segmenter:
         return image.shape[0] * image.shape[1] * len(self.classes) > LARGE
 
     def _logits(self, image):
+        return self._protocol(self._variables, self._canvas(image)).array
+
+    def _canvas(self, image):
         array = pad([image], self._canvases.fit(*image.shape[:2]), 1, image.shape[2:])
-        return self._protocol(self._variables, Canvas(array, np.array([image.shape[:2]], np.int32))).array
+        return Canvas(array, np.array([image.shape[:2]], np.int32))
 
     def _result(self, picture, image, ids, logits):
         path = Path(picture) if is_path(picture) else None

@@ -101,6 +101,37 @@ def seen_anchors(x: Float[Array, 'B H W C'], sampling: str, size: Size) -> Bool[
     return jnp.broadcast_to(inside, (*x.shape[:3], 1)).reshape(x.shape[0], -1)
 
 
+def anchor_windows(
+    height: int, width: int, sampling: str, sizes: Sequence[int], rng: PRNGKeyArray | None = None
+) -> tuple[Integer[np.ndarray, 'S 4'], Integer[np.ndarray, ' S']]:
+    """What each anchor of `sample_anchors` is sampled from, for one image, on the host.
+
+    Args:
+        height, width: of the image's part of the map.
+        sampling, sizes, rng: see `sample_anchors`.
+
+    Returns:
+        Windows of the map as (top, left, bottom, right), ends exclusive, which overlap where a level does not
+        divide the map; and the level of each, one of `sizes`, or 0 for 'all'.
+    """
+    if sampling in ('average', 'max'):
+        levels = []
+        for n in sizes:
+            (top, bottom), (left, right) = _bins(height, n), _bins(width, n)
+            sides = [np.repeat(top, n), np.tile(left, n), np.repeat(bottom, n), np.tile(right, n)]
+            levels.append(np.stack(sides, 1))
+        windows = np.concatenate(levels)
+    else:
+        pixels = np.arange(height * width)
+        if sampling == 'random':
+            pixels = np.asarray(_random_pixels(height * width, sizes, rng))
+        corners = np.stack([pixels // width, pixels % width], 1)
+        windows = np.concatenate([corners, corners + 1], 1)
+    if sampling == 'all':
+        return windows, np.zeros(len(windows), int)
+    return windows, np.repeat(sizes, np.square(sizes))
+
+
 def _bins(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     """First and one-past-last input index of each adaptive pooling bin, rounded as torch does."""
     index = np.arange(n_out)
@@ -179,11 +210,15 @@ def _max_anchors(x, sizes):
 
 def _random_anchors(x, sizes, rng):
     pixels = jnp.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
-    count = pixels.shape[1]
+    return pixels[:, _random_pixels(pixels.shape[1], sizes, rng)]
+
+
+def _random_pixels(count, sizes, rng):
+    """Indices of n * n of `count` pixels for each level n, one after the other."""
     keys = jax.random.split(rng, len(sizes))
     # If a map has fewer pixels than anchors, they are drawn with replacement.
     levels = [
         jax.random.choice(key, count, (n * n,), replace=n * n > count)
         for key, n in zip(keys, sizes, strict=True)
     ]
-    return pixels[:, jnp.concatenate(levels)]
+    return jnp.concatenate(levels)

@@ -34,6 +34,11 @@ from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d
 SHARES = ('query_key', 'key_value', 'none')
 
 
+def evaluation_rng() -> jax.Array:
+    """The key of random anchors in evaluation, which always draws the same ones, to be reproducible."""
+    return jax.random.key(0)
+
+
 class Attended(NamedTuple):
     """The attention's output O of Eq. 10 as two factors: O = weights values."""
 
@@ -110,8 +115,7 @@ class Attention(nn.Module):
             raise ConfigError("share='query_key' needs one input; a fusion block has two: use 'none'")
         rng = None
         if self.sampling == 'random':
-            # Evaluation always draws the same anchors, so that results are reproducible.
-            rng = self.make_rng('sampling') if train else jax.random.key(0)
+            rng = self.make_rng('sampling') if train else evaluation_rng()
 
         key = self.key(low, train)
         query = key if self.share == 'query_key' else self.query(high, train)

@@ -1,0 +1,188 @@
+"""What pixels attend to: weights and boxes by their definition in torch, for every kind of block."""
+
+import dataclasses
+import pickle
+
+import jax
+import numpy as np
+import pytest
+from reference import assert_close, nchw, normal, quick, random_variables, tame
+from small import small_folder
+
+import ann_jax
+from ann_jax.errors import ConfigError, DataError
+from ann_jax.inference import attention
+from ann_jax.inference.attention import BlockAttention
+from ann_jax.inference.segmenter import Segmenter
+from ann_jax.kernels.anchors import anchor_windows, sample_anchors
+from ann_jax.kernels.resizing import linear_matrix
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+SIZE = 41, 58  # neither a multiple of the stride, nor its map of the pyramid
+CANVAS = 57, 75
+BLOCKS = {
+    'full': ['AFNB stage3', 'AFNB stage4', 'APNB'],
+    'fnb_nb': ['FNB stage4', 'NB'],
+}
+
+
+def picture(size=SIZE, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def network(folder, variant):
+    """The network of a variant, with weights of its own."""
+    weights = small_folder(folder)
+    settings = {'variant': variant, 'sizes': (1, 2, 3), 'fuse_stages': (3, 4) if variant == 'full' else (4,)}
+    weights = dataclasses.replace(weights, model=weights.model | settings)
+    image = np.zeros((1, 33, 33, 3), np.float32)
+    variables = tame(random_variables(weights.network(), 1, image))
+    return dataclasses.replace(weights, variables=variables)
+
+
+def maps_of(weights, image):
+    """The inputs of the blocks of the network as trained, (1, C, h, w): Stage2 to Stage5, the bottleneck."""
+    torch = pytest.importorskip('torch', reason='the definition is written in torch')
+    model = weights.network()
+    mean, std = (np.float32(weights.input[key]) / 255 for key in ('mean', 'std'))
+    wanted = lambda module, method: module.name in ('backbone', 'bottleneck') and method == '__call__'
+
+    def run(variables, pixels):
+        _, found = model.apply(variables, pixels, capture_intermediates=wanted, mutable='intermediates')
+        inside = found['intermediates']
+        return [*inside['backbone']['__call__'][0], inside['bottleneck']['__call__'][0]]
+
+    maps = quick(run)(weights.variables, (image[None] / np.float32(255) - mean) / std)
+    return [torch.tensor(nchw(x.array)) for x in maps]
+
+
+def by_definition(weights, maps, name):
+    """Eq. 3 to 10, or 14 to 16, of the network as trained, on the image alone: (h w, S) weights."""
+    import torch
+    import torch.nn.functional as F
+
+    model, variables = weights.network(), weights.variables
+    if 'stage' in name:
+        place, low, high = 'fusion', maps[int(name[-1]) - 2], maps[3]
+        number = model.fuse_stages.index(int(name[-1]))
+    else:
+        place, number = 'context', 0
+        low = high = maps[4]
+
+    def projected(x, layer):
+        leaf = lambda group, *path: torch.tensor(
+            np.asarray(_leaf(variables[group][place][f'attention_{number}'][layer], path))
+        )
+        x = torch.einsum('bchw,cd->bdhw', x, leaf('params', 'conv', 'kernel')[0, 0])
+        x = x + leaf('params', 'conv', 'bias')[:, None, None]
+        norm = [leaf('batch_stats', 'bn', key) for key in ('mean', 'var')]
+        norm += [leaf('params', 'bn', key) for key in ('scale', 'bias')]
+        return F.relu(F.batch_norm(x, *norm, eps=1e-5))
+
+    key = projected(low, 'key')
+    query = key if place == 'context' else projected(high, 'query')
+    if name.startswith(('NB', 'FNB')):
+        keys = key.flatten(2)
+    else:
+        keys = torch.cat([F.adaptive_avg_pool2d(key, n).flatten(2) for n in model.sizes], 2)
+    similarity = torch.einsum('bcn,bcs->bns', query.flatten(2), keys)
+    return torch.softmax(similarity / query.shape[1] ** 0.5, -1)[0].numpy()
+
+
+def _leaf(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize('variant', BLOCKS)
+def test_weights_equal_their_definition(variant, tmp_path):
+    weights = network(tmp_path / 'weights', variant)
+    segmenter = Segmenter(weights)
+    segmenter._canvases.fit(*CANVAS)
+    assert segmenter._canvases.fit(*SIZE) == CANVAS
+    found, maps = segmenter.attention(picture()), maps_of(weights, picture())
+    assert list(found) == BLOCKS[variant]
+    for name, each in found.items():
+        assert each.weights.dtype == np.float32 and each.size == SIZE
+        np.testing.assert_allclose(each.weights.sum(-1), 1, rtol=1e-5)
+        expected = by_definition(weights, maps, name)
+        assert expected.std() > 1e-3  # not all the same
+        assert_close(each.weights.reshape(expected.shape), expected)
+        assert each.boxes.shape == (expected.shape[1], 4) and each.levels.shape == expected.shape[1:]
+
+
+@pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])
+def test_windows_are_what_anchors_are_sampled_from(sampling):
+    x, rng = normal(1, 7, 10, 2), jax.random.key(3)
+    anchors = np.asarray(sample_anchors(x, sampling, (1, 3, 4), rng))[0]
+    windows, levels = anchor_windows(7, 10, sampling, (1, 3, 4), rng)
+    pool = np.max if sampling == 'max' else np.mean
+    expected = [pool(x[0, top:bottom, left:right], (0, 1)) for top, left, bottom, right in windows]
+    np.testing.assert_allclose(anchors, expected, rtol=1e-5)
+    assert levels.tolist() == ([0] * 70 if sampling == 'all' else [1] + [3] * 9 + [4] * 16)
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_the_cell_of_a_pixel_weighs_most_in_its_logits(align_corners):
+    for length, count in ((41, 6), (96, 13), (1, 1), (7, 1), (5, 5)):
+        matrix = linear_matrix(count, length, align_corners)
+        cells = attention._cells(length, count, align_corners)
+        np.testing.assert_allclose(matrix[np.arange(length), cells], matrix.max(1), atol=1e-6)
+
+
+def small_attention():
+    """Of 2 x 2 cells to the anchors of two levels, for an image of 5 x 6; boxes overlap."""
+    weights = np.random.default_rng(0).random((2, 2, 5), np.float32)
+    weights /= weights.sum(-1, keepdims=True)
+    boxes = np.array([[0, 0, 5, 6], [0, 0, 3, 4], [0, 3, 3, 6], [2, 0, 5, 4], [2, 3, 5, 6]], np.int32)
+    cells = attention._cells(5, 2, False), attention._cells(6, 2, False)
+    return BlockAttention(weights, boxes, np.array([1, 2, 2, 2, 2], np.int32), (5, 6), cells)
+
+
+def test_where_a_pixel_looks():
+    each = small_attention()
+    np.testing.assert_array_equal(each.at(4, 0), each.weights[1, 0])
+    expected = np.zeros((5, 6))
+    for weight, (top, left, bottom, right) in zip(each.at(4, 0), each.boxes, strict=True):
+        expected[top:bottom, left:right] += weight / ((bottom - top) * (right - left))
+    np.testing.assert_allclose(each.heat(4, 0), expected, rtol=1e-5)
+    assert each.heat(4, 0).sum() == pytest.approx(1, rel=1e-5)
+    assert each.shares(4, 0) == pytest.approx({1: each.at(4, 0)[0], 2: each.at(4, 0)[1:].sum()})
+    assert repr(each) == 'BlockAttention(2 x 2 cells, 5 anchors)'
+    for outside in ((5, 0), (0, -1)):
+        with pytest.raises(DataError, match='the image has 5 rows, 6 columns'):
+            each.at(*outside)
+
+
+class Fake:
+    """In place of the network of a result."""
+
+    calls = 0
+
+    def attention(self, image):
+        self.calls += 1
+        return {'APNB': small_attention()}
+
+
+def test_attention_is_computed_when_it_is_asked_for():
+    ids = np.zeros((5, 6), np.uint8)
+    result = ann_jax.Result(None, ids, ('a',), ((0, 0, 0),), np.zeros((5, 6, 3), np.uint8), fake := Fake())
+    assert fake.calls == 0
+    lost = pickle.loads(pickle.dumps(result))
+    with pytest.raises(ConfigError, match=r'call attention\(\) before'):
+        lost.attention()
+    assert result.attention()['APNB'] is result.attention()['APNB'] and fake.calls == 1
+    assert pickle.loads(pickle.dumps(result)).attention()['APNB'].size == (5, 6)
+
+
+def test_too_many_weights_are_refused_and_a_baseline_has_none(tmp_path, monkeypatch):
+    weights = network(tmp_path / 'weights', 'fnb_nb')
+    monkeypatch.setattr(attention, 'MOST', 1000)
+    with pytest.raises(
+        DataError, match='FNB stage4 has 48 x 48 weights for an image of 58x41, more than 1000'
+    ):
+        Segmenter(weights).attention(picture())
+    weights = network(tmp_path / 'other', 'baseline')
+    assert Segmenter(weights).attention(picture()) == {}
