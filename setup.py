@@ -43,7 +43,7 @@ setup(
     # A wheel has the configs in the package, where `ann_jax.command` finds them.
     packages=[*find_packages(include=['ann_jax', 'ann_jax.*']), 'ann_jax.configs'],
     package_dir={'ann_jax.configs': 'configs'},
-    package_data={'ann_jax': ['py.typed', 'evaluation/*.jinja']},
+    package_data={'ann_jax': ['py.typed', 'evaluation/*.jinja', 'inference/*.html']},
     entry_points={'console_scripts': ['ann-jax = ann_jax.main:run']},
     cmdclass={'sdist': Sdist},
     license_expression='Apache-2.0',
@@ -103,6 +103,8 @@ setup(
         'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
         # The page about a run, and the plot of an ablation.
         'report': ['bokeh>=3.9', 'jinja2>=3', 'matplotlib>=3.8'],
+        # The page of examples/demo.py.
+        'demo': ['gradio>=5'],
         # Images that Pillow does not read.
         'tiff': ['rasterio>=1.3'],
         'heic': ['pillow-heif>=0.16'],

@@ -185,6 +185,12 @@ def defaults() -> ConfigDict:
                 'write': 'overlays',  # some of `modes.predict.OUTPUTS`
                 'truth': '',  # folder of labels, named as the dataset's, for panels
             },
+            'explain': {
+                'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
+                'runs': '',  # runs that are compared, such as runs/a,runs/b; '' for the workdir
+                'truth': '',  # folder of labels, named as the dataset's, for a column of predictions.png
+                'output': '',  # folder to write into; '' for explain/ in the workdir
+            },
             'export': {
                 'output': '',  # folder to write; '' for export/ in the workdir
                 'formats': 'stablehlo',  # some of stablehlo,onnx

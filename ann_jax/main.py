@@ -30,8 +30,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Working directory; runs/<name o
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'predict', 'export', 'report', 'setup', 'check', 'browse', 'benchmark'],
+    ['train', 'evaluate', 'predict', 'explain', 'export', 'report', 'setup', 'check', 'browse', 'benchmark'],
     'train: train, or resume. evaluate: score the best checkpoint. predict: segment images. '
+    'explain: write a page that shows what pixels attend to, and figures that compare runs. '
     'export: write programs that run without this package. '
     'report: write a page about the run, or about several. '
     'setup: look at a folder of images and labels, and write a config for it. '
@@ -80,7 +81,7 @@ def main(_argv):
 
     from ann_jax import benchmark
     from ann_jax.config import validate
-    from ann_jax.modes import browse, check, evaluate, export, predict, report, setup, train
+    from ann_jax.modes import browse, check, evaluate, explain, export, predict, report, setup, train
     from ann_jax.parallel import processes
 
     config = _CONFIG.value
@@ -104,6 +105,8 @@ def main(_argv):
                     evaluate.evaluate(config, workdir)
                 case 'predict':
                     sys.exit(predict.predict(config, workdir))
+                case 'explain':
+                    explain.explain(config, workdir)
                 case 'export':
                     export.export(config, workdir)
                 case 'report':

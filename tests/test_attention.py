@@ -1,21 +1,33 @@
 """What pixels attend to: weights and boxes by their definition in torch, for every kind of block."""
 
+import base64
 import dataclasses
+import io
+import json
 import pickle
+import re
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from reference import assert_close, nchw, normal, quick, random_variables, tame
 from small import small_folder
 
 import ann_jax
+import ann_jax.modes.explain
+from ann_jax import build, modes
+from ann_jax.config import defaults
+from ann_jax.data.scene_objects import CLASSES
+from ann_jax.data.scenes import render
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference import attention
 from ann_jax.inference.attention import BlockAttention
 from ann_jax.inference.segmenter import Segmenter
 from ann_jax.kernels.anchors import anchor_windows, sample_anchors
 from ann_jax.kernels.resizing import linear_matrix
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.tools import scene_attention
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
@@ -97,7 +109,7 @@ def _leaf(tree, path):
 
 
 @pytest.mark.parametrize('variant', BLOCKS)
-def test_weights_equal_their_definition(variant, tmp_path):
+def test_weights_equal_their_definition(variant, tmp_path, monkeypatch):
     weights = network(tmp_path / 'weights', variant)
     segmenter = Segmenter(weights)
     segmenter._canvases.fit(*CANVAS)
@@ -112,11 +124,21 @@ def test_weights_equal_their_definition(variant, tmp_path):
         assert_close(each.weights.reshape(expected.shape), expected)
         assert each.boxes.shape == (expected.shape[1], 4) and each.levels.shape == expected.shape[1:]
 
+    cells, anchors = expected.shape
+    monkeypatch.setattr(attention, 'MOST', cells * anchors - 1)
+    with pytest.raises(DataError, match=r'has \d+ x \d+ weights for an image of 58x41, more than'):
+        segmenter.attention(picture())
+
+
+def test_a_baseline_attends_to_nothing():
+    model = ann_jax.ANN(3, ann_jax.ResNet(depth=10, width=4), variant='baseline')
+    assert attention.block_attention(model, lambda image: image, make_mesh())({}, None) == {}
+
 
 @pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])
 def test_windows_are_what_anchors_are_sampled_from(sampling):
     x, rng = normal(1, 7, 10, 2), jax.random.key(3)
-    anchors = np.asarray(sample_anchors(x, sampling, (1, 3, 4), rng))[0]
+    anchors = np.asarray(quick(lambda x: sample_anchors(x, sampling, (1, 3, 4), rng))(x))[0]
     windows, levels = anchor_windows(7, 10, sampling, (1, 3, 4), rng)
     pool = np.max if sampling == 'max' else np.mean
     expected = [pool(x[0, top:bottom, left:right], (0, 1)) for top, left, bottom, right in windows]
@@ -144,6 +166,7 @@ def small_attention():
 def test_where_a_pixel_looks():
     each = small_attention()
     np.testing.assert_array_equal(each.at(4, 0), each.weights[1, 0])
+    np.testing.assert_array_equal(each.at([4, 0], [0, 5]), each.weights[[1, 0], [0, 1]])
     expected = np.zeros((5, 6))
     for weight, (top, left, bottom, right) in zip(each.at(4, 0), each.boxes, strict=True):
         expected[top:bottom, left:right] += weight / ((bottom - top) * (right - left))
@@ -152,7 +175,7 @@ def test_where_a_pixel_looks():
     assert each.shares(4, 0) == pytest.approx({1: each.at(4, 0)[0], 2: each.at(4, 0)[1:].sum()})
     assert repr(each) == 'BlockAttention(2 x 2 cells, 5 anchors)'
     for outside in ((5, 0), (0, -1)):
-        with pytest.raises(DataError, match='the image has 5 rows, 6 columns'):
+        with pytest.raises(DataError, match='the image has 5 rows and 6 columns'):
             each.at(*outside)
 
 
@@ -177,12 +200,106 @@ def test_attention_is_computed_when_it_is_asked_for():
     assert pickle.loads(pickle.dumps(result)).attention()['APNB'].size == (5, 6)
 
 
-def test_too_many_weights_are_refused_and_a_baseline_has_none(tmp_path, monkeypatch):
-    weights = network(tmp_path / 'weights', 'fnb_nb')
-    monkeypatch.setattr(attention, 'MOST', 1000)
-    with pytest.raises(
-        DataError, match='FNB stage4 has 48 x 48 weights for an image of 58x41, more than 1000'
-    ):
-        Segmenter(weights).attention(picture())
-    weights = network(tmp_path / 'other', 'baseline')
-    assert Segmenter(weights).attention(picture()) == {}
+def read_page(text):
+    """The data of a page, as its script reads them."""
+    data = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    )
+    decoded = lambda url: base64.b64decode(url.partition(',')[2])
+    for view in data['views']:
+        view['ids'] = np.asarray(Image.open(io.BytesIO(decoded(view['ids']))))
+        for block in view['blocks']:
+            weights = np.frombuffer(base64.b64decode(block['weights']), '<u2') / 65535
+            block['weights'] = weights.reshape(-1, block['width'], len(block['boxes']))
+    data['images'] = [np.asarray(Image.open(io.BytesIO(decoded(url)))) for url in data['images']]
+    return data
+
+
+def test_explain_writes_a_page_and_figures(folder, tmp_path, capsys, monkeypatch):
+    image = picture()
+    for place in ('photos/<a>.png', 'labels/<a>.png'):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+    Image.fromarray(image).save(tmp_path / 'photos/<a>.png')
+    Image.fromarray(np.full(SIZE, 3, np.uint8)).save(tmp_path / 'labels/<a>.png')
+    config = defaults()
+    config.dataset.update(name='folder', classes=','.join(CLASSES))
+    made = []  # the network that is loaded, whose programs are used again below
+    monkeypatch.setattr(
+        modes.explain, 'load', lambda *args, **options: made.append(ann_jax.load(*args, **options)) or made[0]
+    )
+    config.explain.update(runs=str(folder), input=str(tmp_path / 'photos'), truth=str(tmp_path / 'labels'))
+    page = modes.explain.explain(config, tmp_path / 'run')
+    assert page == tmp_path / 'run/explain/explain.html' and str(page) in capsys.readouterr().out
+    text = page.read_text(encoding='utf-8')
+    assert not re.search('https?://|<link|src=', text) and '<a>' not in text
+    data = read_page(text)
+    np.testing.assert_array_equal(data['images'], [image])
+    (view,) = data['views']
+    result = made[0](image)
+    assert view['title'] == '<a>.png' and view['classes'] == list(result.classes) and view['image'] == 0
+    np.testing.assert_array_equal(view['ids'], result.ids)
+    for block, (name, each) in zip(view['blocks'], result.attention().items(), strict=True):
+        assert block['name'] == name and block['boxes'] == each.boxes.tolist()
+        np.testing.assert_allclose(block['weights'], each.weights, atol=8e-6)
+        np.testing.assert_array_equal(
+            block['weights'][block['rows'][40], block['columns'][9]].argmax(), each.at(40, 9).argmax()
+        )
+    predictions = np.asarray(Image.open(page.with_name('predictions.png')))
+    stages = np.asarray(Image.open(page.with_name('stages.png')))
+    assert predictions.shape[1] == 3 * 320 + 2 * 4 and stages.shape[1] == 6 * 320 + 5 * 4
+    expected = 0.6 * np.array(build.dataset(config).colors[3])
+    assert np.abs(predictions[20:200, -320:] - expected).max() <= 0.4 * 255 + 1  # the image shows through
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({}, 'explain.input is missing'),
+        ({'input': 'none/*.png'}, 'explain.input=none/.*: no such file'),
+        ({'input': '.', 'truth': 'nowhere'}, '21 images, and a page holds 20'),
+        ({'input': '0.png', 'truth': 'nowhere'}, 'explain.truth=nowhere: no such folder'),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_before_a_network_is_opened(
+    settings, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for number in range(21):
+        Image.fromarray(picture((2, 2))).save(f'{number}.png')
+    config = defaults()
+    config.explain.update(runs='no/such/run', **settings)
+    with pytest.raises(ConfigError, match=message):
+        modes.explain.explain(config, tmp_path / 'run')
+
+
+class Watching:
+    """In place of a network: every pixel looks at the barrier, wherever it stands."""
+
+    def __init__(self, size):
+        self.cells = np.zeros(size[0], int), np.zeros(size[1], int)
+
+    def stream(self, images):
+        yield from [self] * len(images)
+
+    def attention(self):
+        box = scene_attention.render.boxes.pop()
+        boxes = np.array([box, (0, 0, 1, 1)], np.int32)
+        weights = np.array([[[0.75, 0.25]]], np.float32)
+        return {'APNB': BlockAttention(weights, boxes, np.ones(2, int), scene_attention.SIZE, self.cells)}
+
+
+def test_the_share_of_attention_to_a_cue(monkeypatch, capsys):
+    def drawn(*args, **options):
+        scene = render(*args, **options)
+        drawn.boxes.append(scene[2].barrier_box)
+        return scene
+
+    drawn.boxes = []
+    monkeypatch.setattr(scene_attention, 'render', drawn)
+    monkeypatch.setattr(scene_attention, 'load', lambda run: Watching(scene_attention.SIZE))
+    scene_attention.main(['--run=runs/scenes', '--scenes=3'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '| pixels | anchors on the | scenes | APNB | if all weighed the same |'
+    for name in ('stopped car', 'moving car'):
+        assert f'| {name} | barrier | 3 | 75.0 | 50.0 |' in lines
+    assert '| road | barrier | 6 | 75.0 | 50.0 |' in lines

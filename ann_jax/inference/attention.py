@@ -35,29 +35,33 @@ class BlockAttention:
     largest weight when the logits are resized to the image, and to the window of an anchor if its cell does.
 
     Attributes:
-        weights: (h, w, S) float32; each cell's weights sum to one.
+        weights: (h, w, S) float32; each cell's weights sum to one, in bfloat16 to within a percent.
         boxes: (S, 4) int32, the pixels that an anchor is pooled from as (top, left, bottom, right), ends
             exclusive. They overlap where a level of the pyramid does not divide the feature map.
         levels: (S,) int32, the size n of the n x n level of each anchor; 0 for NB and FNB, where every cell
             is an anchor.
         size: height and width of the image.
+        cells: (H,) and (W,) int, the row of cells of each row of pixels, and likewise for columns.
     """
 
     weights: Float32[np.ndarray, 'h w S']
     boxes: Integer[np.ndarray, 'S 4']
     levels: Integer[np.ndarray, ' S']
     size: tuple[int, int]
-    _cells: tuple[Integer[np.ndarray, ' H'], Integer[np.ndarray, ' W']]  # row and column of each pixel
+    cells: tuple[Integer[np.ndarray, ' H'], Integer[np.ndarray, ' W']]
 
-    def at(self, y: int, x: int) -> Float32[np.ndarray, ' S']:
-        """The weights of the pixel in row y and column x.
+    def at(self, y: Any, x: Any) -> Float32[np.ndarray, '*pixels S']:
+        """The weights of the pixel in row y and column x; or of several, if these are arrays.
 
         Raises:
-            DataError: it is outside the image.
+            DataError: one is outside the image.
         """
-        if not (0 <= y < self.size[0] and 0 <= x < self.size[1]):
-            raise DataError(f'row {y}, column {x}: the image has {self.size[0]} rows, {self.size[1]} columns')
-        return self.weights[self._cells[0][y], self._cells[1][x]]
+        for place, length, name in zip((y, x), self.size, ('row', 'column'), strict=True):
+            if np.size(place) and not (np.min(place) >= 0 and np.max(place) < length):
+                raise DataError(
+                    f'{name} {place}: the image has {self.size[0]} rows and {self.size[1]} columns'
+                )
+        return self.weights[self.cells[0][y], self.cells[1][x]]
 
     def heat(self, y: int, x: int) -> Float32[np.ndarray, 'H W']:
         """Where a pixel looks: each weight spread evenly over its box, which sums to one over the image.

@@ -44,6 +44,9 @@ class Network(Protocol):
     def attention(self, image: np.ndarray) -> dict[str, BlockAttention]:
         """(H, W, N) uint8 -> name of a block -> its attention."""
 
+    def stage_maps(self, image: np.ndarray) -> list[np.ndarray]:
+        """(H, W, N) uint8 -> the mean over the channels of each stage, (h, w) float32."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
@@ -100,6 +103,14 @@ class Result:
         if not self._attention:
             self._attention.update(self._network('attention').attention(whole(self._levels)))
         return dict(self._attention)
+
+    def stage_maps(self) -> list[np.ndarray]:
+        """The mean over the channels of Stage1 to Stage5, each (h, w) float32; runs the network once more.
+
+        Raises:
+            ConfigError: the result was pickled, so that the network is not there.
+        """
+        return self._network('stage_maps').stage_maps(whole(self._levels))
 
     def _network(self, method):
         if self._segmenter is None:

@@ -107,6 +107,11 @@ BEFORE: dict[str, Any] = {
     'init.prefer': '',
     'train.frozen_norm': '',
     'train.patience': 0,
+    # after 8417f02
+    'explain.input': '',
+    'explain.runs': '',
+    'explain.truth': '',
+    'explain.output': '',
 }
 
 # Old name -> current name.

@@ -1,0 +1,138 @@
+"""--mode=explain: a page that shows what pixels attend to, and figures that compare runs."""
+
+import glob
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from ann_jax import build
+from ann_jax.data.datasets import read_label
+from ann_jax.errors import ConfigError, DataError
+from ann_jax.files import replacing
+from ann_jax.inference import explanation, figures
+from ann_jax.inference.intake import find_images
+from ann_jax.inference.results import Result
+from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter, load
+from ann_jax.modes.trained import open_trained
+from ann_jax.typing import Backbone
+
+MOST = 20  # images, which all are on one page
+
+
+def explain(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = None) -> Path:
+    """Writes explain.html, predictions.png and stages.png for the images that `explain.input` names.
+
+    Args:
+        config: of the run.
+        workdir: its working directory, which is explained unless `explain.runs` names others.
+        backbone: of the weights, if it is not from this package.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: there are no images, too many, or no run.
+        DataError: an image cannot be used, or is too large for a page.
+        SaveError: a file cannot be written.
+    """
+    c = config.explain
+    files = _files(c.input)
+    if c.truth and not Path(c.truth).expanduser().is_dir():
+        raise ConfigError(f'explain.truth={c.truth}: no such folder')
+    segmenters = _segmenters(config, workdir, backbone)
+    truth = _truths(config, files) if c.truth else []
+
+    out = Path(c.output or workdir / 'explain').expanduser()
+    results: dict[str, list[Result]] = {}
+    stages = {}
+    for run, segmenter in segmenters.items():
+        results[run] = [segmenter(file) for file in files]
+        stages[run] = [result.stage_maps() for result in results[run]]
+    names = [file.name for file in files]
+    images = [result.image for result in next(iter(results.values()))]
+    for number, label in enumerate(truth):
+        if label.shape != images[number].shape[:2]:
+            (height, width), (rows, columns) = images[number].shape[:2], label.shape
+            raise DataError(f'{names[number]} is {width}x{height} but its label is {columns}x{rows}')
+    title = lambda run, file: f'{run}: {file.name}' if len(segmenters) > 1 else file.name
+    views = [
+        (title(run, file), result)
+        for run in results
+        for file, result in zip(files, results[run], strict=True)
+    ]
+    page = out / 'explain.html'
+    text = explanation.page(views)
+    with replacing(page) as draft:
+        draft.write_text(text, encoding='utf-8')
+
+    shown = [
+        (run, [result.ids for result in each], (each[0].classes, each[0].colors))
+        for run, each in results.items()
+    ]
+    if truth:
+        dataset = build.dataset(config)
+        shown.append(('ground truth', truth, (dataset.classes, dataset.colors)))
+    _save(out / 'predictions.png', figures.predictions(names, images, shown))
+    rows = [
+        (title(run, file), images[number], stages[run][number])
+        for number, file in enumerate(files)
+        for run in results
+    ]
+    _save(out / 'stages.png', figures.stages(rows))
+
+    blocks = dict.fromkeys(name for _, result in views for name in result.attention())
+    print(f'{page}: click on a pixel to see what it attends to ({", ".join(blocks) or "no attention"})')
+    print(f'{out / "predictions.png"}: {", ".join(["image", *(run for run, *_ in shown)])}')
+    print(f'{out / "stages.png"}: the stages of {", ".join(results)}')
+    return page
+
+
+def _files(text):
+    """The images, at most `MOST`."""
+    if not text:
+        raise ConfigError(
+            '--config.explain.input is missing: name an image, a folder, or a pattern such as "a/*.jpg"'
+        )
+    path = Path(text).expanduser()
+    files = find_images(path) if path.is_dir() else [path] if path.exists() else []
+    files = files or [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not files:
+        raise ConfigError(f'explain.input={text}: no such file, folder or pattern')
+    if len(files) > MOST:
+        raise ConfigError(
+            f'explain.input={text} names {len(files)} images, and a page holds {MOST}: name an image, or a '
+            'pattern of a few'
+        )
+    return files
+
+
+def _segmenters(config, workdir, backbone):
+    """Run -> its network: those of `explain.runs`, or that of the working directory."""
+    protocol = {name: config.eval[name] for name in PROTOCOL_SETTINGS}
+    common = {'dtype': config.model.dtype, 'space': config.mesh.space, 'backbone': backbone, **protocol}
+    runs = [run.strip() for run in config.explain.runs.split(',') if run.strip()]
+    if runs:
+        reading = {name: config.dataset[name] for name in ('page', 'max_pixels')}
+        return {run: load(run, **common, **reading) for run in runs}
+    weights, source = open_trained(config, workdir, backbone)
+    reading = {name: config.dataset[name] for name in READING_SETTINGS}
+    return {str(source): Segmenter(weights, **common, **reading)}
+
+
+def _truths(config, files) -> list[np.ndarray]:
+    """The labels of the images, named as the dataset names them."""
+    dataset = build.dataset(config)
+    folder = Path(config.explain.truth).expanduser()
+    path = Path(config.explain.input).expanduser()
+    root = path if path.is_dir() else files[0].parent
+    return [
+        read_label(folder, file.relative_to(root) if root in file.parents else Path(file.name), dataset)
+        for file in files
+    ]
+
+
+def _save(file, picture):
+    with replacing(file) as draft:
+        Image.fromarray(picture).save(draft)
