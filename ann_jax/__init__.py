@@ -58,6 +58,7 @@ _PUBLIC = {
     'load': 'inference.segmenter',
     'Segmenter': 'inference.segmenter',
     'Result': 'inference.results',
+    'BlockAttention': 'inference.attention',
     'convert': 'weights.converter',
     'Weights': 'weights.folder',
     # Protocols that your own parts follow
