@@ -4,16 +4,15 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from ann_jax.inference import pictures
+from ann_jax.inference.lettering import Color, legend, line
 from ann_jax.typing import IGNORE
 
 CELL = 320  # pixels of the longer side of a picture
-_LINE = 20
 _GAP = 4
 
-Palette = tuple[Sequence[str], Sequence[pictures.Color]]  # names and colours of classes
+Palette = tuple[Sequence[str], Sequence[Color]]  # names and colours of classes
 
 
 def predictions(
@@ -32,7 +31,7 @@ def predictions(
         (height, width, 3) uint8.
     """
     rows = []
-    legend: dict[tuple, None] = {}
+    found: dict[tuple[str, Color], None] = {}
     for number, image in enumerate(images):
         size = _size(image)
         picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -40,10 +39,11 @@ def predictions(
         for title, maps, (classes, colors) in columns:
             ids = cv2.resize(maps[number], size, interpolation=cv2.INTER_NEAREST)
             cells.append((title, pictures.overlay(picture, ids, colors)))
-            legend |= {(classes[i], tuple(colors[i])): None for i in np.unique(ids) if i != IGNORE}
+            found |= {(classes[i], tuple(colors[i])): None for i in np.unique(ids) if i != IGNORE}
         rows.append(_row(cells))
     table = _stacked(rows)
-    return _stacked([table, _legend(list(legend), table.shape[1])])
+    present, shades = zip(*found, strict=True)
+    return _stacked([table, legend(range(len(found)), present, shades, table.shape[1])])
 
 
 def stages(
@@ -82,7 +82,7 @@ def _row(cells):
     """Pictures of one size beside each other, each below its title."""
     columns = []
     for title, picture in cells:
-        columns += [np.concatenate([_text(title, picture.shape[1]), picture]), _white(1, _GAP)]
+        columns += [np.concatenate([line(title, picture.shape[1]), picture]), _white(1, _GAP)]
     height = columns[0].shape[0]
     return np.concatenate([np.broadcast_to(x, (height, *x.shape[1:])) for x in columns[:-1]], 1)
 
@@ -93,25 +93,6 @@ def _stacked(parts):
     return np.concatenate(
         [np.pad(part, ((0, _GAP), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in parts]
     )
-
-
-def _legend(entries, width, column=160):
-    lines, per_line = [], max(1, width // column)
-    for first in range(0, len(entries), per_line):
-        cells = []
-        for name, color in entries[first : first + per_line]:
-            cell = _text(f'      {name}', column).copy()
-            cell[4 : _LINE - 4, 4:16] = color
-            cells.append(cell)
-        lines.append(np.concatenate(cells, 1))
-    return _stacked(lines)
-
-
-def _text(text, width):
-    picture = Image.new('RGB', (width, _LINE), 'white')
-    font = ImageFont.load_default(13)
-    ImageDraw.Draw(picture).text((2, _LINE // 2), text, 'black', font, anchor='lm')
-    return np.asarray(picture)
 
 
 def _white(height, width):
