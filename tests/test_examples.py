@@ -71,7 +71,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
 
     def train_small(config, workdir):
         config.model.update(width=4, stem_widths=(4,), key_channels=4, head_channels=8, aux_channels=4)
-        config.dataset.scenes.update(train_count=4, eval_count=1)
+        config.dataset.scenes.update(train_count=4, eval_count=4)
         config.train.batch_size = 2
         train(config, workdir)
 
