@@ -9,7 +9,7 @@ from PIL import Image
 from ann_jax import build
 from ann_jax.files import replacing
 
-COUNT = 3
+COUNT = 3  # if there are so many
 
 
 def leave_samples(config: ConfigDict, workdir: Path) -> str:
@@ -23,7 +23,8 @@ def leave_samples(config: ConfigDict, workdir: Path) -> str:
     """
     folder = workdir / 'samples'
     scenes = build.source(config, 'test')
-    for index in range(COUNT):
+    count = min(COUNT, len(scenes))
+    for index in range(count):
         sample = scenes[index]
         for kind in ('image', 'label'):
             with replacing(folder / f'{kind}s' / f'{sample["name"]}.png') as draft:
@@ -35,4 +36,4 @@ def leave_samples(config: ConfigDict, workdir: Path) -> str:
         f'--config.predict.truth={shlex.quote(str(folder / "labels"))}',
         '--config.predict.write=overlays,panels',
     ]
-    return f'to segment {COUNT} scenes that it has not seen:\n' + ' \\\n    '.join(words)
+    return f'to segment {count} scene{"s"[: count > 1]} that it has not seen:\n' + ' \\\n    '.join(words)
