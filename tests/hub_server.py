@@ -14,6 +14,8 @@ class Hub:
 
     def __init__(self):
         self.repositories, self.asked = {}, []
+        self.status = 200  # of every answer to a question for a file
+        self.cut = False  # whether answers end in the middle
 
     def commit(self, files):
         return hashlib.sha1(
@@ -39,10 +41,13 @@ def handler(hub):
             self.send_header('Content-Length', str(len(body)))
             self.end_headers()
             if self.command != 'HEAD':
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if hub.cut else body)
+                self.close_connection = self.close_connection or hub.cut
 
         def do_GET(self):
             hub.asked.append((self.command, self.path))
+            if hub.status != 200:
+                return self.answer(hub.status)
             found = re.fullmatch(r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', self.path)
             if not found or found[1] not in hub.repositories:
                 return self.answer(404, X_Error_Code='RepoNotFound')

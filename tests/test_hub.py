@@ -143,6 +143,19 @@ def test_what_a_hub_does_not_have(hub):
             open_weights(address)
 
 
+def test_a_hub_in_trouble(hub, tmp_path):
+    hub.put('a/b', {'config.json': json.dumps(TIMM).encode(), 'model.safetensors': backbone(tmp_path)[0]})
+    hub.status = 401
+    with pytest.raises(ConfigError, match='hf://a/b: is not there, or private: .* hf auth login'):
+        ann_jax.convert('hf://a/b')
+    hub.status = 501
+    with pytest.raises(ConfigError, match='hf://a/b: not in the cache, and the hub answers 501: try again'):
+        ann_jax.convert('hf://a/b')
+    hub.status, hub.cut = 200, True
+    with pytest.raises(ConfigError, match='hf://a/b: cannot be fetched, try again: peer closed'):
+        ann_jax.convert('hf://a/b')
+
+
 def test_cards_are_those_of_a_hub(tmp_path):
     small_folder(tmp_path / 'a')
     card = huggingface_hub.ModelCard.load(tmp_path / 'a/README.md')

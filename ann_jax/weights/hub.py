@@ -15,6 +15,7 @@ from ann_jax.errors import ConfigError
 
 # Files of a foreign network, by preference; beside each lies a config.json.
 FOREIGN = ('model.safetensors', 'pytorch_model.bin')
+_ABSENT = 'is not there, or private: check the name, or run hf auth login'
 _ADDRESS = re.compile(r'hf:/+([\w.-]+/[\w.-]+)(?:@(.+))?')  # a `Path` has merged its slashes
 
 
@@ -65,21 +66,17 @@ def _fetch(repository, revision):
             if 'architectures' in found.read_text(encoding='utf-8'):  # transformers keeps the mean elsewhere
                 first(('preprocessor_config.json', 'config.json'), commit)
         return found.parent
-    except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # also those of whatever library of HTTP it uses
         raise ConfigError(f'{name}: {_reason(error, errors, revision)}') from error
 
 
 def _reason(error, errors, revision):
     """What went wrong, and what to do; the narrower errors first."""
     for kind, reason in (
-        (
-            errors.LocalEntryNotFoundError,
-            'not in the cache, and the hub is not reached (offline, or HF_HUB_OFFLINE is set): fetch it once '
-            'where there is a connection',
-        ),
+        (errors.LocalEntryNotFoundError, _unreached(error)),
         (errors.GatedRepoError, 'its owner must grant access: ask on its page, then run hf auth login'),
         (errors.RevisionNotFoundError, f'has no revision {revision or "main"}: name a branch, tag or commit'),
-        (errors.RepositoryNotFoundError, 'is not there, or private: check the name, or run hf auth login'),
+        (errors.RepositoryNotFoundError, _ABSENT),
         (
             errors.EntryNotFoundError,
             f'holds neither model.json of ann_jax nor config.json with {" or ".join(FOREIGN)}',
@@ -87,7 +84,33 @@ def _reason(error, errors, revision):
     ):
         if isinstance(error, kind):
             return reason
-    return str(error).strip().splitlines()[0]
+    if _status(error) in (401, 403, 404):
+        return _ABSENT
+    line = str(error).strip().split('\n')[0]
+    return f'cannot be fetched, try again: {line or type(error).__name__}'
+
+
+def _status(error):
+    """The status of the hub's answer that led to an error, or None."""
+    while error is not None:
+        if (status := getattr(getattr(error, 'response', None), 'status_code', None)) is not None:
+            return status
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _unreached(error):
+    """Why a file that is not in the cache was not fetched."""
+    match _status(error):
+        case None:
+            return (
+                'not in the cache, and the hub is not reached (offline, or HF_HUB_OFFLINE is set): fetch it '
+                'once where there is a connection'
+            )
+        case 401 | 403 | 404:
+            return _ABSENT
+        case status:
+            return f'not in the cache, and the hub answers {status}: try again later'
 
 
 def foreign(folder: Path) -> Path | None:
