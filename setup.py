@@ -71,7 +71,7 @@ setup(
         'numpy>=2.0',
         'opencv-python-headless>=4.10',
         'optax>=0.2.8',
-        'orbax-checkpoint>=0.12.8',
+        'orbax-checkpoint>=0.11.36',
         'pillow>=10.3',
         'tensorboardX>=2.6.2',
         'tqdm>=4.66',
