@@ -88,10 +88,9 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[annotations,datasets,report,tiff]',
+            'ann_jax[annotations,datasets,export,report,tiff]',
             'beartype>=0.19',
             'build>=1.2',
-            'flatbuffers>=24',
             'huggingface_hub>=1.0',
             'mypy>=1.13',
             'pytest>=8',
@@ -100,7 +99,7 @@ setup(
             'safetensors>=0.5',
             'tensorboard>=2.18',
         ],
-        'export': ['flatbuffers>=24', 'jax2onnx>=0.17', 'onnxruntime>=1.20'],
+        'export': ['flatbuffers>=24', 'onnx>=1.17', 'onnxruntime>=1.20'],
         # The page about a run, and the plot of an ablation.
         'report': ['bokeh>=3.9', 'jinja2>=3', 'matplotlib>=3.8'],
         # The page of examples/demo.py.

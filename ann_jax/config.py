@@ -44,6 +44,9 @@ CHOICES: dict[str, Collection[Any]] = {
     'loss.balance': BALANCES,
     'optim.schedule': SCHEDULES,
     'optim.decay': optimizers.DECAYS,
+    'export.dtype': ('float32', 'float16', 'bfloat16'),
+    'export.takes': ('levels', 'normalized'),
+    'export.gives': ('logits', 'ids'),
     'init.parts': PARTS,
     'init.prefer': PREFERENCES,
     'eval.average': protocols.AVERAGES,
@@ -194,7 +197,10 @@ def defaults() -> ConfigDict:
             'export': {
                 'output': '',  # folder to write; '' for export/ in the workdir
                 'formats': 'stablehlo',  # some of stablehlo,onnx
-                'size': (512, 512),  # of programs whose size is fixed
+                'size': (512, 512),  # of programs whose size is fixed, those of max and random anchors
+                'dtype': 'float32',  # what programs compute in: float32, float16, or bfloat16 but for ONNX
+                'takes': 'levels',  # uint8 images; or normalized: float32 that is normalised already
+                'gives': 'logits',  # float32 (B, H, W, classes); or ids: uint8 (B, H, W)
             },
             'benchmark': {
                 'sections': 'blocks,network',  # also step, input, loss, dilation, reference

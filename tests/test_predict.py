@@ -1,11 +1,7 @@
 """Predictions from Python and from the command, and exported programs, on a small network."""
 
 import functools
-import json
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,7 +20,6 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.models.settings import OF_BACKBONE
 from ann_jax.modes import predict
-from ann_jax.modes.export import export
 from ann_jax.weights import folder as weights
 
 
@@ -295,77 +290,3 @@ def test_a_submission_is_checked_and_zipped(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, 'CITYSCAPES_SIZE', (1024, 2048))
     with pytest.raises(DataError, match=r'is \(64, 128\) L, the server takes'):
         predict.predict(config, tmp_path / 'other')
-
-
-FRESH = """
-import sys
-import numpy as np
-from jax import export
-assert not any(name.startswith('ann_jax') for name in sys.modules)
-program = export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
-images = np.load(sys.argv[2])
-np.savez(sys.argv[3], **{name: program.call(image) for name, image in images.items()})
-"""
-
-
-@pytest.fixture(scope='module')
-def exported(folder, tmp_path_factory):
-    pytest.importorskip('flatbuffers', reason='jax.export serialises with flatbuffers')
-    config = config_for(folder)
-    config.export.update(output=str(tmp_path_factory.mktemp('export') / 'small'), size=(64, 97))
-    settings = Path(folder, 'config.json')  # as a run has it
-    settings.write_text('{"dataset": {"name": "streets"}}')
-    export(config, tmp_path_factory.mktemp('run'))
-    settings.unlink()
-    with pytest.raises(ConfigError, match='exists'):
-        export(config, tmp_path_factory.mktemp('run'))
-    return config.export.output
-
-
-def test_an_exported_program_runs_without_this_package(folder, exported, tmp_path):
-    images = {
-        f'{h}x{w}': render((5, h), max(h, 64), max(w, 128))[0][None, :h, :w]
-        for h, w in [(64, 97), (33, 130), (5, 2)]
-    }
-    images['batch'] = np.concatenate([images['64x97'], images['64x97'][:, ::-1]])
-    np.savez(tmp_path / 'images.npz', **images)
-    arguments = [f'{exported}/model.stablehlo', str(tmp_path / 'images.npz'), str(tmp_path / 'out.npz')]
-    subprocess.run([sys.executable, '-c', FRESH, *arguments], check=True, cwd=tmp_path)
-    results = np.load(tmp_path / 'out.npz')
-    for name, image in images.items():
-        assert results[name].shape == (*image.shape[:3], 17)
-        assert_close(results[name][-1], expected_logits(folder, image[-1]), 1e-4)
-
-
-def test_an_export_is_a_folder_of_weights_with_a_card(exported):
-    card = Path(exported, 'README.md').read_text()
-    for words in (
-        '16. worker',
-        '- command: `python -m ann_jax.main',
-        "ann_jax.load('FOLDER')",
-        'channels red, green, blue',
-        'any batch, height and width',
-        'cpu, cuda, tpu',
-    ):
-        assert words in card
-    assert ann_jax.load(exported).classes[-1] == 'worker'
-    assert json.loads(Path(exported, 'model.json').read_text())['version'] == 3
-
-
-def test_onnx(folder, tmp_path):
-    pytest.importorskip('jax2onnx', reason='written by jax2onnx')
-    onnxruntime = pytest.importorskip('onnxruntime', reason='read by onnxruntime')
-    config = config_for(folder)
-    config.export.update(output=str(tmp_path / 'out'), size=(64, 97), formats='onnx')
-    export(config, tmp_path)
-    session = onnxruntime.InferenceSession(str(tmp_path / 'out' / 'model.onnx'))
-    image = render((5, 1), 64, 128)[0][None, :, :97].astype(np.float32)
-    (logits,) = session.run(None, {session.get_inputs()[0].name: image})
-    assert_close(logits[0], expected_logits(folder, image[0]), 1e-4)
-
-
-def test_export_refuses(folder, tmp_path):
-    config = config_for(folder)
-    config.export.formats = 'tflite'
-    with pytest.raises(ConfigError, match="unknown export.formats 'tflite'"):
-        export(config, tmp_path)

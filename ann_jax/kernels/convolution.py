@@ -36,7 +36,9 @@ def convolve(
     """
     size = kernel.shape[0]
     if size == 1:
-        return product(x[:, ::stride, ::stride], kernel[0, 0])
+        # A plain slice where sizes are symbolic, for which indexing would gather.
+        x = jax.lax.slice(jnp.asarray(x), (0, 0, 0, 0), x.shape, (1, stride, stride, 1)) if stride > 1 else x
+        return product(x, kernel[0, 0])
     # XLA exchanges rows that are split over devices, but only for its own convolution.
     special = stride == 1 and (dilation > 1 or _is_wide(x, kernel)) and row_shards(x) == 1
     return _special(x, kernel, dilation) if special else direct(x, kernel, stride, dilation)

@@ -2,7 +2,7 @@
 
 folder/model.json, weights.safetensors   what training, evaluation and `ann_jax.load` open
 folder/model.stablehlo            one program for cpu, cuda and tpu: `jax.export.deserialize` runs it
-folder/model.onnx                 for onnxruntime, at a fixed size
+folder/model.onnx                 for ONNX Runtime, OpenVINO and TensorRT
 folder/config.json                the config of the run, if there is one
 folder/README.md                  the model card
 """
@@ -14,34 +14,33 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import export as jax_export
 from ml_collections import ConfigDict
 
-from ann_jax import __version__, build
+from ann_jax import __version__
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.files import writing
 from ann_jax.kernels.forms import with_forms_of
-from ann_jax.kernels.masking import pair
-from ann_jax.kernels.resizing import linear_matrix, resize_images
-from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import fold
+from ann_jax.modes.exporters import Job, write_onnx, write_stablehlo
 from ann_jax.modes.trained import open_trained
+from ann_jax.parallel.mesh import has_accelerator
 from ann_jax.typing import Backbone
 from ann_jax.weights import folder
 from ann_jax.weights.card import front_matter
 from ann_jax.weights.folder import Weights
-from ann_jax.weights.inputs import for_channels
+from ann_jax.weights.inputs import for_channels, normalizer
 
 logger = logging.getLogger(__name__)
 
-PLATFORMS = ('cpu', 'cuda', 'tpu')
-FORMATS = ('stablehlo', 'onnx')
-TOLERANCE = 1e-4  # of logits, relative to the largest
+FORMATS = {'stablehlo': write_stablehlo, 'onnx': write_onnx}
+# Of logits, relative to the largest: rounding that a dtype may cost in a deep network.
+TOLERANCES = {'float32': 1e-4, 'float16': 2e-2, 'bfloat16': 1e-1}
 
 
 def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = None) -> None:
@@ -60,9 +59,14 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     formats = [name.strip() for name in c.formats.split(',') if name.strip()]
     if wrong := set(formats) - set(FORMATS):
         raise ConfigError(unknown('export.formats', sorted(wrong)[0], FORMATS))
+    if c.dtype == 'bfloat16' and 'onnx' in formats:
+        raise ConfigError(
+            'export.dtype=bfloat16: ONNX Runtime cannot convolve in it; take float16 or float32, or leave '
+            'onnx out of export.formats'
+        )
     opened, source = open_trained(config, workdir, backbone)
-    model = opened.network(backbone, dtype=config.model.dtype).clone(folded=True)
-    logits = _logits(model, build.normalize(config), fold(model, opened.variables))
+    reference = _job(opened, config, backbone, 'float32')
+    job = reference if c.dtype == 'float32' else _job(opened, config, backbone, c.dtype)
 
     asked = [
         f'eval.{name}={value}'
@@ -83,13 +87,24 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     try:
         with writing(out):
             folder.save(draft, opened)
-            size = tuple(c.size)
-            notes = []
-            if 'stablehlo' in formats:
-                notes.append(_write_stablehlo(draft / 'model.stablehlo', model, logits, size))
-            if 'onnx' in formats:
-                notes.append(_write_onnx(draft / 'model.onnx', model, logits, size))
-            text = front_matter(opened.source) + _card(opened, config, source, notes)
+            notes, snippets = [], {}
+            network = _Network(reference)
+            for name in (name for name in FORMATS if name in formats):
+                file = draft / f'model.{name}'
+                written = FORMATS[name](file, job)
+                worst = network.difference(written, c.size)
+                if not worst < TOLERANCES[c.dtype]:
+                    raise DataError(
+                        f'{file.name} gives other {c.gives} than the network: they differ by {worst:.1e} of '
+                        'the largest logit'
+                    )
+                size = f'{file.stat().st_size / 1e6:.1f} MB'
+                notes.append(
+                    f'{file.name}: {written.what}; computes in {c.dtype}; {size}; differs by {worst:.1e} of '
+                    'the largest logit'
+                )
+                snippets[file.name] = written.snippet
+            text = front_matter(opened.source) + _card(opened, config, source, notes, snippets)
             if (source / 'config.json').is_file():
                 shutil.copy(source / 'config.json', draft)
             (draft / 'README.md').write_text(text, encoding='utf-8')
@@ -99,80 +114,52 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     print('\n'.join([*notes, f'written to {out}']))
 
 
-def _logits(model, normalize, variables):
-    """(B, H, W, N), uint8 or float32 of 0 to 255 -> (B, H, W, classes) float32; weights are constants."""
-
-    def logits(image):
-        batch, height, width, _ = image.shape
-        image = normalize(image)
-        if isinstance(height, int) and isinstance(width, int):
-            low = model.apply(variables, image).main
-            rows, columns = (
-                linear_matrix(low.shape[i], n, model.align_corners) for i, n in ((1, height), (2, width))
-            )
-            return jnp.einsum('oh,pw,bhwc->bopc', rows, columns, low, precision='highest')
-        # The sizes are symbolic, known only when the program runs; symbolic arithmetic can compare the halves
-        # of multiples of 16.
-        size = jnp.stack([jnp.full((batch,), n, jnp.int32) for n in (height, width)], 1)
-        canvas = jnp.zeros((batch, (height + 15) // 16 * 16, (width + 15) // 16 * 16, image.shape[3]))
-        image = jax.lax.dynamic_update_slice(canvas, image, (0, 0, 0, 0))
-        low = model.apply(variables, FeatureMap.of(image, size)).main
-        return resize_images(low.array, low.size, (height, width), pair(size), model.align_corners)
-
-    return logits
+def _job(opened, config, backbone, dtype):
+    c = config.export
+    model = opened.network(backbone, dtype=dtype).clone(folded=True)
+    return Job(
+        model,
+        fold(model, opened.variables),
+        for_channels(config.input, opened.in_channels),
+        tuple(c.size),
+        takes=c.takes,
+        gives=c.gives,
+    )
 
 
-def _write_stablehlo(file, model, logits, size):
-    if model.takes_canvas:
-        shape, free = jax_export.symbolic_shape('b, h, w'), 'any batch, height and width'
-    else:
-        shape, free = (*jax_export.symbolic_shape('b'), *size), f'any batch, {size[0]} x {size[1]}'
-    argument = jax.ShapeDtypeStruct((*shape, model.in_channels), jnp.uint8)
-    program = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(argument)
-    try:
-        file.write_bytes(program.serialize())
-    except ImportError as error:
-        raise ConfigError('writing StableHLO needs flatbuffers: pip install flatbuffers') from error
-    loaded = jax_export.deserialize(bytearray(file.read_bytes()))
-    sizes = [size, (size[0] // 2 + 1, size[1] // 3 * 2)] if model.takes_canvas else [size]
-    worst = max(_difference(loaded.call, logits, each, model.in_channels) for each in sizes)
-    what = f'{free}; {", ".join(PLATFORMS)}; uint8 {_channels(model)} to float32 logits'
-    return _checked(file, what, worst)
+class _Network:
+    """What programs are compared with: the network in float32, on images that fill their array."""
 
+    def __init__(self, job):
+        self._job = replace(job, gives='logits')
+        # Compiled once more for each size, and run once; on CPUs, compiling fast is what counts.
+        options = {} if has_accelerator() else {'xla_backend_optimization_level': 0}
+        apply = lambda variables, image: replace(self._job, variables=variables).program(image)
+        # The forms that programs have too: those for CPUs round otherwise.
+        self._apply = jax.jit(with_forms_of('any', apply), compiler_options=options)
+        self._known = {}
 
-def _write_onnx(file, model, logits, size):
-    try:
-        import jax2onnx
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(
-            'writing ONNX needs jax2onnx and onnxruntime: pip install jax2onnx onnxruntime'
-        ) from error
-    shape = jax.ShapeDtypeStruct((1, *size, model.in_channels), jnp.float32)
-    plain = with_forms_of('any', logits)  # the exporter does not support the choice by platform
-    jax2onnx.to_onnx(plain, [shape], return_mode='file', output_path=str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    run = lambda image: session.run(None, {name: np.asarray(image, np.float32)})[0]
-    what = f'1 x {size[0]} x {size[1]}, float32 {_channels(model)} of 0 to 255'
-    return _checked(file, what, _difference(run, logits, size, model.in_channels))
+    def difference(self, written, size):
+        """The largest difference of logits, relative to the largest.
 
-
-def _channels(model):
-    return 'RGB' if model.in_channels == 3 else f'{model.in_channels} channels'
-
-
-def _difference(program, logits, size, channels):
-    image = np.random.default_rng(0).integers(0, 256, (1, *size, channels), np.uint8)
-    ours, theirs = np.asarray(logits(image)), np.asarray(program(image))
-    return float(np.abs(ours - theirs).max() / np.abs(ours).max())
-
-
-def _checked(file, what, worst):
-    if not worst < TOLERANCE:
-        raise DataError(f'{file} gives other logits than the network (relative difference {worst:.1e})')
-    size = f'{file.stat().st_size / 1e6:.1f} MB'
-    return f'{file.name}: {what}; {size}; differs by {worst:.1e} of the largest logit'
+        Of ids: how far the logit of the class that was chosen lies below that of the best.
+        """
+        job = self._job
+        free = job.model.takes_canvas
+        height, width = (size[0] // 2 + 1, size[1] // 3 * 2) if free else size
+        rng = np.random.default_rng(0)
+        image: Any = rng.integers(0, 256, (2, height, width, job.model.in_channels), np.uint8)
+        if job.takes == 'normalized':
+            image = np.asarray(normalizer(**job.normalization)(image))
+        if (height, width) not in self._known:
+            self._known[height, width] = np.asarray(self._apply(job.variables, image))
+        ours, theirs = self._known[height, width], written.run(image)
+        if theirs.shape == ours.shape:
+            worst = np.abs(ours - theirs).max()
+        else:
+            chosen = np.take_along_axis(ours, theirs.astype(np.int64)[..., None], -1)
+            worst = (ours.max(-1) - chosen[..., 0]).max()
+        return float(worst / np.abs(ours).max())
 
 
 def _score(file):
@@ -186,7 +173,13 @@ def _score(file):
     )
 
 
-def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -> str:
+def _snippet(name, code):
+    return [f'To run {name}, without this package:', '', '```python', code, '```', '']
+
+
+def _card(
+    opened: Weights, config: ConfigDict, source: Path, notes: list[str], snippets: dict[str, str]
+) -> str:
     order = 'blue, green, red' if opened.input['bgr'] else 'red, green, blue'
     order = f'{opened.in_channels} bands' if opened.in_channels != 3 else order
     normalization = for_channels(opened.input, opened.in_channels)
@@ -217,7 +210,7 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
     if scores := sorted(source.glob('metrics*.json')):
         lines += ['Scores of the run, by split and protocol:', '', *map(_score, scores), '']
     lines += [
-        'Normalisation, which the programs apply themselves (they take levels of 0 to 255, red first):',
+        'Normalisation, which programs that take uint8 apply themselves:',
         '',
         f'- channels {order}; mean {mean}, standard deviation {deviation}, for levels 0 to 255',
         *(f'- {name.replace("_", " ")} of the images: {value}' for name, value in opened.images.items()),
@@ -226,6 +219,7 @@ def _card(opened: Weights, config: ConfigDict, source: Path, notes: list[str]) -
         '',
         *(f'- {note}' for note in notes or ['none']),
         '',
+        *(line for name, code in snippets.items() for line in _snippet(name, code)),
         'Classes:',
         '',
     ]

@@ -1,0 +1,143 @@
+"""Exported programs: without this package they give what the network gives."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from reference import assert_close
+from test_predict import config_for, expected_logits
+
+import ann_jax
+from ann_jax.data.scenes import render
+from ann_jax.errors import ConfigError
+from ann_jax.kernels.anchors import sample_anchors
+from ann_jax.modes.export import export
+from ann_jax.modes.onnx_graph import to_onnx
+
+# Runs the snippets of a card, and their programs on another image.
+FRESH = """
+import re, sys
+import numpy as np
+sys.modules['ann_jax'] = None  # importing it fails
+images, results = np.load('images.npy'), {}
+for code in re.findall('```python\\n(.*?)```', open('README.md').read(), re.S):
+    names = {}
+    exec(code, names)
+    onnx = 'session' in names
+    results['onnx' if onnx else 'stablehlo'] = names['result']
+    results['onnx_ids' if onnx else 'stablehlo_ids'] = names['ids']
+    if onnx:
+        results['onnx_batch'] = names['session'].run(['logits'], {'image': images})[0]
+    else:
+        results['stablehlo_batch'] = names['program'].call(images)
+np.savez('results.npz', **results)
+"""
+
+
+@pytest.fixture(scope='module')
+def exported(folder, tmp_path_factory):
+    """Of a run in bfloat16."""
+    for needed in ('flatbuffers', 'onnx', 'onnxruntime'):
+        pytest.importorskip(needed, reason='of the extra export')
+    config = config_for(folder)
+    config.model.dtype = 'bfloat16'
+    out = tmp_path_factory.mktemp('export') / 'small'
+    config.export.update(output=str(out), size=(64, 97), formats='stablehlo,onnx')
+    settings = Path(folder, 'config.json')  # as a run has it
+    settings.write_text('{"dataset": {"name": "streets"}}')
+    export(config, tmp_path_factory.mktemp('run'))
+    settings.unlink()
+    with pytest.raises(ConfigError, match='exists'):
+        export(config, tmp_path_factory.mktemp('run'))
+    return out
+
+
+def test_the_snippets_of_the_card_run_without_this_package(folder, exported, tmp_path, environment):
+    image, small = render((5, 33), 64, 130)[0][:33], render((5, 5), 64, 128)[0][:5, :2]
+    work = tmp_path / 'elsewhere'
+    shutil.copytree(exported, work)
+    Image.fromarray(image).save(work / 'street.jpg', format='png')
+    np.save(work / 'images.npy', np.stack([small[:, ::-1], small]))
+    environment = {key: value for key, value in environment.items() if key != 'PYTHONPATH'}
+    subprocess.run([sys.executable, '-c', FRESH], check=True, cwd=work, env=environment)
+    results, expected = np.load(work / 'results.npz'), expected_logits(folder, image)
+    for name in ('stablehlo', 'onnx'):
+        assert results[name].shape == (33, 130, 17)
+        assert_close(results[name], expected, 1e-4)
+        np.testing.assert_array_equal(results[f'{name}_ids'], results[name].argmax(-1))
+        assert results[f'{name}_batch'].shape == (2, 5, 2, 17)
+        assert_close(results[f'{name}_batch'][1], expected_logits(folder, small), 1e-4)
+
+
+def test_an_export_is_a_folder_of_weights_with_a_card(exported):
+    card = Path(exported, 'README.md').read_text()
+    for words in (
+        '16. worker',
+        '- command: `python -m ann_jax.main',
+        "ann_jax.load('FOLDER')",
+        'channels red, green, blue',
+        'any batch, height and width',
+        'cpu, cuda, tpu',
+        'opset 17, input image, output logits',
+    ):
+        assert words in card
+    assert ann_jax.load(exported).classes[-1] == 'worker'
+    assert json.loads(Path(exported, 'model.json').read_text())['version'] == 3
+    import onnx
+
+    operators = {node.op_type for node in onnx.load(exported / 'model.onnx').graph.node}
+    assert 'MatMul' in operators and 'Einsum' not in operators  # which TensorRT takes of two operands only
+
+
+def test_onnx_of_normalised_images_to_ids_in_float16(folder, tmp_path):
+    pytest.importorskip('onnx', reason='of the extra export')
+    onnxruntime = pytest.importorskip('onnxruntime', reason='of the extra export')
+    config = config_for(folder)
+    config.export.update(output=str(tmp_path / 'out'), size=(64, 97), formats='onnx')
+    config.export.update(dtype='float16', takes='normalized', gives='ids')
+    export(config, tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / 'out' / 'model.onnx'))
+    image = render((5, 33), 64, 130)[0][:33]
+    normal = (np.float32(image) - (123.675, 116.28, 103.53)) / (58.395, 57.12, 57.375)
+    (ids,) = session.run(['ids'], {'image': np.float32(normal[None])})
+    logits = np.asarray(expected_logits(folder, image))
+    assert ids.dtype == np.uint8 and ids.shape == (1, 33, 130)
+    chosen = np.take_along_axis(logits, np.int64(ids[0])[..., None], -1)[..., 0]
+    assert (logits.max(-1) - chosen).max() < 5e-3 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize('sampling', ['max', 'random', 'average'])
+def test_onnx_of_a_function(sampling):
+    pytest.importorskip('onnx', reason='of the extra export')
+    onnxruntime = pytest.importorskip('onnxruntime', reason='of the extra export')
+
+    def function(x):
+        anchors = sample_anchors(x, sampling, (1, 2), jax.random.key(0))
+        y = jnp.einsum('bsc,btc->bst', anchors, anchors) % 3 - jnp.float32(x.shape[0])
+        return jnp.stack([jax.nn.softmax(y), y**2, jnp.where(y > 0, y, jax.nn.sigmoid(y))], 1)[:, ::2]
+
+    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('n'), 6, 7, 3), jnp.float32)
+    model = to_onnx(function, shape, 'x', 'y').SerializeToString()
+    x = np.random.default_rng(0).standard_normal((4, 6, 7, 3)).astype(np.float32)
+    (y,) = onnxruntime.InferenceSession(model).run(['y'], {'x': x})
+    assert_close(y, function(x), 1e-5)
+
+
+def test_export_refuses(folder, tmp_path):
+    config = config_for(folder)
+    config.export.formats = 'tflite'
+    with pytest.raises(ConfigError, match="unknown export.formats 'tflite'"):
+        export(config, tmp_path)
+    config.export.update(formats='onnx', dtype='bfloat16')
+    with pytest.raises(ConfigError, match='export.dtype=bfloat16: ONNX Runtime cannot'):
+        export(config, tmp_path)
+    pytest.importorskip('onnx', reason='of the extra export')
+    with pytest.raises(ConfigError, match=r'no counterpart here of jax.lax.cumsum: leave onnx out of'):
+        to_onnx(jnp.cumsum, jax.ShapeDtypeStruct((3,), jnp.float32), 'x', 'y')
