@@ -186,6 +186,7 @@ def defaults() -> ConfigDict:
                 'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
                 'output': '',  # folder to write into; '' for predictions/ in the workdir
                 'write': 'overlays',  # some of `modes.predict.OUTPUTS`
+                'batch_size': 1,  # images of one canvas that are computed together
                 'truth': '',  # folder of labels, named as the dataset's, for panels
             },
             'explain': {

@@ -164,6 +164,7 @@ RANGES = {
     'benchmark.reference_batch': Range(1, 65_536, whole=True),
     'train.steps': _count,
     'train.batch_size': Range(1, 65_536, whole=True),
+    'predict.batch_size': Range(1, 65_536, whole=True),
     'train.accumulate': Range(1, 65_536, whole=True),
     'train.log_every': _count,
     'train.checkpoint_every': _count,

@@ -11,6 +11,7 @@ from PIL import Image
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
+from ann_jax.inference.batching import in_batches
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
@@ -89,6 +90,39 @@ def test_a_tensor_that_numpy_cannot_read_is_refused(segmenter):
     for tensor in (torch.zeros(9, 9, 3, requires_grad=True), torch.zeros(9, 9, 3, dtype=torch.bfloat16)):
         with pytest.raises(DataError, match=r'NumPy cannot read a Tensor of shape \(9, 9, 3\)'):
             segmenter(tensor)
+
+
+def test_batches_give_in_order_what_images_give_alone(segmenter):
+    images = [picture(0), picture(1)[:40], np.zeros(7, np.uint8), picture(2)[:, :50], picture(3), picture(4)]
+    errors = []
+    results = list(segmenter.stream(images, errors, batch_size=2))
+    assert len(results) == 5 and len(errors) == 1
+    for result, image in zip(results, images[:2] + images[3:], strict=True):
+        np.testing.assert_array_equal(result.image, image)
+        np.testing.assert_array_equal(result.ids, segmenter(image).ids)
+    last = list(segmenter.stream(images[3:], batch_size=3))[-1].probabilities()
+    np.testing.assert_allclose(last, segmenter(images[-1]).probabilities(), atol=1e-5)
+    with pytest.raises(ConfigError, match='batch_size=0: must be at least 1'):
+        list(segmenter.stream(images, batch_size=0))
+
+
+def test_batches_are_full_or_of_one_and_hold_few():
+    kinds = [1, 1, 2, None, 1, 2, 2, 2, 1, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+    taken, batches, given = [], [], []
+
+    def run(items):
+        batches.append([kinds[i] for i in items])
+        return [10 * i for i in items]
+
+    for item, result in in_batches(
+        map(lambda i: taken.append(i) or i, range(len(kinds))), kinds.__getitem__, run, 3
+    ):
+        assert result == 10 * item
+        given.append(item)
+        assert len(taken) - len(given) < 3 * 3
+    assert given == list(range(len(kinds)))
+    assert all(len(batch) in (1, 3) and len(set(batch)) == 1 for batch in batches)
+    assert [1, 1, 1] in batches and [2, 2, 2] in batches and [None] in batches and [3] in batches
 
 
 @pytest.mark.parametrize('ahead', [None, 0, 1, 3])

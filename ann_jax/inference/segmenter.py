@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ann_jax.data.levels import to_levels
 from ann_jax.data.rasters import Raster, open_raster, whole
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.attention import BlockAttention, block_attention, stage_maps
+from ann_jax.inference.batching import in_batches
 from ann_jax.inference.intake import Picture, is_one, is_path, kept, listed, refuse_channels_first
 from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, whole_image
 from ann_jax.inference.results import Result
@@ -184,8 +186,9 @@ class Segmenter:
         errors: list[str] | None = None,
         *,
         ahead: int | None = None,
+        batch_size: int = 1,
     ) -> Iterator[Result]:
-        """Segments many images, one by one.
+        """Segments many images, in their order.
 
         Args:
             images: as in `__call__`, or an iterable, which may be endless, such as frames of a camera. Arrays
@@ -193,13 +196,22 @@ class Segmenter:
             errors: a list to which messages about unusable images are appended, instead of raising.
             ahead: images that are taken before the result of one is given, and read while the device works.
                 None for 4, but 0 for iterators: a frame is taken when the result of the last was used.
+            batch_size: images that are computed together where their canvases are of one size, which keeps
+                accelerators busy; up to three times as many are held.
 
         Raises:
             DataError: an image cannot be used, unless `errors` is given.
-            ConfigError: the segmenter was made in another process.
+            ConfigError: the segmenter was made in another process, or batch_size is below 1.
         """
+        if batch_size < 1:
+            raise ConfigError(f'batch_size={batch_size}: must be at least 1')
         if ahead is None:
-            ahead = 0 if isinstance(images, Iterator) else READ_AHEAD
+            ahead = 0 if isinstance(images, Iterator) else max(READ_AHEAD, batch_size)
+        if batch_size > 1:
+            yield from self._stream_batches(
+                self._read_ahead(listed(images), errors, ahead), errors, batch_size
+            )
+            return
         # Fetched one image late: the device works on this one while the host writes the previous one.
         late = min(ahead, 1)
         waiting = []
@@ -214,6 +226,30 @@ class Segmenter:
                 yield self._result(*waiting.pop(0))
         for last in waiting:
             yield self._result(*last)
+
+    def _stream_batches(self, images, errors, size):
+        fit = lambda image: None if self._is_large(image) else self._canvases.fit(*image.shape[:2])
+        fitted = ((picture, image, fit(image)) for picture, image in images)
+        for (picture, image, _), result in in_batches(fitted, itemgetter(2), self._run_batch, size):
+            if isinstance(result, DataError):
+                if errors is None:
+                    raise result
+                errors.append(str(result))
+            else:
+                ids, logits, i = result
+                yield self._result(picture, image, ids[i : i + 1], [each[i : i + 1] for each in logits])
+
+    def _run_batch(self, items):
+        """For each (picture, image, canvas): class ids and logits of all, and its index; or an error."""
+        images = [image for _, image, _ in items]
+        if len(images) == 1:
+            try:
+                return [(*self._ids(images[0]), 0)]
+            except DataError as error:  # of a file that is read by rows
+                return [error]
+        logits = self._protocol(self._variables, _on_canvas(images, items[0][2])).array
+        ids = self._argmax(logits)
+        return [(ids, [logits], i) for i in range(len(images))]
 
     def probabilities(self, images: Picture | Iterable[Picture]) -> Iterator[np.ndarray]:
         """(H, W, classes) float32 of each image; takes what `stream` takes."""
@@ -252,8 +288,7 @@ class Segmenter:
         return self._protocol(self._variables, self._canvas(image)).array
 
     def _canvas(self, image):
-        array = pad([image], self._canvases.fit(*image.shape[:2]), 1, image.shape[2:])
-        return Canvas(array, np.array([image.shape[:2]], np.int32))
+        return _on_canvas([image], self._canvases.fit(*image.shape[:2]))
 
     def _result(self, picture, image, ids, logits):
         path = Path(picture) if is_path(picture) else None
@@ -311,6 +346,11 @@ class Segmenter:
         if not self._reading.bands:
             refuse_channels_first(picture)
         return from_array(picture, self._reading)
+
+
+def _on_canvas(images, canvas):
+    array = pad(images, canvas, len(images), images[0].shape[2:])
+    return Canvas(array, np.array([image.shape[:2] for image in images], np.int32))
 
 
 _process = 0  # that made a segmenter: JAX hangs in processes that are forked from it

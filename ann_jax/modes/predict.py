@@ -86,7 +86,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     errors: list[str] = []
     areas: list[list[str | int]] = []  # a row per image
     done = 0
-    results = segmenter.stream(files, errors)
+    results = segmenter.stream(files, errors, batch_size=c.batch_size)
     with tqdm(total=len(files), desc='predict', unit='image') as bar:
         for result in results:
             assert result.path is not None
