@@ -88,7 +88,7 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[annotations,datasets,export,report,tiff]',
+            'ann_jax[annotations,datasets,export,report,tiff,video]',
             'beartype>=0.19',
             'build>=1.2',
             'huggingface_hub>=1.0',
@@ -107,6 +107,8 @@ setup(
         # Images that Pillow does not read.
         'tiff': ['rasterio>=1.3'],
         'heic': ['pillow-heif>=0.16'],
+        # Videos in --mode=predict.
+        'video': ['av>=13'],
         # To open weights on the hub, hf://OWNER/NAME, and to write them there.
         'hub': ['huggingface_hub>=1.0'],
         # To write .pth, and for what is compared with PyTorch; reading it takes nothing.

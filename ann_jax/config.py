@@ -183,7 +183,7 @@ def defaults() -> ConfigDict:
                 'strict': False,  # warnings of --mode=check also end it with exit status 1
             },
             'predict': {
-                'input': '',  # an image, a folder, or a pattern such as 'a/*.jpg'
+                'input': '',  # an image, a video, a folder, or a pattern such as 'a/*.jpg'
                 'output': '',  # folder to write into; '' for predictions/ in the workdir
                 'write': 'overlays',  # some of `modes.predict.OUTPUTS`
                 'batch_size': 1,  # images of one canvas that are computed together

@@ -27,6 +27,7 @@ from ann_jax.inference.intake import find_images
 from ann_jax.inference.results import AREA_HEADS
 from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter
 from ann_jax.modes.trained import open_trained
+from ann_jax.modes.video import check_outputs, is_video, segment_video
 from ann_jax.typing import IGNORE, Backbone
 
 OUTPUTS = (
@@ -36,7 +37,7 @@ CITYSCAPES_SIZE = (1024, 2048)
 
 
 def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = None) -> int:
-    """Segments every image that `predict.input` names.
+    """Segments every image, or every video, that `predict.input` names.
 
     Args:
         config: of the run.
@@ -67,6 +68,10 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     kinds.sort(key='panels'.__eq__)  # last, because a label may be missing
     out = Path(c.output or workdir / 'predictions').expanduser()
     files, root = _files(config, out)
+    if videos := [file for file in files if is_video(file)]:
+        if len(videos) < len(files):
+            raise ConfigError(f'predict.input={c.input} names videos and images: name one kind at a time')
+        check_outputs(kinds)
     weights, source = open_trained(config, workdir, backbone)
     count = DATASETS['cityscapes'].num_classes
     if 'submission' in kinds and len(weights.classes) != count:
@@ -82,6 +87,10 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         **{name: config.eval[name] for name in PROTOCOL_SETTINGS},
         **{name: config.dataset[name] for name in READING_SETTINGS},
     )
+    if videos:
+        for file in videos:
+            segment_video(segmenter, file, out, kinds, c.batch_size)
+        return 0
     targets = _targets([path.relative_to(root) for path in files])
     errors: list[str] = []
     areas: list[list[str | int]] = []  # a row per image
