@@ -100,6 +100,8 @@ setup(
             'tensorboard>=2.18',
         ],
         'export': ['flatbuffers>=24', 'onnx>=1.17', 'onnxruntime>=1.20'],
+        # Not beside packages that want typing_extensions from 4.13 on, which its converter does not take.
+        'litert': ['ai-edge-litert>=2.3', 'litert-converter>=0.5'],
         # The page about a run, and the plot of an ablation.
         'report': ['bokeh>=3.9', 'jinja2>=3', 'matplotlib>=3.8'],
         # The page of examples/demo.py.

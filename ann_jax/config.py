@@ -197,8 +197,8 @@ def defaults() -> ConfigDict:
             },
             'export': {
                 'output': '',  # folder to write; '' for export/ in the workdir
-                'formats': 'stablehlo',  # some of stablehlo,onnx
-                'size': (512, 512),  # of programs whose size is fixed, those of max and random anchors
+                'formats': 'stablehlo',  # some of stablehlo,onnx,litert
+                'size': (512, 512),  # of programs whose size is fixed: LiteRT, and max or random anchors
                 'dtype': 'float32',  # what programs compute in: float32, float16, or bfloat16 but for ONNX
                 'takes': 'levels',  # uint8 images; or normalized: float32 that is normalised already
                 'gives': 'logits',  # float32 (B, H, W, classes); or ids: uint8 (B, H, W)

@@ -119,7 +119,9 @@ def test_text_is_read_and_written_in_a_named_encoding(path):
             continue
         name = getattr(node.func, 'id', getattr(node.func, 'attr', ''))
         text = name in ('read_text', 'write_text', 'FileHandler', '_Quiet', 'TextIOWrapper')
-        if name in ('open', 'fdopen') and not {'Image', 'rasterio'} & {*ast.unparse(node.func).split('.')}:
+        if name in ('open', 'fdopen') and not {'Image', 'av', 'rasterio'} & {
+            *ast.unparse(node.func).split('.')
+        }:
             text = not any('b' in str(getattr(arg, 'value', '')) for arg in node.args[1:])
         encoded = any(keyword.arg == 'encoding' for keyword in node.keywords)
         assert encoded or not text, f'line {node.lineno}: {ast.unparse(node)}'

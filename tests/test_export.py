@@ -96,6 +96,17 @@ def test_an_export_is_a_folder_of_weights_with_a_card(exported):
     assert 'MatMul' in operators and 'Einsum' not in operators  # which TensorRT takes of two operands only
 
 
+def test_litert(folder, tmp_path):
+    pytest.importorskip('litert_converter', reason='of the extra litert')
+    interpreter = pytest.importorskip('ai_edge_litert.interpreter', reason='of the extra litert')
+    config = config_for(folder)
+    config.export.update(output=str(tmp_path / 'out'), size=(33, 130), formats='litert')
+    export(config, tmp_path)
+    image = render((5, 33), 64, 130)[0][:33]
+    runner = interpreter.Interpreter(str(tmp_path / 'out' / 'model.tflite')).get_signature_runner()
+    assert_close(runner(image=image[None])['logits'][0], expected_logits(folder, image), 1e-4)
+
+
 def test_onnx_of_normalised_images_to_ids_in_float16(folder, tmp_path):
     pytest.importorskip('onnx', reason='of the extra export')
     onnxruntime = pytest.importorskip('onnxruntime', reason='of the extra export')
@@ -137,6 +148,9 @@ def test_export_refuses(folder, tmp_path):
         export(config, tmp_path)
     config.export.update(formats='onnx', dtype='bfloat16')
     with pytest.raises(ConfigError, match='export.dtype=bfloat16: ONNX Runtime cannot'):
+        export(config, tmp_path)
+    config.export.update(formats='litert', dtype='float16')
+    with pytest.raises(ConfigError, match='export.dtype=float16: LiteRT is written in float32 only'):
         export(config, tmp_path)
     pytest.importorskip('onnx', reason='of the extra export')
     with pytest.raises(ConfigError, match=r'no counterpart here of jax.lax.cumsum: leave onnx out of'):

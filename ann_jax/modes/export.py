@@ -3,6 +3,7 @@
 folder/model.json, weights.safetensors   what training, evaluation and `ann_jax.load` open
 folder/model.stablehlo            one program for cpu, cuda and tpu: `jax.export.deserialize` runs it
 folder/model.onnx                 for ONNX Runtime, OpenVINO and TensorRT
+folder/model.tflite               for LiteRT, at a fixed size
 folder/config.json                the config of the run, if there is one
 folder/README.md                  the model card
 """
@@ -27,7 +28,7 @@ from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.files import writing
 from ann_jax.kernels.forms import with_forms_of
 from ann_jax.models.fold import fold
-from ann_jax.modes.exporters import Job, write_onnx, write_stablehlo
+from ann_jax.modes.exporters import Job, write_litert, write_onnx, write_stablehlo
 from ann_jax.modes.trained import open_trained
 from ann_jax.parallel.mesh import has_accelerator
 from ann_jax.typing import Backbone
@@ -38,7 +39,11 @@ from ann_jax.weights.inputs import for_channels, normalizer
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {'stablehlo': write_stablehlo, 'onnx': write_onnx}
+FORMATS = {
+    'stablehlo': ('model.stablehlo', write_stablehlo),
+    'onnx': ('model.onnx', write_onnx),
+    'litert': ('model.tflite', write_litert),
+}
 # Of logits, relative to the largest: rounding that a dtype may cost in a deep network.
 TOLERANCES = {'float32': 1e-4, 'float16': 2e-2, 'bfloat16': 1e-1}
 
@@ -59,6 +64,8 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     formats = [name.strip() for name in c.formats.split(',') if name.strip()]
     if wrong := set(formats) - set(FORMATS):
         raise ConfigError(unknown('export.formats', sorted(wrong)[0], FORMATS))
+    if c.dtype != 'float32' and 'litert' in formats:
+        raise ConfigError(f'export.dtype={c.dtype}: LiteRT is written in float32 only')
     if c.dtype == 'bfloat16' and 'onnx' in formats:
         raise ConfigError(
             'export.dtype=bfloat16: ONNX Runtime cannot convolve in it; take float16 or float32, or leave '
@@ -89,9 +96,9 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
             folder.save(draft, opened)
             notes, snippets = [], {}
             network = _Network(reference)
-            for name in (name for name in FORMATS if name in formats):
-                file = draft / f'model.{name}'
-                written = FORMATS[name](file, job)
+            for name, write in (each for key, each in FORMATS.items() if key in formats):
+                file = draft / name
+                written = write(file, job)
                 worst = network.difference(written, c.size)
                 if not worst < TOLERANCES[c.dtype]:
                     raise DataError(
@@ -145,8 +152,7 @@ class _Network:
         Of ids: how far the logit of the class that was chosen lies below that of the best.
         """
         job = self._job
-        free = job.model.takes_canvas
-        height, width = (size[0] // 2 + 1, size[1] // 3 * 2) if free else size
+        height, width = written.size or (size[0] // 2 + 1, size[1] // 3 * 2)
         rng = np.random.default_rng(0)
         image: Any = rng.integers(0, 256, (2, height, width, job.model.in_channels), np.uint8)
         if job.takes == 'normalized':

@@ -1,5 +1,6 @@
 """Programs that run without this package: what they compute, and the files they are written to."""
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,13 @@ class Written:
 
     Attributes:
         run: images (B, H, W, N) -> what it gives.
+        size: height and width of the images; None if any.
         what: a line about its interface.
         snippet: Python that runs it on street.jpg, beside the file.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
+    size: tuple[int, int] | None
     what: str
     snippet: str
 
@@ -106,7 +109,7 @@ def write_stablehlo(file: Path, job: Job) -> Written:
     Raises:
         ConfigError: a package is missing.
     """
-    shape, free = _free(job)
+    shape, free, size = _free(job)
     program = jax_export.export(jax.jit(job.program), platforms=PLATFORMS)(job.images(*shape))
     try:
         file.write_bytes(program.serialize())
@@ -117,13 +120,13 @@ def write_stablehlo(file: Path, job: Job) -> Written:
         'from pathlib import Path',
         '',
         'import jax',
-        *_reading(job),
+        *_reading(job, size),
         f"program = jax.export.deserialize(bytearray(Path('{file.name}').read_bytes()))",
         'result = np.asarray(program.call(image))[0]',
         *_ids(job),
     ]
     what = f'{free}; {", ".join(PLATFORMS)}; {job.interface}'
-    return Written(lambda image: np.asarray(loaded.call(image)), what, '\n'.join(lines))
+    return Written(lambda image: np.asarray(loaded.call(image)), size, what, '\n'.join(lines))
 
 
 def write_onnx(file: Path, job: Job) -> Written:
@@ -137,36 +140,73 @@ def write_onnx(file: Path, job: Job) -> Written:
         import onnxruntime
     except ImportError as error:
         raise ConfigError("writing ONNX needs more packages: pip install 'ann_jax[export]'") from error
-    shape, free = _free(job)
+    shape, free, size = _free(job)
     plain = with_forms_of('any', job.program)  # there is no choice by platform
     model = to_onnx(plain, job.images(*shape), 'image', job.gives)
     file.write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     lines = [
         'import onnxruntime',
-        *_reading(job),
+        *_reading(job, size),
         f"session = onnxruntime.InferenceSession('{file.name}')",
         "result = session.run(None, {'image': image})[0][0]",
         *_ids(job),
     ]
     what = f'{free}; opset {OPSET}, input image, output {job.gives}; {job.interface}'
-    return Written(lambda image: session.run(None, {'image': image})[0], what, '\n'.join(lines))
+    return Written(lambda image: session.run(None, {'image': image})[0], size, what, '\n'.join(lines))
 
 
 def _free(job):
-    """The shape (B, H, W) of a program, and in words."""
+    """The shape (B, H, W) of a program, the same in words, and height and width if they are fixed."""
     if job.model.takes_canvas:
-        return jax_export.symbolic_shape('batch, height, width'), 'any batch, height and width'
+        return jax_export.symbolic_shape('batch, height, width'), 'any batch, height and width', None
     height, width = job.size
-    return (*jax_export.symbolic_shape('batch'), height, width), f'any batch, {height} x {width}'
+    return (*jax_export.symbolic_shape('batch'), height, width), f'any batch, {height} x {width}', job.size
 
 
-def _reading(job):
+def write_litert(file: Path, job: Job) -> Written:
+    """Writes the program for LiteRT (TensorFlow Lite), for one image of `job.size`; without TensorFlow.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+        from litert_converter.mlir import ir, passmanager
+        from litert_converter.mlir._mlir_libs import converter_api_ext as converter
+    except ImportError as error:
+        raise ConfigError("writing LiteRT needs more packages: pip install 'ann_jax[litert]'") from error
+    height, width = job.size
+    traced = jax.jit(with_forms_of('any', job.program)).trace(job.images(1, height, width))
+    program = io.BytesIO()
+    traced.lower(lowering_platforms=('cpu',)).compiler_ir('stablehlo').operation.write_bytecode(program)
+    context = ir.Context()
+    converter.prepare_mlir_context(context)
+    with context:
+        module = ir.Module.parse(program.getvalue())
+        (main,) = (each for each in module.body.operations if str(each.attributes['sym_name']) == '"main"')
+        converter.set_signature(main.operation, 'serving_default', ['image'], [job.gives])
+        converter.run_convert_to_tfl_passes(module, passmanager.PassManager(), converter.ConvertToTFLConfig())
+        file.write_bytes(converter.export_flatbuffer_to_bytes(module.operation))
+    runner = Interpreter(str(file)).get_signature_runner()
+    lines = [
+        'from ai_edge_litert.interpreter import Interpreter',
+        *_reading(job, job.size),
+        f"runner = Interpreter('{file.name}').get_signature_runner()",
+        f"result = runner(image=image)['{job.gives}'][0]",
+        *_ids(job),
+    ]
+    what = f'one image, {height} x {width}; input image, output {job.gives}; {job.interface}'
+    run = lambda images: np.concatenate([runner(image=image[None])[job.gives] for image in images])
+    return Written(run, job.size, what, '\n'.join(lines))
+
+
+def _reading(job, size):
     """Lines of a snippet that read an image as (1, H, W, N)."""
     if job.model.in_channels == 3:
         lines = ["picture = Image.open('street.jpg').convert('RGB')"]
-        if not job.model.takes_canvas:
-            lines += [f'picture = picture.resize({job.size[::-1]})']
+        if size:
+            lines += [f'picture = picture.resize({size[::-1]})']
         lines = [
             'import numpy as np',
             'from PIL import Image',
