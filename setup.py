@@ -88,7 +88,7 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[annotations,datasets,export,report,tiff,video]',
+            'ann_jax[annotations,datasets,export,report,serve,tiff,video]',
             'beartype>=0.19',
             'build>=1.2',
             'huggingface_hub>=1.0',
@@ -106,6 +106,8 @@ setup(
         'report': ['bokeh>=3.9', 'jinja2>=3', 'matplotlib>=3.8'],
         # The page of examples/demo.py.
         'demo': ['gradio>=5'],
+        # examples/serve.py.
+        'serve': ['starlette>=0.40', 'uvicorn>=0.30'],
         # Images that Pillow does not read.
         'tiff': ['rasterio>=1.3'],
         'heic': ['pillow-heif>=0.16'],

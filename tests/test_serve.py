@@ -1,0 +1,77 @@
+"""examples/serve.py: batches of requests, and uploads that are refused."""
+
+import importlib.util
+import io
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ann_jax
+
+uvicorn = pytest.importorskip('uvicorn', reason='of the extra serve')
+pytest.importorskip('starlette', reason='of the extra serve')
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+
+@pytest.fixture(scope='module')
+def serve():
+    file = Path(__file__).parent.parent / 'examples' / 'serve.py'
+    spec = importlib.util.spec_from_file_location('serve', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, 'png')
+    return file.getvalue()
+
+
+def test_requests_are_batched_and_bad_ones_are_refused(serve, folder):
+    segmenter = ann_jax.load(folder)
+    batches, stream = [], segmenter.stream
+    segmenter.stream = lambda images, **options: batches.append(len(images)) or stream(images, **options)
+    app = serve.make_app(segmenter, batch_size=4, max_bytes=60_000, max_pixels=100 * 100)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level='error'))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.02)
+        port = server.servers[0].sockets[0].getsockname()[1]
+
+        def post(data, path='ids'):
+            request = urllib.request.Request(f'http://127.0.0.1:{port}/{path}', data)
+            try:
+                with urllib.request.urlopen(request, timeout=120) as answer:
+                    return answer.status, np.asarray(Image.open(io.BytesIO(answer.read())))
+            except urllib.error.HTTPError as error:
+                return error.code, error.read().decode()
+
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(9)]
+        with ThreadPoolExecutor(9) as pool:
+            answers = list(pool.map(post, map(png, images)))
+        assert max(batches) > 1 and sum(batches) == 9
+        for image, (status, ids) in zip(images, answers, strict=True):
+            assert status == 200
+            np.testing.assert_array_equal(ids, segmenter(image).ids)
+        np.testing.assert_array_equal(post(png(images[0]), 'overlay')[1], segmenter(images[0]).overlay())
+        assert post(b'no image')[0] == 400 and post(b'')[0] == 400
+        assert post(png(images[0])[:-2000])[0] == 400
+        status, text = post(png(np.zeros((101, 100, 3), np.uint8)))
+        assert status == 400 and '100 x 101 is more than 10000 pixels' in text
+        assert post(bytes(60_001)) == (413, 'more than 60000 bytes')
+        assert post(png(images[0]), 'others')[0] == 404
+        assert post(png(images[1]))[0] == 200  # still there
+    finally:
+        server.should_exit = True
+        thread.join(20)
