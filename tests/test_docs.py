@@ -175,7 +175,20 @@ def test_settings_exist(name):
     known |= {f'dataset.scenes.{key}' for key in config['dataset']['scenes']} | set(config)
     flagged = re.findall(r'--config\.([\w.]*\w)', TEXTS[name])
     spans = re.findall(r'`([a-z]+\.[a-z_]+)(?:=[^`]*)?`', prose(name))
-    endings = {'py', 'md', 'txt', 'json', 'html', 'png', 'npz', 'onnx', 'stablehlo', 'pth', 'safetensors'}
+    endings = {
+        'py',
+        'md',
+        'txt',
+        'json',
+        'html',
+        'png',
+        'npz',
+        'onnx',
+        'stablehlo',
+        'tflite',
+        'pth',
+        'safetensors',
+    }
     settings = [span for span in spans if span.split('.')[0] in config and span.split('.')[1] not in endings]
     for key in flagged + settings:
         assert key in known, key

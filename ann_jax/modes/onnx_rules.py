@@ -121,6 +121,13 @@ def _slice(graph, equation, x):
 
 
 @_rule
+def _rev(graph, equation, x):
+    for axis in equation.params['dimensions']:
+        x = graph.add('Gather', x, np.arange(equation.invars[0].aval.shape[axis])[::-1], axis=axis)
+    return x
+
+
+@_rule
 def _pad(graph, equation, x, value):
     low, high, inside = zip(*equation.params['padding_config'], strict=True)
     if any(inside):
