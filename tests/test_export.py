@@ -130,7 +130,7 @@ def test_onnx_of_a_function(sampling):
     onnxruntime = pytest.importorskip('onnxruntime', reason='of the extra export')
 
     def function(x):
-        anchors = sample_anchors(x[..., ::-1], sampling, (1, 2), jax.random.key(0))
+        anchors = sample_anchors(x[..., ::-1] * jnp.arange(3.0), sampling, (1, 2), jax.random.key(0))
         y = jnp.einsum('bsc,btc->bst', anchors, anchors) % 3 - jnp.float32(x.shape[0])
         return jnp.stack([jax.nn.softmax(y), y**2, jnp.where(y > 0, y, jax.nn.sigmoid(y))], 1)[:, ::2]
 
