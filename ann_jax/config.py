@@ -362,10 +362,6 @@ def _check_colors(augment, channels):
 
 def _check_optim(config):
     c = config.optim
-    if c.warmup_steps >= config.train.steps:
-        raise ConfigError(
-            f'optim.warmup_steps={c.warmup_steps}: must be below train.steps={config.train.steps}'
-        )
     optimizers.arguments(c.name, c.args)
     for key in ('factors', 'decay_factors'):
         groups.parse_factors(c[key], f'optim.{key}')

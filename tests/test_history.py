@@ -54,6 +54,7 @@ def copy_of(commit, folder):
 def config_of(commit, **more):
     """Today's config file with the settings that the run has, as its command would give them again."""
     config = scenes.get_config('runlocal')
+    config.optim.update(schedule='poly', warmup_steps=0, clip_norm=0.0)  # as it was
     known = history.flat(config.to_dict())
     saved = {name: value for name, value in history.flat(saved_config(commit)).items() if name in known}
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}

@@ -92,8 +92,10 @@ main.run()
 
 
 def python(code):
+    """As in the foreground of a terminal: what a script starts in the background ignores Ctrl-C."""
+    heard = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
     return subprocess.Popen(
-        [sys.executable, '-c', code],
+        [sys.executable, '-c', heard + code],
         env=os.environ | {'PYTHONPATH': str(Path(__file__).parent.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

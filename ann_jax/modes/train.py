@@ -305,6 +305,8 @@ def _log_setting(config, source, evaluation, state) -> None:
     apart = f' in each of {workers} processes' if workers else ''
     logger.info('read by %d threads%s, on %d cores', threads, apart, cores())
     logger.info('%s', build.parameter_counts(config, state.params))
+    if (warmup := config.optim.warmup_steps) >= config.train.steps:
+        logger.warning('optim.warmup_steps=%d: the run of %d steps ends in it', warmup, config.train.steps)
     channels = build.channels(config)
     if channels != len(config.input.mean):
         mean = for_channels(config.input, channels)['mean'][0]

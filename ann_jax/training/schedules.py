@@ -64,10 +64,10 @@ def make_schedule(
         base: the highest rate.
         max_steps: of the run, with those of the warm-up.
         power: of 'poly'.
-        warmup_steps: below `max_steps`; 0 for no warm-up.
+        warmup_steps: 0 for no warm-up; from `max_steps` on, the run ends in it.
         warmup_factor: from 0 to 1.
     """
-    steps = max_steps - warmup_steps
+    steps = max(max_steps - warmup_steps, 1)
     after = {
         'poly': lambda: poly_schedule(base, steps, power),
         'cosine': lambda: cosine_schedule(base, steps),
