@@ -36,10 +36,10 @@ _PUBLIC = {
     # Data
     'Dataset': 'data.classes',
     'FolderSource': 'data.datasets',
-    'Reading': 'data.levels',
+    'Reading': 'data.decode.levels',
     'SceneSource': 'data.scenes',
-    'Augment': 'data.transforms',
-    'Mix': 'data.mixing',
+    'Augment': 'data.augment.transforms',
+    'Mix': 'data.augment.mixing',
     'train_batches': 'data.pipeline',
     'eval_batches': 'data.pipeline',
     # Your own loop

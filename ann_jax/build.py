@@ -12,15 +12,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ann_jax.data.augment.mixing import Mix
+from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.datasets import FolderSource, Take
-from ann_jax.data.levels import AUTO, Reading, channels_of, find_range
-from ann_jax.data.mixing import Mix
-from ann_jax.data.own import own_dataset
+from ann_jax.data.decode.levels import AUTO, Reading, channels_of, find_range
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.pipeline import cores
 from ann_jax.data.records import RecordSource
 from ann_jax.data.scenes import SceneSource
-from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.evaluation.evaluate import Evaluation
 from ann_jax.inference.protocols import TestProtocol, make_protocol

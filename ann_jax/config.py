@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ann_jax.data import mixing
+from ann_jax.data.augment import mixing
+from ann_jax.data.decode.levels import AUTO, Reading, channels_of
+from ann_jax.data.decode.reading import MAX_PIXELS
 from ann_jax.data.frequencies import BALANCES
-from ann_jax.data.levels import AUTO, Reading, channels_of
-from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.inference import protocols
 from ann_jax.inference.protocols import check_protocol
@@ -74,7 +74,7 @@ def defaults() -> ConfigDict:
                 'bands': '',  # those that the network takes, from 1, such as 4,3,2; '' for RGB
                 'page': 0,  # of files with several images, from 1; 0 to refuse them
                 'max_pixels': MAX_PIXELS,  # larger files are refused
-                # Only for name='folder', the user's own dataset: see `data/own.py`.
+                # Only for name='folder', the user's own dataset: see `data/own/settings.py`.
                 'classes': '',
                 'images': 'images/{split}',
                 'labels': 'labels/{split}',
@@ -101,7 +101,7 @@ def defaults() -> ConfigDict:
                 'flip': True,
                 'brightness': 10,
                 'resize_short': 0,  # length to which the short side is resized first; 0 to leave it
-                # What follows is not in the paper; see docs/training.md and `data/transforms.py`.
+                # What follows is not in the paper; see docs/training.md and `data/augment/transforms.py`.
                 'jitter': (0.0, 0.0, 0.0, 0.0),  # of brightness, contrast, saturation and hue
                 'jitter_share': 1.0,  # of the images; like all shares, from 0 to 1
                 'blur': 0.0,  # share of images

@@ -34,7 +34,7 @@ from PIL import Image
 from ann_jax import build, command
 from ann_jax.config import CHOICES, defaults, validate
 from ann_jax.data.datasets import read_image
-from ann_jax.data.jpeg import is_jpeg
+from ann_jax.data.decode.jpeg import is_jpeg
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.inference.segmenter import Segmenter
 from ann_jax.ranges import RANGES

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from ann_jax.data import colors
-from ann_jax.data.rand_augment import KINDS, MOST, draw_operations
-from ann_jax.data.warps import IDENTITY, rotated, sheared, shifted
+from ann_jax.data.augment import colors
+from ann_jax.data.augment.rand_augment import KINDS, MOST, draw_operations
+from ann_jax.data.augment.warps import IDENTITY, rotated, sheared, shifted
 
 RNG = np.random.default_rng(0)
 # Smooth in parts, so that histograms are uneven, and with black and white.

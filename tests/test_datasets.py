@@ -12,7 +12,7 @@ from trees import write_tree
 
 from ann_jax.data.classes import DATASETS, INVALID, voc_colors
 from ann_jax.data.datasets import FolderSource, open_source, read_image
-from ann_jax.data.survey import survey
+from ann_jax.data.own.survey import survey
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 

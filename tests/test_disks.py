@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from ann_jax.config import defaults
-from ann_jax.data.annotation_kinds import find_annotations
 from ann_jax.data.datasets import read_image
+from ann_jax.data.decode.images import PLAIN
+from ann_jax.data.decode.rasters import has_place, open_raster, write_with_place
 from ann_jax.data.disk import text_of
-from ann_jax.data.images import PLAIN
-from ann_jax.data.rasters import has_place, open_raster, write_with_place
+from ann_jax.data.own.annotation_kinds import find_annotations
 from ann_jax.errors import DataError, SaveError
 from ann_jax.files import replacing, write_json
 from ann_jax.inference.intake import find_images

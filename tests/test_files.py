@@ -11,11 +11,11 @@ from PIL import Image
 from trees import write_tree
 
 from ann_jax.command import load_config
-from ann_jax.data.class_files import parse_classes
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, open_source
 from ann_jax.data.disk import walk
-from ann_jax.data.own import own_dataset
+from ann_jax.data.own.class_files import parse_classes
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images
 from ann_jax.modes import predict

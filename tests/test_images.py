@@ -17,8 +17,9 @@ from small import small_folder
 import ann_jax
 from ann_jax import build
 from ann_jax.config import defaults, validate
+from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.datasets import FolderSource
-from ann_jax.data.images import (
+from ann_jax.data.decode.images import (
     IMAGE_ENDINGS,
     PLAIN,
     decode_image,
@@ -27,10 +28,9 @@ from ann_jax.data.images import (
     from_pillow,
     unseen,
 )
-from ann_jax.data.levels import Reading, find_range, to_levels
-from ann_jax.data.own import own_dataset
-from ann_jax.data.reading import damaged, jpeg_size, open_picture
-from ann_jax.data.transforms import Augment
+from ann_jax.data.decode.levels import Reading, find_range, to_levels
+from ann_jax.data.decode.reading import damaged, jpeg_size, open_picture
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images
 from ann_jax.modes.resume import keep_settings

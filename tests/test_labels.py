@@ -11,10 +11,10 @@ from PIL import Image
 from ann_jax.data import label_map as maps
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource
+from ann_jax.data.decode.levels import Reading
 from ann_jax.data.label_files import decode_raw
 from ann_jax.data.labels import decode_label
-from ann_jax.data.levels import Reading
-from ann_jax.data.own import own_dataset
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.typing import IGNORE
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, InRegions
-from ann_jax.data.images import decode_image
-from ann_jax.data.levels import Reading
-from ann_jax.data.own import own_dataset
+from ann_jax.data.decode.images import decode_image
+from ann_jax.data.decode.levels import Reading
+from ann_jax.data.decode.rasters import Raster, has_place, open_raster
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.pipeline import train_batches
-from ann_jax.data.rasters import Raster, has_place, open_raster
-from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.inference.protocols import Canvas, sliding_window
 from ann_jax.inference.results import Result

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.datasets import FolderSource
-from ann_jax.data.images import decode_image
+from ann_jax.data.decode.images import decode_image
 from ann_jax.data.label_files import decode_raw
 from ann_jax.data.labels import map_label
-from ann_jax.data.own import own_dataset
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.pipeline import eval_batches, train_batches
-from ann_jax.data.transforms import Augment
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.typing import IGNORE
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.own import own_dataset
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.palette import distinct_colors
 
 # sRGB (IEC 61966-2-1) to XYZ; deuteranopia of severity 1 (Machado, Oliveira, Fernandes 2009), both linear.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ann_jax.data.images import decode_image
+from ann_jax.data.decode.images import decode_image
+from ann_jax.data.decode.reading import MAX_PIXELS, open_picture
 from ann_jax.data.label_files import decode_raw
-from ann_jax.data.reading import MAX_PIXELS, open_picture
 from ann_jax.errors import DataError
 
 AGAIN = 'copy or download the file again'

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 from trees import write_tree
 
+from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, open_source
-from ann_jax.data.own import own_dataset
+from ann_jax.data.own.settings import own_dataset
+from ann_jax.data.own.survey import survey
 from ann_jax.data.pipeline import eval_batches, train_batches
 from ann_jax.data.scenes import SceneSource
-from ann_jax.data.survey import survey
-from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError, SaveError
 
 tfds = pytest.importorskip('tensorflow_datasets', reason="pip install '.[datasets]'")

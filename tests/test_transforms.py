@@ -6,9 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ann_jax.data.mixing import Mix
-from ann_jax.data.transforms import Augment, Draw
-from ann_jax.data.warps import IDENTITY, rotated, sheared, shifted
+from ann_jax.data.augment.mixing import Mix
+from ann_jax.data.augment.transforms import Augment, Draw
+from ann_jax.data.augment.warps import IDENTITY, rotated, sheared, shifted
 from ann_jax.typing import IGNORE, Sample
 
 MEAN = (10.4, 20.6, 30.0)

@@ -12,11 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ann_jax.benchmark.contest import Row
+from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.datasets import FolderSource
-from ann_jax.data.own import own_dataset
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.records import RecordSource, write
 from ann_jax.data.scenes import SceneSource
-from ann_jax.data.transforms import Augment
 
 CROP = 769
 PAD = (124, 116, 104)

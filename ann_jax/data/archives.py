@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ann_jax.data.reading import optional, read_file
+from ann_jax.data.decode.reading import optional, read_file
 from ann_jax.errors import DataError
 
 

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 
 from ann_jax.data.classes import DATASETS, Dataset
+from ann_jax.data.decode.images import PLAIN, decode_image, decode_values, encode_png, match
+from ann_jax.data.decode.jpeg import examine_jpeg
+from ann_jax.data.decode.levels import Reading
+from ann_jax.data.decode.rasters import Raster, open_raster
+from ann_jax.data.decode.reading import check_png, read_file
 from ann_jax.data.files import pair_files
-from ann_jax.data.images import PLAIN, decode_image, decode_values, encode_png, match
-from ann_jax.data.jpeg import examine_jpeg
 from ann_jax.data.labels import Label, decode_label, map_label
-from ann_jax.data.levels import Reading
-from ann_jax.data.naming import without_ending
-from ann_jax.data.rasters import Raster, open_raster
-from ann_jax.data.reading import check_png, read_file
-from ann_jax.data.survey import Look, look
+from ann_jax.data.own.naming import without_ending
+from ann_jax.data.own.survey import Look, look
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import Sample, Source
 

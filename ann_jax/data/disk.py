@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ann_jax.data.reading import read_file
+from ann_jax.data.decode.reading import read_file
 from ann_jax.errors import DataError
 
 # What systems, cameras and network drives leave in folders, in lower case; see also `hidden`.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ann_jax.data.classes import Layout
 from ann_jax.data.disk import walk
-from ann_jax.data.naming import Naming, candidates, key_of
+from ann_jax.data.own.naming import Naming, candidates, key_of
 
 
 class Found(NamedTuple):

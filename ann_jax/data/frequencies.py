@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ann_jax.data.labels import count_bytes
-from ann_jax.data.survey import look
+from ann_jax.data.own.survey import look
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.ranges import check
 from ann_jax.typing import Source

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ann_jax.data import rasters, tiff
-from ann_jax.data.reading import (
+from ann_jax.data.decode import rasters, tiff
+from ann_jax.data.decode.reading import (
     MAX_PIXELS,
     PNG,
     check_png,

@@ -22,9 +22,9 @@ import grain
 import numpy as np
 
 from ann_jax.data import shared
+from ann_jax.data.augment.mixing import Mix
+from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.canvases import Canvases, pad
-from ann_jax.data.mixing import Mix
-from ann_jax.data.transforms import Augment
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Batch, Sample, Source
 

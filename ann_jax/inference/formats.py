@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ann_jax.data.rasters import has_place, place_of
-from ann_jax.data.reading import optional
+from ann_jax.data.decode.rasters import has_place, place_of
+from ann_jax.data.decode.reading import optional
 from ann_jax.inference.pictures import present
 
 # What the formats take.

@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
+from ann_jax.data.decode.images import IMAGE_ENDINGS, unseen
 from ann_jax.data.disk import walk
-from ann_jax.data.images import IMAGE_ENDINGS, unseen
 from ann_jax.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from ann_jax.data.canvases import Canvases, pad
 from ann_jax.data.datasets import read_image
-from ann_jax.data.images import from_array, from_pillow
-from ann_jax.data.levels import to_levels
-from ann_jax.data.rasters import Raster, open_raster, whole
+from ann_jax.data.decode.images import from_array, from_pillow
+from ann_jax.data.decode.levels import to_levels
+from ann_jax.data.decode.rasters import Raster, open_raster, whole
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.attention import BlockAttention, block_attention, stage_maps
 from ann_jax.inference.batching import in_batches

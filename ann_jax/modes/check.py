@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import build
-from ann_jax.data import findings as judge
+from ann_jax.data.own import findings as judge
+from ann_jax.data.own.survey import survey
 from ann_jax.data.pipeline import cores
-from ann_jax.data.survey import survey
 
 
 def check(config: ConfigDict) -> int:

@@ -7,9 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ann_jax import build
-from ann_jax.data import findings as judge
+from ann_jax.data.own import findings as judge
+from ann_jax.data.own.survey import survey
 from ann_jax.data.pipeline import cores
-from ann_jax.data.survey import survey
 from ann_jax.errors import DataError
 from ann_jax.parallel.processes import all_agree, is_main
 from ann_jax.typing import Source

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from ann_jax import build
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
+from ann_jax.data.decode.rasters import has_place, write_with_place
+from ann_jax.data.decode.reading import optional
 from ann_jax.data.disk import hidden
-from ann_jax.data.rasters import has_place, write_with_place
-from ann_jax.data.reading import optional
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.evaluation.metrics import count_pixels, scores
 from ann_jax.files import replacing, write_csv

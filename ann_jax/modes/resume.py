@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ann_jax import build
 from ann_jax.config import adopt, defaults, differences
-from ann_jax.data.levels import AUTO
+from ann_jax.data.decode.levels import AUTO
 from ann_jax.errors import ConfigError
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import initial_variables

@@ -15,18 +15,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ann_jax.data import label_map as maps
-from ann_jax.data.annotation_kinds import advise
-from ann_jax.data.class_files import parse_classes
-from ann_jax.data.discovery import Plan, discover
+from ann_jax.data.decode.images import IMAGE_ENDINGS, match
+from ann_jax.data.decode.reading import read_file
 from ann_jax.data.disk import walk
 from ann_jax.data.files import draw, pair_files
-from ann_jax.data.image_values import choose_reading
-from ann_jax.data.images import IMAGE_ENDINGS, match
 from ann_jax.data.label_files import decode_raw
-from ann_jax.data.label_values import ClassPlan, choose_classes, class_files, survey_labels
-from ann_jax.data.naming import bare_key
-from ann_jax.data.own import own_dataset
-from ann_jax.data.reading import read_file
+from ann_jax.data.own.annotation_kinds import advise
+from ann_jax.data.own.class_files import parse_classes
+from ann_jax.data.own.discovery import Plan, discover
+from ann_jax.data.own.image_values import choose_reading
+from ann_jax.data.own.label_values import ClassPlan, choose_classes, class_files, survey_labels
+from ann_jax.data.own.naming import bare_key
+from ann_jax.data.own.settings import own_dataset
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.files import replacing
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from ann_jax import __version__, build
 from ann_jax.config import validate
 from ann_jax.data.datasets import InRegions
+from ann_jax.data.decode.levels import AUTO
 from ann_jax.data.frequencies import Repeated, repeated
-from ann_jax.data.levels import AUTO
 from ann_jax.data.pipeline import Replacing, cores, faster_reading, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ann_jax.data.reading import optional
+from ann_jax.data.decode.reading import optional
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.files import refuse_special, replacing
 from ann_jax.inference.segmenter import Segmenter

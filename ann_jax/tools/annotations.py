@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ann_jax.data.annotation_kinds import KINDS, find_annotations, others
-from ann_jax.data.annotations import BACKGROUND, IGNORED, Labelled, read_annotations
-from ann_jax.data.discovery import split_of
+from ann_jax.data.decode.images import IMAGE_ENDINGS
+from ann_jax.data.decode.reading import open_picture, read_file
 from ann_jax.data.disk import walk
-from ann_jax.data.images import IMAGE_ENDINGS
-from ann_jax.data.reading import open_picture, read_file
+from ann_jax.data.own.annotation_kinds import KINDS, find_annotations, others
+from ann_jax.data.own.annotations import BACKGROUND, IGNORED, Labelled, read_annotations
+from ann_jax.data.own.discovery import split_of
 from ann_jax.errors import ConfigError, DataError, SaveError, listed
 from ann_jax.files import refuse_special, replacing
 from ann_jax.typing import IGNORE

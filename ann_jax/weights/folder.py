@@ -21,9 +21,9 @@ import numpy as np
 from flax import traverse_util
 
 from ann_jax import __version__
-from ann_jax.data.levels import Reading, channels_of
+from ann_jax.data.decode.levels import Reading, channels_of
+from ann_jax.data.decode.reading import MAX_PIXELS
 from ann_jax.data.palette import distinct_colors
-from ann_jax.data.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, DataError, listed
 from ann_jax.files import refuse_special, writing
 from ann_jax.models.ann import ANN

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from ann_jax.data.levels import Reading, channels_of
+from ann_jax.data.decode.levels import Reading, channels_of
 from ann_jax.errors import ConfigError, DataError, listed, refuse_others
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ann_jax.data.reading import MAX_PIXELS
+from ann_jax.data.decode.reading import MAX_PIXELS
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.ranges import check, shown
 

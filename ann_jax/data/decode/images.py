@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ann_jax.data import jpeg, rasters, tiff
-from ann_jax.data.levels import Reading, looks_like_alpha, pick, to_levels
-from ann_jax.data.reading import check_png, check_size, jpeg_size, open_picture, optional
+from ann_jax.data.decode import jpeg, rasters, tiff
+from ann_jax.data.decode.levels import Reading, looks_like_alpha, pick, to_levels
+from ann_jax.data.decode.reading import check_png, check_size, jpeg_size, open_picture, optional
 from ann_jax.errors import DataError
 
 # Files in a folder with one of these are images; a file that is named may have any other.

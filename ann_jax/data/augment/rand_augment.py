@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ann_jax.data.warps import IDENTITY, Warp, rotated, sheared, shifted
+from ann_jax.data.augment.warps import IDENTITY, Warp, rotated, sheared, shifted
 
 MOST = 30  # magnitude
 _ONLY_LEVELS = 'autocontrast', 'equalize', 'identity'

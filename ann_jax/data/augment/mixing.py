@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ann_jax.data.transforms import Augment, pick_rare
+from ann_jax.data.augment.transforms import Augment, pick_rare
 from ann_jax.typing import IGNORE, Sample
 
 KINDS = 'none', 'cutmix', 'classmix', 'copy_paste'

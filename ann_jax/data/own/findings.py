@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ann_jax.data.survey import FEW_LEVELS, Survey
+from ann_jax.data.own.survey import FEW_LEVELS, Survey
 
 _SHOWN = 5
 _MANY = 10  # a tenth

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from PIL import Image, UnidentifiedImageError
 
-from ann_jax.data.formats import unread
+from ann_jax.data.decode.formats import unread
 from ann_jax.errors import DataError
 from ann_jax.files import refuse_special
 

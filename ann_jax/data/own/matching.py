@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 
-from ann_jax.data.images import IMAGE_ENDINGS
-from ann_jax.data.naming import LABEL_ENDINGS, Naming, candidates, key_of
-from ann_jax.data.reading import open_picture, read_file
+from ann_jax.data.decode.images import IMAGE_ENDINGS
+from ann_jax.data.decode.reading import open_picture, read_file
+from ann_jax.data.own.naming import LABEL_ENDINGS, Naming, candidates, key_of
 from ann_jax.errors import DataError
 
 SPLIT = re.compile(

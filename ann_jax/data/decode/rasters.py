@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ann_jax.data import tiff
-from ann_jax.data.levels import Reading, check_levels, looks_like_alpha, pick, scale
-from ann_jax.data.reading import check_size, damaged, optional
+from ann_jax.data.decode import tiff
+from ann_jax.data.decode.levels import Reading, check_levels, looks_like_alpha, pick, scale
+from ann_jax.data.decode.reading import check_size, damaged, optional
 from ann_jax.files import refuse_special, replacing
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Raster:
         """Looks at a small copy of the image, which decides for all of it whether it can be read.
 
         Raises:
-            DataError: as `data.images.decode_image`.
+            DataError: as `data.decode.images.decode_image`.
         """
         self._path, self._directory, self._reading = path, directory, reading
         check_size(directory.width, directory.height, path, 'image', reading.max_pixels)
@@ -68,7 +68,7 @@ class Raster:
         self.shape = directory.height, directory.width, values.shape[2]
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-        """A window as (h, w, N) uint8, see `data.images.decode_image`.
+        """A window as (h, w, N) uint8, see `data.decode.images.decode_image`.
 
         Raises:
             DataError: the file is damaged.

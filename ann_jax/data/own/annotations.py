@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ann_jax.data.class_files import parse_classes
+from ann_jax.data.decode.reading import open_picture, optional, read_file
 from ann_jax.data.disk import text_of
-from ann_jax.data.reading import open_picture, optional, read_file
+from ann_jax.data.own.class_files import parse_classes
 from ann_jax.errors import ConfigError, DataError
 
 BACKGROUND, IGNORED = 'background', '__ignore__'

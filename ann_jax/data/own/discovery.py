@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from ann_jax.data.classes import LISTS
+from ann_jax.data.decode.images import IMAGE_ENDINGS
 from ann_jax.data.disk import walk
-from ann_jax.data.images import IMAGE_ENDINGS
-from ann_jax.data.lists import find_file, read_list
-from ann_jax.data.matching import LABEL_DIR, OTHER_DIR, SPLIT, Tree, names_below, pair, picture_folders, rank
-from ann_jax.data.naming import LABEL_ENDINGS, key_of
+from ann_jax.data.own.lists import find_file, read_list
+from ann_jax.data.own.matching import (
+    LABEL_DIR,
+    OTHER_DIR,
+    SPLIT,
+    Tree,
+    names_below,
+    pair,
+    picture_folders,
+    rank,
+)
+from ann_jax.data.own.naming import LABEL_ENDINGS, key_of
 from ann_jax.errors import DataError
 
 _MOST_FOLDERS = 60  # that are tried with each other

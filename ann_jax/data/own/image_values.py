@@ -4,10 +4,10 @@ import io
 import itertools
 from collections.abc import Sequence
 
-from ann_jax.data import tiff
-from ann_jax.data.images import decode_image
-from ann_jax.data.levels import AUTO, Reading
-from ann_jax.data.reading import read_file
+from ann_jax.data.decode import tiff
+from ann_jax.data.decode.images import decode_image
+from ann_jax.data.decode.levels import AUTO, Reading
+from ann_jax.data.decode.reading import read_file
 from ann_jax.errors import DataError
 
 _ANY = 0.0, 1.0  # in place of the range, which is not looked for here

@@ -8,7 +8,7 @@ import threading
 import cv2
 import numpy as np
 
-from ann_jax.data.reading import damaged
+from ann_jax.data.decode.reading import damaged
 from ann_jax.errors import DataError
 
 _ERROR_STREAM = threading.Lock()

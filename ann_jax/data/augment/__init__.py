@@ -1,0 +1,1 @@
+"""What training does to images and their labels at random."""

@@ -1,0 +1,1 @@
+"""Image files of every kind become arrays."""

@@ -1,0 +1,1 @@
+"""The user's own data, however it is laid out: found, understood, checked and converted."""
