@@ -1,5 +1,6 @@
 """A backbone, a loss, an optimizer and a source from outside of the package, through the whole run."""
 
+import functools
 import json
 
 import jax
@@ -12,6 +13,7 @@ from flax import traverse_util
 from reference import assert_close, error, normal, quick, random_variables
 
 import ann_jax
+from ann_jax import build
 from ann_jax.data.classes import Dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.ann import ANN
@@ -30,6 +32,14 @@ from ann_jax.typing import IGNORE
 from configs import scenes
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def two_devices():
+    """Eight take their time on two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, 'mesh', functools.partial(build.mesh, devices=jax.devices()[:2]))
+        yield
 
 
 class Pyramid(nn.Module):
