@@ -80,9 +80,10 @@ def build(out, work):
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
         sys.exit(f'error: the wheels of sdist and folder differ in {differing}; an old build/ may be why')
-    here = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / 'ann_jax').rglob('*.py')}
+    kinds = ('.py', '.jinja', '.html', '.typed')
+    files = (path for path in (ROOT / 'ann_jax').rglob('*') if path.suffix in kinds)
+    here = {path.relative_to(ROOT).as_posix(): path for path in files}
     here |= {f'ann_jax/configs/{path.name}': path for path in (ROOT / 'configs').glob('*.py')}
-    here['ann_jax/py.typed'] = ROOT / 'ann_jax' / 'py.typed'
     held = {name: data for name, data in ours.items() if '.dist-info/' not in name}
     if held != {name: path.read_bytes() for name, path in here.items()}:
         sys.exit(f'error: the wheel holds other files than this folder: {sorted(held.keys() ^ here.keys())}')
