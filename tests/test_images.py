@@ -28,8 +28,9 @@ from ann_jax.data.decode.images import (
     from_pillow,
     unseen,
 )
+from ann_jax.data.decode.jpeg import jpeg_size
 from ann_jax.data.decode.levels import Reading, find_range, to_levels
-from ann_jax.data.decode.reading import damaged, jpeg_size, open_picture
+from ann_jax.data.decode.reading import damaged, open_picture
 from ann_jax.data.own.settings import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images

@@ -57,9 +57,9 @@ class Samples:
         for heap, key in ((self._best, score.miou), (self._worst, -score.miou)):
             # Of equals, the first stay.
             if len(heap) < self._count or (heap and (key, -number) > heap[0][:2]):
-                # Copies, as the arrays are parts of a batch.
-                kept = [np.array(small(array, SIDE)) for array in (shown(image), truth, prediction)]
-                sample = sample or Kept(score, *kept)
+                if sample is None:  # copies, as the arrays are parts of a batch
+                    kept = [np.array(small(array, SIDE)) for array in (shown(image), truth, prediction)]
+                    sample = Kept(score, *kept)
                 push = heapq.heappush if len(heap) < self._count else heapq.heapreplace
                 push(heap, (key, -number, sample))
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from ann_jax.data.decode import jpeg, rasters, tiff
 from ann_jax.data.decode.levels import Reading, looks_like_alpha, pick, to_levels
-from ann_jax.data.decode.reading import check_png, check_size, jpeg_size, open_picture, optional
+from ann_jax.data.decode.reading import check_png, check_size, open_picture, optional
 from ann_jax.errors import DataError
 
 # Files in a folder with one of these are images; a file that is named may have any other.
@@ -64,7 +64,7 @@ def decode_values(data: bytes, where: object, reading: Reading, upright: bool = 
         return _decode_tiff(data, where, reading, upright)
     if data[4:8] == b'ftyp' and data[8:12] in _HEIC and b'avif' not in data[:40]:
         optional('pillow_heif', f'{where}, a HEIC image,').register_heif_opener()
-    if size := jpeg_size(data):  # of most images, for which Pillow takes as long to open as to decode
+    if size := jpeg.jpeg_size(data):  # of most images, for which Pillow takes as long to open as to decode
         check_size(*size, where, 'image', reading.max_pixels)
         if (values := _decode_eight_bits(data, size, reading, upright)) is not None:
             jpeg.refuse_missing(data, values, where)

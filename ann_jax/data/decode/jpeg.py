@@ -1,7 +1,8 @@
-"""JPEGs of which data is missing, which decoders fill with grey without an error."""
+"""JPEGs: their size by the header, and missing data, which decoders fill with grey without an error."""
 
 import os
 import re
+import struct
 import tempfile
 import threading
 
@@ -22,6 +23,20 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 def is_jpeg(data: bytes) -> bool:
     """Whether a file is a JPEG, or several in one."""
     return data.startswith(b'\xff\xd8\xff')
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8 bits in one or three channels, as its header says; None for others."""
+    start = 2
+    while data[:2] == b'\xff\xd8' and start + 10 < len(data) and data[start] == 0xFF:
+        marker = data[start + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            bits, height, width, channels = struct.unpack_from('>BHHB', data, start + 4)
+            return (width, height) if bits == 8 and channels in (1, 3) and width and height else None
+        if not 0xC3 < marker < 0xFF or 0xD0 <= marker <= 0xDA:  # pixels follow, or nothing that is expected
+            return None
+        start += 2 + int.from_bytes(data[start + 2 : start + 4])
+    return None
 
 
 def refuse_missing(data: bytes, values: np.ndarray, where: object) -> None:

@@ -8,7 +8,6 @@ import importlib
 import io
 import os
 import re
-import struct
 import zlib
 from collections.abc import Iterator
 from types import ModuleType
@@ -105,20 +104,6 @@ def check_png(data: bytes, where: object, kind: str) -> None:
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
             raise damaged(where, kind, f'the checksum of its part {name.decode("latin-1")!r} is wrong')
         start = end
-
-
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8 bits in one or three channels, as its header says; None for others."""
-    start = 2
-    while data[:2] == b'\xff\xd8' and start + 10 < len(data) and data[start] == 0xFF:
-        marker = data[start + 1]
-        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
-            bits, height, width, channels = struct.unpack_from('>BHHB', data, start + 4)
-            return (width, height) if bits == 8 and channels in (1, 3) and width and height else None
-        if not 0xC3 < marker < 0xFF or 0xD0 <= marker <= 0xDA:  # pixels follow, or nothing that is expected
-            return None
-        start += 2 + int.from_bytes(data[start + 2 : start + 4])
-    return None
 
 
 def _raise_limit_of_pillow(max_pixels):
