@@ -106,9 +106,9 @@ def test_the_reference_computes_the_same(tmp_path, monkeypatch):
     pytest.importorskip('torch')
     from ann_jax.benchmark import torch_ann
 
-    # Each stage once, in full width: with more channels than anchors, and Winograd's convolutions.
-    monkeypatch.setitem(resnet.DEPTHS, 50, (True, (1, 1, 1, 1)))
-    monkeypatch.setitem(torch_ann.PLANS, 50, (1, 1, 1, 1))
+    # Few blocks in full width: more channels than anchors, Winograd's convolutions, 114 MB of weights.
+    monkeypatch.setitem(resnet.DEPTHS, 50, (True, (1, 1, 1, 2)))
+    monkeypatch.setitem(torch_ann.PLANS, 50, (1, 1, 1, 2))
     config = small(sections='reference', rounds=1, reference_sizes='33x41', reference_step_sizes='33x33')
     config.model.update({**defaults().model, 'depth': 50})
     benchmark(config, tmp_path)
