@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ from ann_jax.data.classes import DATASETS, Dataset
 from ann_jax.data.datasets import FolderSource, Take
 from ann_jax.data.decode.levels import AUTO, Reading, channels_of, find_range
 from ann_jax.data.own.settings import own_dataset
-from ann_jax.data.pipeline import cores
+from ann_jax.data.readers import AUTO as AUTO_WORKERS
+from ann_jax.data.readers import Readers, choose
 from ann_jax.data.records import RecordSource
 from ann_jax.data.scenes import SceneSource
 from ann_jax.errors import ConfigError, DataError, unknown
@@ -27,6 +29,7 @@ from ann_jax.inference.protocols import TestProtocol, make_protocol
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
 from ann_jax.parallel.mesh import check_batch_size, has_accelerator, make_mesh
+from ann_jax.parallel.processes import on_this_machine
 from ann_jax.training import groups, losses, terms
 from ann_jax.training.optimizers import arguments, make_optimizer
 from ann_jax.training.schedules import make_schedule
@@ -329,17 +332,23 @@ def protocol(config: ConfigDict, model: ANN, mesh: Mesh) -> TestProtocol:
     )
 
 
-def reader_threads(config: ConfigDict) -> int:
-    """Threads that read samples in each process: `loader.threads`, or as many as suit the machine.
+def readers(config: ConfigDict, *, training: bool = False) -> Readers:
+    """Who reads samples: `loader.threads` and `loader.workers`, or as many as suit the machine.
 
-    With an accelerator, all cores read, in equal shares of the worker processes. On CPUs the network needs
-    the cores, and two threads are enough.
+    Args:
+        config: of the run.
+        training: for the run's own batches, for which worker processes may be chosen; whatever is read once
+            would be done before they have started. All processes of the run must call this.
     """
-    if config.loader.threads:
-        return config.loader.threads
-    if not has_accelerator():
-        return 2
-    return max(cores() // max(config.loader.workers, 1), 1)
+    c = config.loader
+    sharing, batch_bytes, workers = 1, 0, c.workers
+    if training:
+        sharing = on_this_machine()
+        pixels = math.prod(config.augment.crop) * config.train.batch_size // jax.process_count()
+        batch_bytes = pixels * (channels(config) + 1)
+    elif workers == AUTO_WORKERS:
+        workers = 0
+    return choose(c.threads, workers, accelerator=has_accelerator(), sharing=sharing, batch_bytes=batch_bytes)
 
 
 def protocol_settings(config: ConfigDict) -> dict[str, Any]:
@@ -368,6 +377,7 @@ def evaluation(
     check_batch_size(batch_size, mesh, 'eval.batch_size')
     if samples is None:
         samples = source(config, config.dataset.eval_split, limit=config.eval.limit)
+    read_by = readers(config)
     return Evaluation(
         samples,
         model(config, samples.dataset.num_classes, backbone),
@@ -375,7 +385,7 @@ def evaluation(
         mesh,
         batch_size=batch_size,
         pictures=config.eval.pictures,
-        num_workers=config.loader.workers,
-        num_threads=reader_threads(config),
+        num_workers=read_by.workers,
+        num_threads=read_by.threads,
         skip_bad=config.loader.bad_samples == 'skip',
     )

@@ -117,7 +117,7 @@ def defaults() -> ConfigDict:
                 'mix_share': 0.5,  # of the images
             },
             'loader': {
-                'workers': 0,  # processes that read samples; 0: threads of the run itself do
+                'workers': -1,  # processes that read samples; 0: the run itself; -1: as suits the machine
                 'threads': 0,  # that read samples, in each process; 0: as many as suit the machine
                 'bad_samples': 'stop',  # or skip: log, count and do without what cannot be read
             },

@@ -125,7 +125,7 @@ RANGES = {
     'augment.rand_augment': Range(0, 14, whole=True),
     'augment.rand_magnitude': Range(0, 30, whole=True),
     'augment.mix_share': Range(0, 1),
-    'loader.workers': Range(0, 256, whole=True),
+    'loader.workers': Range(-1, 256, whole=True),
     'loader.threads': Range(0, 1024, whole=True),
     # The levels that they normalise are from 0 to 255.
     'input.mean': Range(0, 255, counts=range(1, _MANY + 1)),

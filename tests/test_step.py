@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ann_jax import build
-from ann_jax.config import defaults
-from ann_jax.data import pipeline
 from ann_jax.kernels import forms
 from ann_jax.models.ann import Logits
 from ann_jax.models.layers import Conv
@@ -146,26 +143,6 @@ def test_steps_that_wait_for_data_are_told_once(waited, steps, told, caplog, mon
         spent = log.seconds_per_step()
         assert spent == pytest.approx((1, waited))
     assert caplog.text.count('6 % of the time, steps wait for data: buy a disk') == told
-
-
-@pytest.mark.parametrize(
-    ('settings', 'threads', 'cure'),
-    [
-        ({}, 16, 'loader.workers=4'),
-        ({'workers': 4}, 4, 'all 16 cores read'),
-        ({'threads': 2}, 2, 'loader.threads=16'),
-        ({'threads': 2, 'workers': 3}, 2, 'loader.threads=6 '),
-    ],
-)
-def test_threads_and_what_reads_faster(settings, threads, cure, monkeypatch):
-    config = defaults()
-    assert build.reader_threads(config) == 2  # beside a network on CPUs
-    monkeypatch.setattr(build, 'has_accelerator', lambda: True)
-    for module in (build, pipeline):
-        monkeypatch.setattr(module, 'cores', lambda: 16)
-    config.loader.update(settings)
-    assert build.reader_threads(config) == threads
-    assert cure in pipeline.faster_reading(threads, config.loader.workers)
 
 
 class Deep(nn.Module):

@@ -110,13 +110,14 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         count, crop = (count // 2, crop) if count > 1 else (1, tuple(n // 2 for n in crop))
     settings = config.copy_and_resolve_references()
     settings.augment.crop = crop
+    read_by = build.readers(config, training=True)
     batches = train_batches(
         samples,
         build.augment(settings),
         batch_size=count,
         seed=config.seed,
-        num_workers=config.loader.workers,
-        num_threads=build.reader_threads(config),
+        num_workers=read_by.workers,
+        num_threads=read_by.threads,
     )
     times = []
     for _ in tqdm(range(config.benchmark.rounds + 1), desc='steps', leave=False):

@@ -35,34 +35,6 @@ _SIGBUS = int(getattr(signal, 'SIGBUS', 0))  # Windows has none
 _TRACKER = 'ignore:resource_tracker:UserWarning'
 
 
-def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def faster_reading(threads: int, workers: int) -> str:
-    """What helps if steps wait for data, in one line.
-
-    Args:
-        threads: that read, in each process.
-        workers: processes that read; 0 if the run itself does.
-    """
-    count = cores()
-    if threads * max(workers, 1) < count:
-        return f'--config.loader.threads={-(-count // max(workers, 1))} reads on all {count} cores'
-    if not workers and count > 3:
-        return (
-            f'--config.loader.workers={count // 4} reads in {count // 4} processes, which do not share one '
-            'interpreter, but need room in /dev/shm'
-        )
-    return (
-        f'all {count} cores read; larger files take longer, so store images at the size that is trained, or '
-        'JPEGs instead of PNGs'
-    )
-
-
 @dataclass(frozen=True)
 class _RandomMap(grain.transforms.RandomMap):
     """Draws and applies the augmentation, and mixes in another sample."""

@@ -36,7 +36,7 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
         build.augment(config, counts),
         batch_size=ROWS * COLUMNS,
         seed=config.seed,
-        num_threads=build.reader_threads(config),
+        num_threads=build.readers(config).threads,
         prefetch=1,
         mix=build.mix(config, source, counts),
     )

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ann_jax import build
 from ann_jax.data.own import findings as judge
 from ann_jax.data.own.survey import survey
-from ann_jax.data.pipeline import cores
+from ann_jax.data.readers import cores
 
 
 def check(config: ConfigDict) -> int:

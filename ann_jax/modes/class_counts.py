@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ann_jax import build
 from ann_jax.data.frequencies import class_weights, count_classes
-from ann_jax.data.pipeline import cores
+from ann_jax.data.readers import cores
 from ann_jax.files import replacing
 from ann_jax.parallel.processes import is_main
 from ann_jax.typing import Source
@@ -39,7 +39,7 @@ def class_counts(config: ConfigDict, source: Source, workdir: Path) -> np.ndarra
             pass
         logger.warning('%s is not of these %d images and %d classes: it is made again', path, *shape)
     start = time.perf_counter()
-    threads = max(build.reader_threads(config), cores())
+    threads = max(build.readers(config).threads, cores())
     counts = count_classes(source, num_threads=threads, skip_bad=config.loader.bad_samples == 'skip')
     logger.info(
         'counted the pixels of the classes in %d labels in %.1f s', len(source), time.perf_counter() - start

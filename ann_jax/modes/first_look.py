@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ann_jax import build
 from ann_jax.data.own import findings as judge
 from ann_jax.data.own.survey import survey
-from ann_jax.data.pipeline import cores
+from ann_jax.data.readers import cores
 from ann_jax.errors import DataError
 from ann_jax.parallel.processes import all_agree, is_main
 from ann_jax.typing import Source
@@ -74,7 +74,7 @@ def _look(config, source, eval_source):
 def _sample(config, split, source, train):
     """Surveys an even sample of a split, and all of it before calling it unusable."""
     files = hasattr(source, 'look')
-    threads = build.reader_threads(config)
+    threads = build.readers(config).threads
     if files:
         threads = max(threads, cores())
     count = _LABELS if files else _OWN

@@ -21,7 +21,7 @@ from ann_jax.config import validate
 from ann_jax.data.datasets import InRegions
 from ann_jax.data.decode.levels import AUTO
 from ann_jax.data.frequencies import Repeated, repeated
-from ann_jax.data.pipeline import Replacing, cores, faster_reading, train_batches
+from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
@@ -126,7 +126,10 @@ def train(
             facts['backbone'] = own_backbone
         if origin:
             facts['started_from'] = origin
-        batches = stack.enter_context(contextlib.closing(_batches(config, source, first, counts)))
+        read_by = build.readers(config, training=True)
+        logger.info('%s', read_by)
+        batches = _batches(config, source, first, counts, read_by)
+        stack.enter_context(contextlib.closing(batches))
         record = Record(workdir, first + 1, silent=not is_main(), writer=writer)
         stack.enter_context(contextlib.closing(record))
         report = Report(record, dataset.classes, dataset.colors, build.protocol_settings(config))
@@ -135,8 +138,7 @@ def train(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
         )
         newest_step = lambda: checkpoints.latest
-        cure = faster_reading(build.reader_threads(config), config.loader.workers)
-        log = TrainLog(record, bar, schedule, config.train.log_every, newest_step, cure)
+        log = TrainLog(record, bar, schedule, config.train.log_every, newest_step, read_by.faster)
 
         def is_due(number):
             return number == steps or number % config.train.eval_every == 0
@@ -234,7 +236,7 @@ def _in_parts(batch, count, mesh):
     return [put_batch({key: batch[key][rows] for key in batch}, mesh) for rows in slices]
 
 
-def _batches(config, source, first, counts):
+def _batches(config, source, first, counts, read_by):
     source = InRegions(source)
     others = Replacing(source) if config.loader.bad_samples == 'skip' else source
     if config.dataset.repeat_threshold:
@@ -249,8 +251,8 @@ def _batches(config, source, first, counts):
         start_step=first,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
-        num_workers=config.loader.workers,
-        num_threads=build.reader_threads(config),
+        num_workers=read_by.workers,
+        num_threads=read_by.threads,
         mix=build.mix(config, others, counts),
     )
 
@@ -301,9 +303,6 @@ def _log_start(mesh: Mesh) -> None:
 
 def _log_setting(config, source, evaluation, state) -> None:
     logger.info('%d images to train on, %d to evaluate', len(source), len(evaluation.source))
-    threads, workers = build.reader_threads(config), config.loader.workers
-    apart = f' in each of {workers} processes' if workers else ''
-    logger.info('read by %d threads%s, on %d cores', threads, apart, cores())
     logger.info('%s', build.parameter_counts(config, state.params))
     if (warmup := config.optim.warmup_steps) >= config.train.steps:
         logger.warning('optim.warmup_steps=%d: the run of %d steps ends in it', warmup, config.train.steps)

@@ -3,9 +3,11 @@
 import ctypes
 import functools
 import os
+import platform
 import re
 import signal
 import sys
+import zlib
 from typing import Any
 
 import jax
@@ -152,6 +154,14 @@ def all_agree(good: bool) -> bool:
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+
+
+def on_this_machine() -> int:
+    """Number of processes of the run on this machine; each must call this."""
+    if jax.process_count() == 1:
+        return 1
+    name = np.uint32(zlib.crc32(platform.node().encode()))
+    return int(np.sum(multihost_utils.process_allgather(name) == name))
 
 
 def largest(values: Any, mesh: jax.sharding.Mesh | None) -> np.ndarray:
