@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ann_jax.data.augment.mixing import Mix
 from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.datasets import FolderSource, Take
+from ann_jax.data.datasets import FolderSource, Subset, named
 from ann_jax.data.decode.levels import AUTO, Reading, channels_of, find_range
 from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.readers import AUTO as AUTO_WORKERS
@@ -45,18 +45,21 @@ SAMPLE = 64  # training images that `dataset.image_range=auto` looks at
 def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = True) -> Source:
     """The samples of a split; only the first `limit` if that is not 0.
 
+    A pattern in brackets chooses samples by name: train[0006*], and train[!0006*] for the others.
+
     Raises:
         DataError: see `FolderSource` and `RecordSource`.
-        ConfigError: see `dataset`.
+        ConfigError: see `dataset` and `named`.
     """
     c = config.dataset
+    train = split == c.train_split
+    split, pattern = split_and_pattern(split)
     stands_in = bool(c.stand_in and not c.root)
     name = c.stand_in if stands_in else c.name
     samples: Source
     if c.format == 'tfds' and not stands_in:
         samples = RecordSource(name, c.root, split, reading(config))
     elif name == 'scenes':
-        train = split == c.train_split
         # The scenes lack some splits of the dataset they stand in for, such as 'trainval'.
         samples = SceneSource(
             split=('train' if train else 'val') if stands_in else split,
@@ -68,7 +71,15 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
         )
     else:
         samples = FolderSource(dataset(config), c.root, split, strict=strict, reading=reading(config))
-    return Take(samples, limit) if 0 < limit < len(samples) else samples
+    if pattern:
+        samples = named(samples, split, pattern)
+    return Subset(samples, range(limit)) if 0 < limit < len(samples) else samples
+
+
+def split_and_pattern(split: str) -> tuple[str, str]:
+    """The name of a split, and the pattern in brackets behind it, or ''."""
+    name, opened, rest = split.partition('[')
+    return (name, rest[:-1]) if opened and rest.endswith(']') else (split, '')
 
 
 def dataset(config: ConfigDict) -> Dataset:
@@ -91,7 +102,7 @@ def dataset(config: ConfigDict) -> Dataset:
             label_ending=c.label_ending,
             label_map=c.label_map,
             reduce_zero_label=c.reduce_zero_label,
-            splits=(c.train_split, c.eval_split),
+            splits=(split_and_pattern(c.train_split)[0], split_and_pattern(c.eval_split)[0]),
             val_share=c.val_share,
         )
     name = c.stand_in if c.stand_in and not c.root else c.name

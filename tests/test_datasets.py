@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 from trees import write_tree
 
+from ann_jax import build
 from ann_jax.data.classes import DATASETS, INVALID, voc_colors
-from ann_jax.data.datasets import FolderSource, open_source, read_image
+from ann_jax.data.datasets import FolderSource, InRegions, Subset, open_source, read_image
 from ann_jax.data.own.survey import survey
-from ann_jax.errors import DataError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.typing import IGNORE
+from configs import camvid, scenes
 
 CAMVID = Path(__file__).parents[2] / 'shared/data/camvid'
 NAMES = sorted(DATASETS)
@@ -137,6 +139,37 @@ def test_several_splits_are_joined(name, tmp_path):
     assert joined.image_files() == [file for source in each for file in source.image_files()]
     with pytest.raises(DataError, match=f"unknown {name} split 'train\\+vall'"):
         open_source(name, root=tmp_path, split='train+vall')
+
+
+def test_samples_chosen_by_name(tmp_path):
+    written = write_tree('camvid', tmp_path)['train']
+    first, *others = (image.stem for image, _, _ in written)
+    config = camvid.get_config()
+    config.dataset.update(root=str(tmp_path), train_split=f'train[!{first}*]', eval_split=f'train[{first}*]')
+    left, held = build.source(config, config.dataset.train_split), build.source(config, f'train[{first}*]')
+    names = lambda source: [Path(source[i]['name']).stem for i in range(len(source))]
+    assert (names(left), names(held)) == (others, [first])
+    assert names(build.source(config, f'train[!{first}*]', limit=1)) == others[:1]
+    whole = build.source(config, 'train')
+    for source, start in ((held, 0), (left, 1)):
+        source = pickle.loads(pickle.dumps(source))
+        assert source.split == 'train' and source.image_files()[0] == whole.image_files()[start]
+        np.testing.assert_array_equal(source.label(0), whole[start]['label'])
+        np.testing.assert_array_equal(source.look(0).sample()['image'], whole[start]['image'])
+        np.testing.assert_array_equal(InRegions(source)[0]['image'], whole[start]['image'])
+    for pattern, text in (
+        ('x*', r'train\[x\*\] is none of the'),
+        ('*', r'train\[\*\] is all'),
+        ('!*', 'is none'),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            build.source(config, f'train[{pattern}]')
+    with pytest.raises(DataError, match='unknown camvid split'):
+        build.source(config, f'train[{first}*')
+    with pytest.raises(ConfigError, match='only the samples of a folder'):
+        build.source(scenes.get_config(), 'train[0*]')
+    repeated = Subset(whole, [0, 1, 1])
+    assert [repeated[i]['name'] for i in range(3)] == [whole[i]['name'] for i in (0, 1, 1)]
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if 'val' not in DATASETS[name].splits])

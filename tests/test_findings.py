@@ -12,7 +12,7 @@ from trees import write_tree
 import ann_jax
 from ann_jax import build
 from ann_jax.config import defaults
-from ann_jax.data.datasets import FolderSource, Take
+from ann_jax.data.datasets import FolderSource, Subset
 from ann_jax.errors import DataError
 from ann_jax.modes.check import check
 from ann_jax.modes.first_look import first_look
@@ -341,7 +341,7 @@ def test_an_error_of_one_process_ends_all(first, monkeypatch):
 def test_a_part_of_the_evaluation_split(tmp_path, caplog):
     config = settings(folder(tmp_path, val=((0, 1, 2), (0,))))
     source = build.source(config, 'train')
-    part = Take(build.source(config, 'val'), 1)
+    part = Subset(build.source(config, 'val'), [0])
     assert isinstance(source, FolderSource) and part.split == 'val' and len(part.image_files()) == 1
     with caplog.at_level(logging.WARNING):
         first_look(config, source, part)

@@ -10,8 +10,8 @@ from test_history import change_facts, config_of, copy_of
 from trees import write_tree
 
 from ann_jax.data.classes import Dataset
-from ann_jax.data.datasets import InRegions, open_source
-from ann_jax.data.frequencies import Repeated, class_weights, count_classes, repeated
+from ann_jax.data.datasets import open_source
+from ann_jax.data.frequencies import class_weights, count_classes, repeated
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.modes.class_counts import class_counts, set_class_weights
 from ann_jax.modes.resume import keep_settings
@@ -84,8 +84,6 @@ def test_rare_images_are_repeated_as_in_lvis():
     np.testing.assert_allclose(times.mean(0), factors, atol=0.3)  # standard error at most 0.065
     np.testing.assert_array_equal(repeated(counts, 0.0, 0), np.arange(400))
     np.testing.assert_array_equal(repeated(counts * 0, 0.3, 0), np.arange(400))
-    source = Repeated(InRegions(Labels(COUNTS)), np.array([0, 3, 3]))
-    assert [source[i]['name'] for i in range(len(source))] == ['0', '3', '3']
 
 
 def test_a_run_counts_once_and_keeps_its_weights(tmp_path, caplog):

@@ -3,7 +3,9 @@
 The datasets themselves are in `classes.py`. A file that cannot be used raises a `DataError` that names it.
 """
 
+import fnmatch
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,7 @@ from ann_jax.data.files import pair_files
 from ann_jax.data.labels import Label, decode_label, map_label
 from ann_jax.data.own.naming import without_ending
 from ann_jax.data.own.survey import Look, look
-from ann_jax.errors import DataError, unknown
+from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.typing import Sample, Source
 
 IN_REGIONS = 1 << 24  # pixels; of larger TIFFs, training reads what a crop shows
@@ -160,6 +162,10 @@ class FolderSource:
         data, most = read_file(file, 'label'), self._reading.max_pixels
         return decode_label(data, layout, file, self.dataset.name, max_pixels=most)
 
+    def names(self) -> list[str]:
+        """The name of each sample."""
+        return [sample[0] for sample in self._samples]
+
     def image_files(self) -> list[str]:
         """The image file of each sample, or its place in an archive."""
         path = lambda image: os.path.normpath(os.path.join(self._root, image))
@@ -180,27 +186,57 @@ class InRegions:
         return getattr(self._source, 'in_regions', self._source.__getitem__)(index)
 
 
-class Take:
-    """The first `count` samples of a source."""
+class Subset:
+    """Some samples of a source, in the order of a list of indices; they may repeat."""
 
-    def __init__(self, source: Source, count: int):
-        self.dataset, self.problems = source.dataset, source.problems
+    # What a source may offer beside its samples, for each of them.
+    _OFFERED = 'encoded', 'in_regions', 'label', 'values'
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.dataset, self.problems = source.dataset, getattr(source, 'problems', ())
         self.split = getattr(source, 'split', '')
-        self._source, self._count = source, count
+        self._source, self._indices = source, [int(index) for index in indices]
 
     def __len__(self):
-        return self._count
+        return len(self._indices)
 
-    def __getitem__(self, index):
-        return self._source[index]
+    def __getitem__(self, index) -> Sample:
+        return self._source[self._indices[index]]
+
+    def __getattr__(self, name):
+        if name not in self._OFFERED:
+            raise AttributeError(name)
+        method = getattr(self._source, name)
+        return lambda index: method(self._indices[index])
 
     def look(self, index, **options):
         """Reads one sample; see `survey.look`."""
-        return look(self._source, index, **options)
+        return look(self._source, self._indices[index], **options)
 
     def image_files(self):
         """The image files, if the samples have any."""
-        return getattr(self._source, 'image_files', list)()[: self._count]
+        files = getattr(self._source, 'image_files', list)()
+        return [files[index] for index in self._indices] if files else []
+
+
+def named(source: Source, split: str, pattern: str) -> Subset:
+    """The samples of a split whose names fit a pattern, as in a shell; after `!`, those whose do not.
+
+    Raises:
+        ConfigError: no name fits, or the names are not known before the samples are read.
+    """
+    if not hasattr(source, 'names'):
+        raise ConfigError(f'{split}[{pattern}]: only the samples of a folder are chosen by their names')
+    names, leave = source.names(), pattern.startswith('!')
+    fits = [fnmatch.fnmatchcase(name, pattern.removeprefix('!')) for name in names]
+    chosen = [index for index, fit in enumerate(fits) if fit != leave]
+    if not chosen or len(chosen) == len(names):
+        which = 'none' if all(fits) == leave else 'all'
+        raise ConfigError(
+            f'{split}[{pattern}] is {which} of the {len(names)} samples, whose names are such as {names[0]} '
+            f'and {names[-1]}'
+        )
+    return Subset(source, chosen)
 
 
 def read_image(path: str | os.PathLike, reading: Reading = PLAIN) -> np.ndarray:

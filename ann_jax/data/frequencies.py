@@ -107,16 +107,3 @@ def repeated(counts: np.ndarray, threshold: float, seed: int) -> np.ndarray:
     offset = np.random.default_rng(seed).random()
     ends = np.floor(np.cumsum(factors) + offset).astype(np.int64)
     return np.repeat(np.arange(len(counts)), np.diff(ends, prepend=0))
-
-
-class Repeated:
-    """A source whose samples come as a list of indices says."""
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        self._source, self._indices = source, indices
-
-    def __len__(self):
-        return len(self._indices)
-
-    def __getitem__(self, index):
-        return self._source[int(self._indices[index])]

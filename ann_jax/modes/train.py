@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from ann_jax import __version__, build
 from ann_jax.config import validate
-from ann_jax.data.datasets import InRegions
+from ann_jax.data.datasets import InRegions, Subset
 from ann_jax.data.decode.levels import AUTO
-from ann_jax.data.frequencies import Repeated, repeated
+from ann_jax.data.frequencies import repeated
 from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.evaluation.metrics import Scores
@@ -237,14 +237,14 @@ def _in_parts(batch, count, mesh):
 
 
 def _batches(config, source, first, counts, read_by):
-    source = InRegions(source)
-    others = Replacing(source) if config.loader.bad_samples == 'skip' else source
+    skip = Replacing if config.loader.bad_samples == 'skip' else lambda samples: samples
+    others = skip(InRegions(source))
     if config.dataset.repeat_threshold:
         indices = repeated(counts, config.dataset.repeat_threshold, config.seed)
         logger.info('an epoch has %d samples of the %d images', len(indices), len(source))
-        source = Repeated(source, indices)
+        source = Subset(source, indices)
     return train_batches(
-        Replacing(source) if config.loader.bad_samples == 'skip' else source,
+        skip(InRegions(source)),
         build.augment(config, counts),
         batch_size=config.train.batch_size,
         seed=config.seed,
