@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -82,3 +83,29 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     exec(compile(source, 'tour.ipynb', 'exec'), scope)
     assert isinstance(scope['enlarge'](scope['result'].overlay()), Image.Image)
     assert 'APNB: ' in capsys.readouterr().out and scope['heat'].shape == (96, 208, 1)
+
+
+def test_a_formula_draws_endless_labelled_images():
+    scope = run(EXAMPLES / 'formula.py')
+    source, again = scope['Contours'](90, 120, seed=3), scope['Contours'](90, 120, seed=3)
+    seen = set()
+    for index in (0, 1, 7, len(source) - 1):
+        sample, same = source[index], again[index]
+        for key in ('image', 'label'):
+            np.testing.assert_array_equal(sample[key], same[key])
+        assert sample['image'].shape == (90, 120, 3) and sample['label'].shape == (90, 120)
+        seen |= set(sample['label'].ravel().tolist())
+    assert len(source) > 10**6 and len(seen) > 10 and max(seen) < source.dataset.num_classes
+    source.height = source.width = 200
+    seen = set()
+    for seed in range(300):  # a whole, smooth contour has the corners that its class says
+        image, label = np.zeros((200, 200, 3), np.float32), np.zeros((200, 200), np.uint8)
+        source._contour(np.random.default_rng(seed), image, label)
+        border = np.concatenate([label[[0, -1]].ravel(), label[:, [0, -1]].ravel()])
+        corners, _, rough = source.dataset.classes[label.max()].partition(' corners, ')
+        if rough == '0.0' and (label > 0).sum() > 1000 and not border.any() and int(corners) < 7:
+            (outline,), _ = cv2.findContours(label, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            found = cv2.approxPolyDP(outline, 0.03 * cv2.arcLength(outline, True), True)
+            assert len(found) == int(corners)
+            seen.add(corners)
+    assert len(seen) > 1

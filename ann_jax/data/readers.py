@@ -67,7 +67,7 @@ def _quota():
     """Cores that a container may use (docker's --cpus, limits of Kubernetes); None where that is not set."""
     for names in (('cpu.max',), ('cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us')):
         try:
-            quota, period = ' '.join((_CGROUP / name).read_text() for name in names).split()
+            quota, period = ' '.join((_CGROUP / name).read_text(encoding='utf-8') for name in names).split()
         except (OSError, ValueError):
             continue
         if quota.isdigit() and int(period):
