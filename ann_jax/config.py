@@ -126,7 +126,7 @@ def defaults() -> ConfigDict:
                 'depth': 101,
                 'width': 64,
                 'stem_widths': (64, 64, 128),
-                'output_stride': 8,
+                'output_stride': 8,  # 4, 8, 16 or 32: of the image over Stage5
                 'multi_grid': (1, 1, 1),
                 'contract_dilation': True,
                 'ceil_pool': True,
@@ -141,6 +141,8 @@ def defaults() -> ConfigDict:
                 'key_channels': 256,
                 'head_channels': 512,
                 'aux_channels': 512,  # 0 for no auxiliary head
+                'decoder': 'none',  # or stage2: add Stage2 back, as DeepLabv3+ does
+                'decoder_channels': 256,  # of its 3x3 convolutions
                 'dropout': 0.05,
                 'conv_bias': True,
                 'align_corners': True,

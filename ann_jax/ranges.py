@@ -138,6 +138,7 @@ RANGES = {
     'model.key_channels': _channels,
     'model.head_channels': _channels,
     'model.aux_channels': _or_zero('no auxiliary head', 1, 65_536),
+    'model.decoder_channels': _channels,
     'model.dropout': Range(0, 0.99),
     'model.remat': Range(2, 5, whole=True, counts=range(5), distinct=True),
     'loss.threshold': Range(0, 1),

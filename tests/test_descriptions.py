@@ -28,10 +28,10 @@ MODEL = {
     'contract_dilation': True, 'ceil_pool': False, 'avg_down': False, 'dilate_second_conv': False,
     'variant': 'full', 'fuse_stages': (4,), 'sampling': 'average', 'sizes': (1, 3), 'share': 'query_key',
     'out_norm': False, 'key_channels': 4, 'head_channels': 8, 'aux_channels': 4, 'conv_bias': True,
-    'align_corners': False,
+    'align_corners': False, 'decoder': 'none', 'decoder_channels': 256,
 }  # fmt: skip
 CHOICES = {
-    'output_stride': (8, 16, 32),
+    'output_stride': (4, 8, 16, 32),
     'multi_grid': ((1, 1, 1), (1, 2, 4), (2, 2, 2)),
     'contract_dilation': (True, False),
     'ceil_pool': (True, False),
@@ -149,6 +149,7 @@ def test_mmsegmentation_and_this_package_read_the_same_config(seed):
     exec(text, names)
     backbone, head = names['model']['backbone'], names['model']['decode_head']
     strides, dilations = {
+        4: ((1, 1, 1, 1), (1, 2, 4, 8)),
         8: ((1, 2, 1, 1), (1, 1, 2, 4)),
         16: ((1, 2, 2, 1), (1, 1, 1, 2)),
         32: ((1, 2, 2, 2), (1, 1, 1, 1)),

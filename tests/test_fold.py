@@ -24,10 +24,13 @@ def network(
     stem_widths=(4, 4, 8),
     dtype=jnp.float32,
     avg_down=False,
+    output_stride=8,
     **options,
 ):
     options = {'key_channels': 4, 'head_channels': 12, 'aux_channels': 8, 'sizes': (1, 3), **options}
-    backbone = ResNet(depth, 8, stem_widths, ceil_pool=ceil_pool, avg_down=avg_down, dtype=dtype)
+    backbone = ResNet(
+        depth, 8, stem_widths, output_stride, ceil_pool=ceil_pool, avg_down=avg_down, dtype=dtype
+    )
     return ANN(5, backbone, variant, dtype=dtype, **options)
 
 
@@ -109,6 +112,8 @@ def test_winograd(monkeypatch):
         {'key_channels': 16},  # more than there are anchors
         {'stem_widths': (8,), 'ceil_pool': False},
         {'avg_down': True, 'ceil_pool': False},
+        {'output_stride': 4},
+        {'decoder': 'stage2', 'decoder_channels': 10},
     ],
 )
 def test_settings(options):

@@ -92,6 +92,11 @@ CASES = [
     ),
     (
         18,
+        {'output_stride': 4},
+        {'strides': (1, 1, 1, 1), 'dilations': (1, 2, 4, (8, 8)), 'first_dilations': (1, 1, 2, 4)},
+    ),
+    (
+        18,
         {'output_stride': 16, 'contract_dilation': False},
         {'strides': (1, 2, 2, 1), 'dilations': (1, 1, 1, (2, 2)), 'first_dilations': (1, 1, 1, 2)},
     ),
@@ -130,7 +135,8 @@ def test_stages_equal_torch(depth, options, plan):
 
 
 @pytest.mark.parametrize(
-    ('depth', 'output_stride'), [*((depth, 8) for depth in DEPTHS), (18, 16), (50, 16), (18, 32), (50, 32)]
+    ('depth', 'output_stride'),
+    [*((depth, 8) for depth in DEPTHS), (50, 4), (18, 16), (50, 16), (18, 32), (50, 32)],
 )
 def test_shapes(depth, output_stride):
     model = ResNet(depth, 4, (2, 2, 4), output_stride)
@@ -138,7 +144,7 @@ def test_shapes(depth, output_stride):
     stages = shapes(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 65, 97, 3)), False)[0])
     assert tuple(stage.array for stage in stages) == tuple(
         (2, 64 // stride + 1, 96 // stride + 1, channels * 2**i)
-        for i, stride in enumerate((4, 8, min(16, output_stride), output_stride))
+        for i, stride in enumerate(min(n, output_stride) for n in (4, 8, 16, 32))
     )
 
 
@@ -169,7 +175,7 @@ def test_parameter_counts(depth, count):
     ('options', 'message'),
     [
         ({'depth': 20}, '20.*10, 18, 34, 50, 101, 152'),
-        ({'output_stride': 4}, r'output.stride.*\b4\b'),
+        ({'output_stride': 2}, r'output.stride.*\b2\b'),
         ({'stem_widths': (32, 64)}, r'one or three numbers, not \(32, 64\)'),
     ],
 )

@@ -33,9 +33,9 @@ CLASSES = 5
 NORMALIZE = normalizer(mean=(60.0,) * 3, std=(60.0,) * 3, bgr=False)
 
 
-def network(ceil_pool=True, avg_down=False, **settings):
+def network(ceil_pool=True, avg_down=False, output_stride=8, **settings):
     settings = {'key_channels': 8, 'head_channels': 8, 'aux_channels': 8, 'dropout': 0.2} | settings
-    backbone = ResNet(10, 4, (4,), ceil_pool=ceil_pool, avg_down=avg_down)
+    backbone = ResNet(10, 4, (4,), output_stride, ceil_pool=ceil_pool, avg_down=avg_down)
     return ANN(CLASSES, backbone, conv_bias=False, **settings)
 
 
@@ -103,8 +103,9 @@ def assert_same_step(one, other):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * largest)
 
 
-def test_a_step_of_averaging_shortcuts_equals_one_device():
-    model, batch = network(avg_down=True, ceil_pool=False), random_batch(2, 66, 41)
+def test_a_step_of_averaging_shortcuts_and_a_decoder_equals_one_device():
+    model = network(avg_down=True, ceil_pool=False, decoder='stage2', decoder_channels=8)
+    batch = random_batch(2, 66, 41)
     settings = {'clip_norm': 0.1, 'frozen_norm': ('stage4',)}
     one = step_on(mesh_of(1, 1), model, batch, True, **settings)
     assert_same_step(one, step_on(mesh_of(2, 4), model, batch, True, **settings))
@@ -126,6 +127,7 @@ def test_a_step_on_every_mesh_equals_one_device(per_image):
         {'variant': 'full', 'sampling': 'max', 'fuse_stages': (3, 4), 'ceil_pool': False},
         {'variant': 'apnb', 'sampling': 'random'},
         {'variant': 'fnb_nb'},
+        {'output_stride': 4, 'decoder': 'stage2', 'decoder_channels': 8},
     ],
     ids=lambda settings: '-'.join(map(str, settings.values())),
 )

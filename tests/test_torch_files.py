@@ -731,7 +731,7 @@ def test_convert_is_a_function(tmp_path):
     assert len(dry.notes) == 3 and f'note: {dry.notes[0]}' in str(dry) and dry.weights.classes[0] == 'class 0'
     backbone = ann_jax.convert(path, part='backbone').weights
     assert set(backbone.variables['params']) == {'backbone'} and not backbone.classes
-    for options in ({'part': 'head'}, {'output_stride': 4}, {'align_corners': 'true'}, {'classes': 'mars'}):
+    for options in ({'part': 'head'}, {'output_stride': 2}, {'align_corners': 'true'}, {'classes': 'mars'}):
         with pytest.raises(
             ConfigError, match=next(iter(options.values())) if 'classes' in options else next(iter(options))
         ):

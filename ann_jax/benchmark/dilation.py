@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ann_jax.benchmark.contest import Row, compiled, contest, random
 from ann_jax.kernels.convolution import batch_to_space, convolve, direct, space_to_batch
+from ann_jax.models.resnet import PLANS
 
 PASSES = {
     'forward': lambda run, x, kernel, gradient: run(x, kernel),
@@ -20,14 +21,15 @@ PASSES = {
 
 
 def dilation(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
-    """A batch of crops in Stage4 (dilation 2) and Stage5 (dilation 4), in `model.dtype`.
+    """A batch of crops in Stage4 and Stage5, in `model.dtype`.
 
     XLA's plain and dilated convolutions, dilation by space-to-batch, and dilation as in the network; each
     forward, for the gradient of the input, and for that of the kernel.
     """
     size = [(n - 1) // config.model.output_stride + 1 for n in config.augment.crop]
     rows = []
-    for stage, rate in ((4, 2), (5, 4)):
+    for stage in (4, 5):
+        _, rate = PLANS[config.model.output_stride][stage - 2]
         channels = config.model.width * 2 ** (stage - 2)
         x, gradient = (
             random((config.train.batch_size, *size, channels), config.model.dtype, seed) for seed in range(2)

@@ -13,10 +13,10 @@ from ann_jax.kernels.resizing import linear_matrix, resize_bilinear
 
 
 def loss(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
-    """One crop: resizing the logits of Stage5, and the loss of the config, each with its gradient."""
+    """One crop: resizing the logits, and the loss of the config, each with its gradient."""
     height, width = config.augment.crop
     classes = len(config.loss.class_weights) or 19
-    stride = config.model.output_stride
+    stride = config.model.output_stride if config.model.decoder == 'none' else 4  # of Stage2
     low_size = [(n - 1) // stride + 1 for n in (height, width)]
     rng = np.random.default_rng(0)
     low = jnp.asarray(rng.standard_normal((1, *low_size, classes), np.float32))

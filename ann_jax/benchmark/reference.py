@@ -54,11 +54,17 @@ def reference(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     during a run.
 
     Raises:
-        ConfigError: the reference does not have the depth, or a size is malformed.
+        ConfigError: the reference is another network, or a size is malformed.
     """
     c = config.benchmark
     if config.model.depth not in PLANS:
         raise ConfigError(unknown('model.depth of the reference', config.model.depth, PLANS))
+    for key, value in (('output_stride', 8), ('decoder', 'none')):
+        if config.model[key] != value:
+            raise ConfigError(
+                f'model.{key}={config.model[key]}: the reference is built with {value}, take that or leave '
+                'reference out of benchmark.sections'
+            )
     device = 'cuda' if torch.cuda.is_available() and not on_cpu() else 'cpu'
     rows = []
     for kind, key, contestants in (

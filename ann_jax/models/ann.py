@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.blocks import AFNB, APNB, FNB, NB, CommonFusion
+from ann_jax.models.decoder import DECODERS, Decoder
 from ann_jax.models.feature_map import FeatureMap, Given
 from ann_jax.models.initializers import normal
 from ann_jax.models.layers import Conv, ConvBN, Dropout2d
@@ -51,6 +52,8 @@ class ANN(nn.Module):
         key_channels: C^, the width of the attention.
         head_channels: channels between fusion and classifier.
         aux_channels: channels of the auxiliary head on Stage4; 0 for none.
+        decoder: 'stage2' to add Stage2 back before the classifier, see `Decoder`, or 'none'.
+        decoder_channels: channels of the decoder's 3x3 convolutions.
         dropout: rate of each Dropout2d.
         conv_bias: whether the head's convolutions before batch normalisation have a bias.
         align_corners: how logits are resized to the image.
@@ -69,6 +72,8 @@ class ANN(nn.Module):
     key_channels: int = 256
     head_channels: int = 512
     aux_channels: int = 512
+    decoder: str = 'none'
+    decoder_channels: int = 256
     dropout: float = 0.05
     conv_bias: bool = True
     align_corners: bool = True
@@ -95,16 +100,18 @@ class ANN(nn.Module):
         Args:
             image: an array that the images fill, or a `FeatureMap`.
             train: whether to drop channels and use batch statistics.
-            full_size: whether to resize the logits to the image; otherwise they have the size of Stage5 and
-                Stage4.
+            full_size: whether to resize the logits to the image; otherwise they have the size of Stage5,
+                or of Stage2 with a decoder, and the auxiliary ones that of Stage4.
 
         Raises:
-            ConfigError: unknown variant, sampling, share or fused stage.
+            ConfigError: unknown variant, sampling, share, decoder or fused stage.
         """
         if self.variant not in VARIANTS:
             raise ConfigError(unknown('variant', self.variant, VARIANTS))
         if not set(self.fuse_stages) <= {2, 3, 4}:
             raise ConfigError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
+        if self.decoder not in DECODERS:
+            raise ConfigError(unknown('decoder', self.decoder, DECODERS))
         fusion, context = VARIANTS[self.variant]
         canvas = FeatureMap.of(image).split_over_devices(self._canvas_height)
         stages = self._features(canvas, train)
@@ -118,6 +125,16 @@ class ANN(nn.Module):
         x = self._conv_bn(self.head_channels, 'bottleneck')(x, train)
         if context:
             x = self._block(context, share=self.share, name='context')(x, train)
+        if self.decoder == 'stage2':
+            decoder = Decoder(
+                self.decoder_channels,
+                self.align_corners,
+                self.conv_bias,
+                self.dtype,
+                self.folded,
+                name='decoder',
+            )
+            x = decoder(stages.stage2, x, train)
         main = self._classifier('classifier')(x)
         auxiliary = self._auxiliary(stages.stage4, train)
         if full_size:

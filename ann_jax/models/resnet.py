@@ -28,6 +28,7 @@ DEPTHS = {
 
 # Output stride -> (stride, dilation) of each stage.
 PLANS = {
+    4: ((1, 1), (1, 2), (1, 4), (1, 8)),
     8: ((1, 1), (2, 1), (1, 2), (1, 4)),
     16: ((1, 1), (2, 1), (2, 1), (1, 2)),
     32: ((1, 1), (2, 1), (2, 1), (2, 1)),
@@ -106,7 +107,7 @@ class ResNet(nn.Module):
         width: channels of the narrowest stage; 64 is the standard network.
         stem_widths: output channels of the stem's convolutions: one number for the plain 7x7 stem, three for
             the deep stem; (64, 64, 128) in the authors' network, (32, 32, 64) in mmseg's.
-        output_stride: size of the input over that of Stage5: 8, 16, or 32 for no dilation.
+        output_stride: size of the input over that of Stage5: 4, 8, 16, or 32 for no dilation.
         multi_grid: factors on the dilations of the blocks of Stage5.
         contract_dilation: halve the stage's dilation in the convolution that lost its stride.
         ceil_pool: round sizes up in max pooling, as the authors do; torchvision and mmseg round down.

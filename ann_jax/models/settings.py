@@ -9,6 +9,7 @@ from ann_jax.errors import ConfigError
 from ann_jax.kernels.anchors import SAMPLINGS
 from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.blocks import SHARES
+from ann_jax.models.decoder import DECODERS
 from ann_jax.models.resnet import DEPTHS, PLANS, ResNet
 from ann_jax.typing import Backbone
 
@@ -18,7 +19,7 @@ OF_BACKBONE = (
 )  # fmt: skip
 OF_HEAD = (
     'variant', 'fuse_stages', 'sampling', 'sizes', 'share', 'out_norm', 'key_channels', 'head_channels',
-    'aux_channels', 'conv_bias', 'align_corners',
+    'aux_channels', 'decoder', 'decoder_channels', 'conv_bias', 'align_corners',
 )  # fmt: skip
 # Settings that the weights of a backbone determine.
 BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool', 'avg_down')
@@ -30,6 +31,7 @@ CHOICES: dict[str, Collection[Any]] = {
     'variant': VARIANTS,
     'sampling': SAMPLINGS,
     'share': SHARES,
+    'decoder': DECODERS,
 }
 
 

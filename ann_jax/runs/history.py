@@ -112,6 +112,9 @@ BEFORE: dict[str, Any] = {
     'explain.runs': '',
     'explain.truth': '',
     'explain.output': '',
+    # after 551e710: the context block was followed by the classifier
+    'model.decoder': 'none',
+    'model.decoder_channels': 256,
 }
 
 # Old name -> current name.

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from ann_jax.errors import ConfigError, DataError, SaveError
-from ann_jax.weights.converter import OUTPUT_STRIDES, convert
+from ann_jax.models.resnet import PLANS
+from ann_jax.weights.converter import convert
 
 
 def main(argv=None):
@@ -31,7 +32,7 @@ def main(argv=None):
         '--classes', help='dataset with the class names of the classifier, such as cityscapes'
     )
     parser.add_argument('--align-corners', choices=('true', 'false'), help='how the logits are resized')
-    parser.add_argument('--output-stride', type=int, choices=OUTPUT_STRIDES, help='of a whole ANN')
+    parser.add_argument('--output-stride', type=int, choices=PLANS, help='of a whole ANN')
     parser.add_argument('--prefer', choices=('ema',), help='take the moving average beside the weights')
     options = parser.parse_args(argv)
     try:

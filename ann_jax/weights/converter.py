@@ -14,7 +14,7 @@ from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables
-from ann_jax.models.resnet import ResNet
+from ann_jax.models.resnet import PLANS, ResNet
 from ann_jax.models.settings import network
 from ann_jax.weights import sums
 from ann_jax.weights.contents import read_file
@@ -25,8 +25,6 @@ from ann_jax.weights.layouts import State
 from ann_jax.weights.recognize import recognize
 from ann_jax.weights.state_dicts import PREFERENCES
 from ann_jax.weights.torch_state import Conversion, from_torch
-
-OUTPUT_STRIDES = (8, 16, 32)
 
 
 class Converted(NamedTuple):
@@ -86,7 +84,7 @@ def convert(
         part: 'all', or 'backbone' to leave the heads out.
         classes: dataset with the class names of the classifier, such as 'cityscapes'; None to use the file's.
         align_corners: how the logits are resized; None to follow the file.
-        output_stride: of a whole ANN: 8, 16 or 32; None to follow the file.
+        output_stride: of a whole ANN: 4, 8, 16 or 32; None to follow the file.
         prefer: 'ema' for the moving average of the weights, if the file holds one beside them.
 
     Raises:
@@ -99,7 +97,7 @@ def convert(
     for name, value, known in (
         ('part', part, ('all', 'backbone')),
         ('align_corners', align_corners, (None, True, False)),
-        ('output_stride', output_stride, (None, *OUTPUT_STRIDES)),
+        ('output_stride', output_stride, (None, *PLANS)),
         ('prefer', prefer, PREFERENCES),
     ):
         if value not in known:

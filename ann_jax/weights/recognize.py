@@ -99,6 +99,8 @@ def recognize(state: State) -> Recognized:
         'key_channels': features('params', attention, 'attention_0', 'key', 'conv', 'kernel') or 256,
         'head_channels': features('params', 'bottleneck', 'conv', 'kernel'),
         'aux_channels': features('params', 'aux_bottleneck', 'conv', 'kernel'),
+        'decoder': 'none',
+        'decoder_channels': 256,
         'conv_bias': shape('params', 'bottleneck', 'conv', 'bias') is not None,
         'align_corners': authors,
     }

@@ -131,6 +131,11 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
     Raises:
         DataError: the layout has another network.
     """
+    if model['decoder'] != 'none':
+        raise DataError(
+            f'no layout has a place for model.decoder={model["decoder"]}: --mode=export writes such a network '
+            'as StableHLO, ONNX or LiteRT'
+        )
     needed: dict[str, Any] = {'variant': 'full', 'sampling': 'average', 'share': 'query_key'}
     needed |= _NEEDED.get(layout, {})
     if layout == 'paddleseg' and (len(model['stem_widths']) == 1 or model['depth'] < 50):
@@ -187,6 +192,8 @@ def differences_there(layout: str, model: Mapping[str, Any]) -> list[str]:
         for key, value in _ALWAYS.get(layout, {}).items()
         if model[key] != value
     ]
+    if model['output_stride'] == 4 and layout != 'mmsegmentation':
+        lines.append(f'the code of {layout} has no model.output_stride=4')
     if len(model['fuse_stages']) > 1:
         lines.append(f'the code of {layout} fuses one stage, not model.fuse_stages={model["fuse_stages"]}')
     widths = tuple(model['stem_widths'])
