@@ -133,8 +133,8 @@ def to_torch(variables: Mapping, layout: str, model: Mapping[str, Any]) -> dict[
     """
     if model['decoder'] != 'none':
         raise DataError(
-            f'no layout has a place for model.decoder={model["decoder"]}: --mode=export writes such a network '
-            'as StableHLO, ONNX or LiteRT'
+            f'no layout has a place for model.decoder={model["decoder"]}: --mode=export writes such a '
+            'network as StableHLO, ONNX or LiteRT'
         )
     needed: dict[str, Any] = {'variant': 'full', 'sampling': 'average', 'share': 'query_key'}
     needed |= _NEEDED.get(layout, {})
