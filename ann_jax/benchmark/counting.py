@@ -7,12 +7,11 @@ Bytes are those of a program that fuses everything possible, but nothing into co
 
 - These read their operands from memory and write their results.
 - Everything else is fused. It reads from memory, once for all that can be computed at the same time, and
-writes the
-  operands of convolutions, products and loops, the results for the caller, and the results of sums and the
-  like.
+  writes the operands of convolutions, products and loops, the results for the caller, and the results of sums
+  and the like.
 - A value that is used several times is also written if its terms are more than three times as large. One
-example is
-  the gradient of a residual block, which would be recomputed each time from those of all later blocks.
+  example is the gradient of a residual block, which would be recomputed each time from those of all later
+  blocks.
 - What is transposed, reshaped or sliced is read in place.
 
 Compilers move more. A loop counts once per iteration, or once if their number is unknown; of branches, the
