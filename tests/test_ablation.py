@@ -28,6 +28,9 @@ def test_every_row_is_a_network_and_a_setting():
     assert list(anchors.values()) == [225, 225, 225, 50, 50, 50, 110, 225]  # the column S
 
 
+SHOWN = str.maketrans('*![]', '____')
+
+
 @pytest.fixture
 def commands(monkeypatch):
     """Runs, which score as their seed and variant say."""
@@ -42,7 +45,11 @@ def commands(monkeypatch):
         folder = ablation.Path(values['workdir'])
         folder.mkdir(parents=True, exist_ok=True)
         iou = {name: 0.5 + 0.01 * seed for name in CLASSES} | {'worker': None}
-        (folder / 'metrics.json').write_text(json.dumps({'miou': 0.5 + 0.1 * seed, 'iou': iou}))
+        score, split = 0.5 + 0.1 * seed, values.get('config.dataset.eval_split', '')
+        if values.get('mode') == 'evaluate':
+            score /= 2
+        name = f'metrics-{split}.json'.translate(SHOWN) if split else 'metrics.json'
+        (folder / name).write_text(json.dumps({'miou': score, 'iou': iou}))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(ablation, 'subprocess', types.SimpleNamespace(run=run))
@@ -68,6 +75,28 @@ def test_tables_hold_mean_and_deviation_of_the_seeds(commands, tmp_path, capsys)
 def test_a_config_keeps_its_argument(commands, tmp_path):
     ablation.main(['--workdir', str(tmp_path), '--rows', 'full', '--seeds', '4', '--config=camvid.py:small'])
     assert '--config=camvid.py:small,variant=full' in commands[0]
+
+
+def test_own_rows_on_several_splits(commands, tmp_path, capsys):
+    rows = ['plain=', "b.2=--config.loss.terms=dice:1 '--config.note=two words'"]
+    arguments = ['--workdir', str(tmp_path), '--seeds', '0', '2', '--splits', 'val', 'train[x]']
+    ablation.main([*arguments, '--config=camvid.py:small', '--own', *rows, '--', '--config.train.steps=7'])
+    assert len(commands) == 2 * 2 * 3
+    train, on_val, _ = commands[3:6]
+    assert train[3:] == [
+        '--config=camvid.py:small', f'--workdir={tmp_path / "b.2_0"}', '--config.seed=0',
+        '--config.loss.terms=dice:1', '--config.note=two words', '--config.train.steps=7',
+    ]  # fmt: skip
+    assert on_val == [*train, '--mode=evaluate', '--config.dataset.eval_split=val']
+    printed = capsys.readouterr().out
+    assert '| network | mIoU | val | train[x] | cars | people |\n' in printed and 'Own rows' in printed
+    assert '| b.2 | 60.0 ± 14.1 | 30.0 ± 7.1 | 30.0 ± 7.1 | 51.0 ± 1.4 | nan ± nan |\n' in printed
+    commands.clear()
+    ablation.main([*arguments, '--own', 'plain='])
+    assert len(commands) == 2  # to train again is up to the run, to score is not done twice
+    for bad in (['plain'], ['a b=x'], ['full=x'], ['a=', 'a=--x']):
+        with pytest.raises(SystemExit):
+            ablation.main(['--workdir', str(tmp_path), '--own', *bad])
 
 
 def test_a_run_that_fails_ends_the_comparison(commands, tmp_path):

@@ -56,11 +56,11 @@ class Record:
 
     def metrics(self, metrics: Mapping, name: str = '') -> None:
         """Writes metrics.json, or with a name metrics-<name>.json."""
-        self._json(f'metrics{_suffix(name)}.json', metrics)
+        self._json(f'metrics{suffix(name)}.json', metrics)
 
     def details(self, name: str = '') -> Path | None:
         """The folder for the details of metrics of that name; None if nothing is to be written."""
-        return self._workdir / f'evaluation{_suffix(name)}' if self._writer is not None else None
+        return self._workdir / f'evaluation{suffix(name)}' if self._writer is not None else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds points to curves."""
@@ -97,5 +97,6 @@ class Record:
             write_json(self._workdir / name, content)
 
 
-def _suffix(name):
+def suffix(name: str) -> str:
+    """The end of the names of files and folders of an evaluation; '' for that of the training."""
     return '-' + re.sub(r'[^\w.,=-]+', '_', name) if name else ''

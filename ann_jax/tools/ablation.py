@@ -1,8 +1,12 @@
-r"""Repeats the ablation studies of the paper (Tables 6, 7 and 9) on any config, with several seeds.
+r"""Repeats the ablation studies of the paper (Tables 6, 7 and 9), or yours, on any config with several seeds.
 
     python -m ann_jax.tools.ablation --tables 6 --workdir=runs/ablation
     python -m ann_jax.tools.ablation --tables 6 7 9 --config=configs/camvid.py:small -- \
         --config.dataset.root=/data/camvid
+    python -m ann_jax.tools.ablation --own paper= 'dice=--config.loss.terms=ohem:1,dice:1' 'both=--config...'
+
+Rows of your own are names and what the command gets for them. With `--splits`, the best checkpoint of each
+run is scored on further splits too.
 
 Rows that two tables share are trained once. Finished runs are not repeated and interrupted ones go on, so
 the same command continues a comparison, and tables, rows and seeds can be added. Arguments after `--` are
@@ -12,6 +16,8 @@ ablation.json in the working directory and, with the extra `report`, to ablation
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +28,7 @@ import numpy as np
 
 from ann_jax import files
 from ann_jax.data.scene_objects import LOOK_ALIKES
+from ann_jax.runs.record import suffix
 
 
 class Row(NamedTuple):
@@ -29,24 +36,31 @@ class Row(NamedTuple):
 
     Attributes:
         label: what the table calls it.
-        paper: mIoU on Cityscapes val in the paper, in percent.
-        variant: of Table 6.
+        paper: mIoU on Cityscapes val in the paper, in percent; None for a row of the user's own.
+        variant: of Table 6; '' for that of the config.
         settings: of `config.model`, in which it differs from that variant.
+        flags: more of the command line.
     """
 
     label: str
-    paper: float
-    variant: str
+    paper: float | None
+    variant: str = ''
     settings: Mapping[str, Any] = {}
+    flags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Name of its runs: two rows of one name are one network."""
+        if not self.variant:
+            return self.label
         return '-'.join([self.variant, *(_text(value).replace(',', '_') for value in self.settings.values())])
 
     def arguments(self) -> list[str]:
         """Settings on the command line."""
-        return [f'--config.model.{key}={_text(value)}' for key, value in self.settings.items()]
+        return [
+            *(f'--config.model.{key}={_text(value)}' for key, value in self.settings.items()),
+            *self.flags,
+        ]
 
 
 def _text(value):
@@ -88,6 +102,7 @@ TABLES = {
         Row('AFNB, 2 & 5, 3 & 5, 4 & 5', 76.2, 'afnb', {'fuse_stages': (2, 3, 4)}),
     ),
 }
+OWN = 0  # number of the table of the user's own rows
 ROWS = {row.name: row for rows in TABLES.values() for row in rows}
 
 
@@ -98,25 +113,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--config', default='configs/scenes.py', help='with its argument, if any')
     parser.add_argument('--workdir', type=Path, default=Path('runs/ablation'))
-    parser.add_argument('--tables', nargs='+', type=int, default=[6], choices=TABLES)
+    parser.add_argument('--tables', nargs='+', type=int, choices=TABLES, help='6 if nothing is given')
     parser.add_argument('--rows', nargs='+', metavar='ROW', choices=ROWS, help=f'some of {", ".join(ROWS)}')
+    parser.add_argument('--own', nargs='+', default=[], metavar='NAME=FLAGS', type=own_row)
+    parser.add_argument('--splits', nargs='+', default=[], metavar='SPLIT', help='to score on as well')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('arguments', nargs='*', help='passed on to every run')
     options = parser.parse_args(argv)
+    numbers = options.tables or ([] if options.own else [6])
     tables = {
         number: rows
-        for number in options.tables
+        for number in numbers
         if (rows := [row for row in TABLES[number] if not options.rows or row.name in options.rows])
     }
+    if options.own:
+        tables[OWN] = list({row.name: row for row in options.own}.values())
+        if len(tables[OWN]) < len(options.own):
+            parser.error('two rows of --own have one name')
     if not tables:
-        parser.error(f'tables {options.tables} have none of the rows {options.rows}')
+        parser.error(f'tables {numbers} have none of the rows {options.rows}')
 
-    names = dict.fromkeys(row.name for rows in tables.values() for row in rows)
+    rows = {row.name: row for rows in tables.values() for row in rows}
     for seed in options.seeds:  # every row once, then again: what is interrupted compares all rows
-        for name in names:
-            train(options.config, ROWS[name], seed, options.workdir, options.arguments)
-    scores = {name: [score(options.workdir, name, seed) for seed in options.seeds] for name in names}
-    text = '\n\n'.join(f'Table {number}\n\n{table(rows, scores)}' for number, rows in tables.items())
+        for row in rows.values():
+            train(options.config, row, seed, options.workdir, options.arguments, options.splits)
+    scores = {
+        name: [score(options.workdir, name, seed, options.splits) for seed in options.seeds] for name in rows
+    }
+    text = '\n\n'.join(f'{title(number)}\n\n{table(rows, scores)}' for number, rows in tables.items())
     print(text)
     with files.replacing(options.workdir / 'ablation.md') as path:
         path.write_text(text + '\n', encoding='utf-8')
@@ -125,28 +149,65 @@ def main(argv: Sequence[str] | None = None) -> None:
     plot(tables, scores, options.workdir / 'ablation.png')
 
 
+def own_row(text: str) -> Row:
+    """A row from the command line: NAME=FLAGS.
+
+    Raises:
+        argparse.ArgumentTypeError: it has another form.
+    """
+    name, equals, flags = text.partition('=')
+    if not equals or not re.fullmatch(r'[\w.-]+', name) or name in ROWS:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not NAME=FLAGS, with a name of letters, digits, dots and dashes that is no row of '
+            "the paper, as in 'dice=--config.loss.terms=dice:1'"
+        )
+    return Row(name, None, flags=tuple(shlex.split(flags)))
+
+
+def title(number: int) -> str:
+    """What a table is called."""
+    return f'Table {number}' if number != OWN else 'Own rows'
+
+
 def folder(workdir: Path, name: str, seed: int) -> Path:
     """The working directory of a run."""
     return workdir / f'{name}_{seed}'
 
 
-def train(config: str, row: Row, seed: int, workdir: Path, arguments: Sequence[str]) -> None:
-    """Trains one row with one seed, unless that has been done.
+def train(
+    config: str, row: Row, seed: int, workdir: Path, arguments: Sequence[str], splits: Sequence[str] = ()
+) -> None:
+    """Trains one row with one seed, and scores it on further splits, unless that has been done.
 
     Raises:
         SystemExit: the run failed.
     """
-    config += f'{"," if ":" in config else ":"}variant={row.variant}'
-    command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}']
-    command += [f'--workdir={folder(workdir, row.name, seed)}', f'--config.seed={seed}']
-    if status := subprocess.run([*command, *row.arguments(), *arguments]).returncode:
-        sys.exit(f'error: the run of {row.name} with seed {seed} ended with status {status}: see above')
+    if row.variant:
+        config += f'{"," if ":" in config else ":"}variant={row.variant}'
+    into = folder(workdir, row.name, seed)
+    command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}', f'--workdir={into}']
+    command += [f'--config.seed={seed}', *row.arguments(), *arguments]
+    commands = [command] + [
+        [*command, '--mode=evaluate', f'--config.dataset.eval_split={split}']
+        for split in splits
+        if not _metrics(into, split).is_file()
+    ]
+    for each in commands:
+        if status := subprocess.run(each).returncode:
+            sys.exit(f'error: the run of {row.name} with seed {seed} ended with status {status}: see above')
 
 
-def score(workdir: Path, name: str, seed: int) -> dict[str, float]:
+def _metrics(run, split=''):
+    return run / f'metrics{suffix(split)}.json'
+
+
+def score(workdir: Path, name: str, seed: int, splits: Sequence[str] = ()) -> dict[str, float]:
     """Scores of a run in percent: of all classes, and of the pairs of look-alikes where it has them."""
-    metrics = json.loads((folder(workdir, name, seed) / 'metrics.json').read_text(encoding='utf-8'))
-    found = {'mIoU': 100 * metrics['miou']}
+    read = lambda split='': json.loads(
+        _metrics(folder(workdir, name, seed), split).read_text(encoding='utf-8')
+    )
+    metrics = read()
+    found = {'mIoU': 100 * metrics['miou']} | {split: 100 * read(split)['miou'] for split in splits}
     if set(LOOK_ALIKES) <= metrics['iou'].keys():
         for key, pair in (('cars', LOOK_ALIKES[:2]), ('people', LOOK_ALIKES[2:])):
             # None, the IoU of a class that never occurs, becomes nan.
@@ -157,12 +218,13 @@ def score(workdir: Path, name: str, seed: int) -> dict[str, float]:
 def table(rows: Sequence[Row], scores: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Mean and sample deviation over the seeds, beside the figure of the paper, as Markdown."""
     keys = list(scores[rows[0].name][0])
-    head = ['network', *keys, 'paper, Cityscapes']
+    published = any(row.paper for row in rows)
+    head = ['network', *keys, *(['paper, Cityscapes'] if published else [])]
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for row in rows:
         values = np.array([[run[key] for key in keys] for run in scores[row.name]])
         cells = [f'{mean:.1f} ± {deviation:.1f}' for mean, deviation in zip(*spread(values), strict=True)]
-        lines.append(f'| {" | ".join([row.label, *cells, f"{row.paper:.1f}"])} |')
+        lines.append(f'| {" | ".join([row.label, *cells, *([f"{row.paper:.1f}"] if published else [])])} |')
     return '\n'.join(lines)
 
 
@@ -194,7 +256,7 @@ def plot(
         mean, deviation = spread(runs.T)
         ours.errorbar(mean, places, xerr=deviation, fmt='D', color='#0072b2', capsize=3)
         ours.set_yticks(places, [row.label for row in rows])
-        ours.set_title(f'Table {number}: here', fontsize=10)
+        ours.set_title(f'{title(number)}: here', fontsize=10)
         paper.plot([row.paper for row in rows], places, 'D', color='#d55e00')
         paper.set_yticks(places, [''] * len(rows))
         paper.set_title('the paper, Cityscapes val', fontsize=10)
@@ -202,6 +264,7 @@ def plot(
             axis.invert_yaxis()
             axis.grid(axis='x', alpha=0.3)
             axis.set_xlabel('mIoU (%)')
+        paper.set_visible(number != OWN)
     with files.replacing(path) as partial:
         figure.savefig(partial, dpi=150, format='png')
 
