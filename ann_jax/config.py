@@ -23,6 +23,7 @@ from ann_jax.models import settings as network_settings
 from ann_jax.models.ann import VARIANTS
 from ann_jax.ranges import RANGES, out_of_range, shown
 from ann_jax.runs import history
+from ann_jax.runs.profile import parse_steps
 from ann_jax.training import groups, losses, optimizers, terms
 from ann_jax.training.schedules import SCHEDULES
 from ann_jax.weights.folder import PARTS
@@ -219,7 +220,9 @@ def defaults() -> ConfigDict:
                 'reference_batch': 2,  # of those steps
                 'reference_compile': False,  # also with torch.compile
             },
-            'compilation_cache': '',  # folder that keeps compiled programs from run to run; '' for none
+            # Folder that keeps compiled programs from run to run; '' for none. auto: one of the user's, of at
+            # most 4 GiB, beside accelerators.
+            'compilation_cache': 'auto',
             'init': {
                 'from': '',  # a run, a weights folder or hf://OWNER/NAME to start from; '' for random weights
                 'parts': 'all',  # what is taken from it: all, backbone, or but_classifier
@@ -235,6 +238,10 @@ def defaults() -> ConfigDict:
                 'not_finite': 'stop',  # or skip: skip steps whose loss or gradient is NaN or infinite
                 'frozen_norm': '',  # parts whose normalisation keeps its statistics, such as backbone or all
                 'patience': 0,  # evaluations without a better mIoU that end the training; 0: to the last step
+                'deterministic': False,  # GPUs compute the same bits each time, as CPUs and TPUs do; slower
+            },
+            'profile': {
+                'steps': '',  # FIRST:LAST: steps of training that are traced into the workdir
             },
             'eval': {
                 'batch_size': 0,  # over all devices; 0 for one image per index of mesh.data
@@ -338,6 +345,7 @@ def validate(config: ConfigDict) -> None:
     _check_optim(config)
     if config.mesh.data == config.mesh.space == -1:
         raise ConfigError('mesh.data=-1 and mesh.space=-1: one of them takes what the other leaves')
+    parse_steps(config.profile.steps)
     c = config.loss
     terms.check(c.terms, c.ohem, c.label_smoothing, c.boundary_weight)
     c = config.dataset

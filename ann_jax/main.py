@@ -81,14 +81,12 @@ def main(_argv):
 
     from ann_jax import benchmark
     from ann_jax.config import validate
-    from ann_jax.modes import browse, check, evaluate, explain, export, predict, report, setup, train
-    from ann_jax.parallel import processes
+    from ann_jax.modes import browse, check, evaluate, explain, export, memory, predict, report, setup, train
+    from ann_jax.parallel import accelerators, processes
 
     config = _CONFIG.value
     file = command.find_config(config_flags.get_config_filename(flags.FLAGS['config']))
     workdir = Path(_WORKDIR.value or f'runs/{file.path.stem}').expanduser()
-    if config.compilation_cache:
-        jax.config.update('jax_compilation_cache_dir', str(Path(config.compilation_cache).expanduser()))
     try:
         validate(config)
         processes.join(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
@@ -97,6 +95,9 @@ def main(_argv):
             logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in its log file
         if file.packaged and _MODE.value != 'report':
             logger.info('config: %s, which comes with ann_jax', file.path)
+        if warning := accelerators.unused():
+            logger.warning('%s', warning)
+        accelerators.keep_programs(config.compilation_cache)
         with logging_redirect_tqdm() if main_process else contextlib.nullcontext():
             match _MODE.value:
                 case 'train':
@@ -122,6 +123,7 @@ def main(_argv):
     except Exception as error:
         count = jax.process_count()
         text = processes.lost(error, jax.process_index(), count)
+        text = text or memory.exhausted(error, _MODE.value, config)
         if not text and isinstance(error, (ConfigError, DataError, SaveError, FloatingPointError)):
             text = str(error)
         if count > 1:

@@ -91,12 +91,12 @@ def main():
     given = parser.parse_args()
     config = ann_jax.load_config(given.config)
     config.train.steps = given.steps
-    size = config.augment.crop
+    height, width = config.augment.crop
     ann_jax.train(
         config,
         given.workdir,
-        train_source=Contours(*size),
-        eval_source=Contours(*size, count=100, seed=1),
+        train_source=Contours(height, width),
+        eval_source=Contours(height, width, count=100, seed=1),
     )
 
 

@@ -128,6 +128,7 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
     added |= {'optim.clip_norm': 0.0, 'optim.ema_decay': 0.0, 'init.prefer': ''}
     added |= {'train.frozen_norm': '', 'train.patience': 0}
     added |= {'model.decoder': 'none', 'model.decoder_channels': 256}
+    added |= {'train.deterministic': False, 'profile.steps': ''}
     added |= {f'explain.{key}': '' for key in ('input', 'runs', 'truth', 'output')}
     assert history.complete(saved_config('29e8a0d'))[1] == added
 

@@ -215,7 +215,7 @@ class Subset:
 
     def image_files(self):
         """The image files, if the samples have any."""
-        files = getattr(self._source, 'image_files', list)()
+        files: list[str] = getattr(self._source, 'image_files', list)()
         return [files[index] for index in self._indices] if files else []
 
 

@@ -118,8 +118,12 @@ def make_eval(
         label = split_rows(batch['label'], lambda *_: logits.shape[1], IGNORE)
         return confusion_matrix(label, logits.argmax(-1), logits.shape[-1])
 
-    sharded = {'in_shardings': (replicated(mesh), split_batch(mesh)), 'out_shardings': replicated(mesh)}
-    program = jit(confusion, mesh, **sharded)
+    program = jit(
+        confusion,
+        mesh,
+        in_shardings=(replicated(mesh), split_batch(mesh)),
+        out_shardings=replicated(mesh),
+    )
     num_classes = None
 
     def evaluate_batch(variables, batch):

@@ -37,6 +37,7 @@ from ann_jax.parallel.programs import jit
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.lock import lock
 from ann_jax.runs.log import log_file, note
+from ann_jax.runs.profile import Trace, parse_steps
 from ann_jax.runs.progress import TrainLog
 from ann_jax.runs.record import Record
 from ann_jax.runs.signals import Stop, Stopped
@@ -154,11 +155,14 @@ def train(
             if first and is_due(first) and not checkpoints.scored(first):
                 scores = score(first)  # the run was stopped during this evaluation
             last = first if scores and stale(first) else steps
+            trace = Trace(workdir / 'profile', parse_steps(config.profile.steps))
+            stack.callback(trace.close)
             for number in range(first + 1, last + 1):
                 with log.clock('data'):
                     batch = next(batches)
-                with log.clock('step'):
+                with log.clock('step'), trace.step(number):
                     state, metrics = step(state, batch, stop.requested)
+                trace.stepped(number, metrics)
                 if number == first + 1:
                     logger.info('compiled the step in %.1f s', log.clock.take('step'))
                     log.restart()
@@ -217,10 +221,13 @@ def _step(config, model, tx, loss, mine_over_batch, mesh):
     }
     if config.train.accumulate > 1:
         parts = make_step_parts(model, tx, **settings)
-        accumulated = make_accumulated_step(parts, build.batch_totals(config), mine_over_batch, mesh)
+        totals = build.batch_totals(config)
+        accumulated = make_accumulated_step(
+            parts, totals, mine_over_batch, mesh, deterministic=config.train.deterministic
+        )
         update = lambda state, batch: accumulated(state, _in_parts(batch, config.train.accumulate, mesh))
     else:
-        update = make_step(model, tx, mesh, **settings)
+        update = make_step(model, tx, mesh, deterministic=config.train.deterministic, **settings)
     any_flag = jit(jnp.any, mesh, out_shardings=replicated(mesh))
 
     def step(state, batch, stop):
@@ -237,14 +244,18 @@ def _in_parts(batch, count, mesh):
 
 
 def _batches(config, source, first, counts, read_by):
-    skip = Replacing if config.loader.bad_samples == 'skip' else lambda samples: samples
-    others = skip(InRegions(source))
+
+    def usable(samples):
+        samples = InRegions(samples)
+        return Replacing(samples) if config.loader.bad_samples == 'skip' else samples
+
+    others = usable(source)
     if config.dataset.repeat_threshold:
         indices = repeated(counts, config.dataset.repeat_threshold, config.seed)
         logger.info('an epoch has %d samples of the %d images', len(indices), len(source))
-        source = Subset(source, indices)
+        source = Subset(source, indices.tolist())
     return train_batches(
-        skip(InRegions(source)),
+        usable(source),
         build.augment(config, counts),
         batch_size=config.train.batch_size,
         seed=config.seed,

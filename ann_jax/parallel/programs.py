@@ -44,15 +44,20 @@ class Program:
             return self.jitted.lower(*args)
 
 
-def jit(function: Callable, mesh: Mesh, **options: Any) -> Program:
+def jit(function: Callable, mesh: Mesh, *, deterministic: bool = False, **options: Any) -> Program:
     """`jax.jit` for a mesh.
 
     Args:
         function: a function of arrays.
         mesh: the mesh to run on; its platform determines the compiler options.
+        deterministic: on GPUs, leave out the kernels that add in any order, and the search for the fastest,
+            whose choice may differ from one start to the next. CPUs and TPUs need no such thing.
         **options: passed to `jax.jit`.
     """
-    compiler = compiler_options(mesh.devices.flat[0].platform)
+    platform = mesh.devices.flat[0].platform
+    compiler = compiler_options(platform)
+    if deterministic and platform not in ('cpu', 'tpu'):
+        compiler = (compiler or {}) | {'xla_gpu_deterministic_ops': True}
     return Program(jax.jit(function, compiler_options=compiler, **options), mesh)
 
 

@@ -115,6 +115,8 @@ BEFORE: dict[str, Any] = {
     # after 551e710: the context block was followed by the classifier
     'model.decoder': 'none',
     'model.decoder_channels': 256,
+    'train.deterministic': False,
+    'profile.steps': '',
 }
 
 # Old name -> current name.

@@ -133,12 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not tables:
         parser.error(f'tables {numbers} have none of the rows {options.rows}')
 
-    rows = {row.name: row for rows in tables.values() for row in rows}
+    runs = {row.name: row for rows in tables.values() for row in rows}
     for seed in options.seeds:  # every row once, then again: what is interrupted compares all rows
-        for row in rows.values():
+        for row in runs.values():
             train(options.config, row, seed, options.workdir, options.arguments, options.splits)
     scores = {
-        name: [score(options.workdir, name, seed, options.splits) for seed in options.seeds] for name in rows
+        name: [score(options.workdir, name, seed, options.splits) for seed in options.seeds] for name in runs
     }
     text = '\n\n'.join(f'{title(number)}\n\n{table(rows, scores)}' for number, rows in tables.items())
     print(text)

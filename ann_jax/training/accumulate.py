@@ -4,6 +4,7 @@ Each part is a call of the same compiled program. A loop inside the program woul
 which is slow on CPUs; unrolled, it would multiply the compile time.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,12 @@ from ann_jax.training.step import METRICS, StepOutput, StepParts
 
 
 def make_accumulated_step(
-    parts: StepParts, batch_totals: Callable[..., BatchTotals], mine_over_batch: bool, mesh: Mesh
+    parts: StepParts,
+    batch_totals: Callable[..., BatchTotals],
+    mine_over_batch: bool,
+    mesh: Mesh,
+    *,
+    deterministic: bool = False,
 ) -> Callable[[TrainState, Sequence[Mapping[str, jax.Array]]], tuple[TrainState, dict[str, Any]]]:
     """Builds and jits a step over the parts of a batch; it donates the state.
 
@@ -33,12 +39,14 @@ def make_accumulated_step(
         mine_over_batch: whether OHEM looks for hard pixels in the whole batch, which takes a forward pass
             over all parts before the first gradient.
         mesh: devices that the parts are split over.
+        deterministic: see `make_step`.
 
     Returns:
         A function from a state and equally sized parts to the next state and scalar metrics.
     """
-    totals_of = jit(batch_totals, mesh, out_shardings=replicated(mesh))
-    probabilities = jit(parts.probabilities, mesh)
+    compiled = functools.partial(jit, mesh=mesh, deterministic=deterministic)
+    totals_of = compiled(batch_totals, out_shardings=replicated(mesh))
+    probabilities = compiled(parts.probabilities)
 
     def nothing(state):
         variables = parts.trained(state.params), state.batch_stats
@@ -52,9 +60,9 @@ def make_accumulated_step(
         mean = jax.tree.map(lambda x: x / count, total.batch_stats)
         return parts.update(state, total._replace(batch_stats=mean))
 
-    add = jit(add, mesh, donate_argnums=0, out_shardings=replicated(mesh))
-    update = jit(update, mesh, donate_argnums=0, out_shardings=replicated(mesh))
-    zeros = jit(nothing, mesh, out_shardings=replicated(mesh))
+    add = compiled(add, donate_argnums=0, out_shardings=replicated(mesh))
+    update = compiled(update, donate_argnums=0, out_shardings=replicated(mesh))
+    zeros = compiled(nothing, out_shardings=replicated(mesh))
 
     def step(state, batches):
         labels = [batch['label'] for batch in batches]

@@ -60,6 +60,7 @@ def make_step(
     normalize: Normalize = imagenet_rgb,
     seed: int = 0,
     skip_not_finite: bool = False,
+    deterministic: bool = False,
     **settings: Any,
 ) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the jitted step of a training loop.
@@ -69,6 +70,7 @@ def make_step(
         tx: the optimizer.
         mesh: devices that share a batch; None for all of them, along `data`.
         loss, normalize, seed, skip_not_finite, **settings: see `make_step_parts`.
+        deterministic: whether GPUs compute the same bits each time, as CPUs and TPUs do; slower.
 
     Returns:
         A function from a state, which it donates, and a batch to the next state and scalar metrics: `loss`,
@@ -82,6 +84,7 @@ def make_step(
     program = jit(
         make_train_step(model, tx, **settings),
         mesh,
+        deterministic=deterministic,
         in_shardings=(replicated(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
