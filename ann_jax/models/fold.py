@@ -61,6 +61,15 @@ def fold(model: ANN, variables: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(rounded)
 
 
+def folded_shapes(model: ANN) -> dict[str, Any]:
+    """The shapes and dtypes of what `fold` returns with our own backbone, as `jax.ShapeDtypeStruct`s."""
+    flat = _flatten(shape_variables(model.clone(folded=True)))
+    of_backbone = getattr(model.backbone, 'dtype', jnp.float32)
+    dtype = lambda path: {'backbone': of_backbone, 'classifier': jnp.float32}.get(path[1], model.dtype)
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, dtype(path)) for path, x in flat.items()}
+    return traverse_util.unflatten_dict(shapes)
+
+
 def _flatten(variables):
     return traverse_util.flatten_dict({key: dict(tree) for key, tree in variables.items()})
 

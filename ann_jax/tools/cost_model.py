@@ -51,7 +51,7 @@ COUNTS = 1, 8, 64, 256
 MESHES = (8, 1), (4, 2), (1, 8)
 LATENCY = 10e-6  # assumed seconds before the first byte of a message
 COLLECTIVES = 'all-reduce', 'collective-permute', 'all-gather', 'all-to-all', 'reduce-scatter'
-ITEMSIZE = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
+ITEMSIZE = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'u16': 2, 'u8': 1, 's8': 1, 'pred': 1}
 
 
 class Collective(NamedTuple):

@@ -1,0 +1,224 @@
+r"""What the compiler for TPUs makes of a training step or of inference: memory, FLOPs, bytes, collectives.
+
+    pip install 'jax[tpu]'
+    python -m ann_jax.tools.tpu_programs --config=configs/cityscapes.py --config.model.dtype=bfloat16 \
+        --rows='step,v5e:4x8,1,769x769 inference,v5e:2x2,4,1024x2048'
+
+compiles programs for chips that are not there, and prints a table, by default that of docs/scaling.md. A row
+is
+
+    step or inference, topology, chips that share an image (`mesh.space`), height x width
+
+with one image for each such group of chips, or `--images=N`. A step of ANN-ResNet-101 compiles for 20 to 25
+minutes on two cores. Rows that `--output=FILE` holds are not compiled again.
+"""
+
+import json
+import logging
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ann_jax import build, command, files
+from ann_jax.errors import ConfigError
+from ann_jax.models.feature_map import FeatureMap
+from ann_jax.models.fold import folded_shapes
+from ann_jax.parallel.arrays import replicated, split_batch
+from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.programs import jit
+from ann_jax.tools.cost_model import COLLECTIVES, size_of
+from ann_jax.training.state import abstract_state
+from ann_jax.training.step import make_train_step
+
+logger = logging.getLogger(__name__)
+
+# Those of docs/scaling.md.
+ROWS = (
+    'step,v5e:4x8,1,769x769',
+    'step,v5e:8x16,1,769x769',
+    'step,v5e:4x8,2,1024x2048',
+    'step,v5e:4x8,4,1024x2048',
+    'inference,v5e:4x8,1,1024x2048',
+    'inference,v5e:4x8,2,1024x2048',
+    'inference,v5e:4x8,4,1024x2048',
+)
+
+
+class Row(NamedTuple):
+    """A program to compile."""
+
+    what: str  # step or inference
+    topology: str  # as jax names it, such as v5e:4x8
+    space: int  # devices that share the rows of an image
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> 'Row':
+        """Reads 'step,v5e:4x8,1,769x769'.
+
+        Raises:
+            ConfigError: it has another form.
+        """
+        match = re.fullmatch(r'(step|inference),(\w+:\d+x\d+(?:x\d+)?),(\d+),(\d+)x(\d+)', text)
+        if not match:
+            raise ConfigError(
+                f'{text!r} is not WHAT,TOPOLOGY,SPACE,HEIGHTxWIDTH, as in step,v5e:4x8,1,769x769'
+            )
+        what, topology, *numbers = match.groups()
+        return cls(what, topology, *map(int, numbers))
+
+    def __str__(self):
+        return f'{self.what},{self.topology},{self.space},{self.height}x{self.width}'
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+    """The chips of a topology, which need not be there.
+
+    Raises:
+        ConfigError: there is no compiler for TPUs, or no such topology.
+    """
+    try:
+        return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+    except Exception as error:  # of several kinds, from C++
+        reason = ' '.join(str(error).split())[:200]
+        raise ConfigError(
+            f"{topology} cannot be compiled for ({reason}): pip install 'jax[tpu]', and name a topology "
+            'such as v5e:4x8 or v5p:4x4x4'
+        ) from error
+
+
+def step_program(config: ConfigDict, mesh: Mesh, classes: int, batch: int, size: tuple[int, int]) -> Any:
+    """The lowered training step of a config."""
+    model, tx = build.model(config, classes), build.optimizer(config)
+    function = make_train_step(
+        model,
+        tx,
+        loss=build.loss(config, classes),
+        normalize=build.normalize(config),
+        seed=config.seed,
+        **build.step_settings(config),
+    )
+    state = abstract_state(model, tx, replicated(mesh), **build.state_settings(config))
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
+    program = jit(
+        function,
+        mesh,
+        in_shardings=(replicated(mesh), split_batch(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+    return program.lower(state, {'image': array(batch, *size, 3), 'label': array(batch, *size)})
+
+
+def inference_program(config: ConfigDict, mesh: Mesh, classes: int, batch: int, size: tuple[int, int]) -> Any:
+    """The lowered folded network of a config: images of levels to class ids, both uint8."""
+    model, normalize = build.model(config, classes), build.normalize(config)
+    placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
+
+    def segment(variables, images):
+        image = FeatureMap.of(normalize(images))
+        logits: Any = model.clone(folded=True).apply(variables, image, full_size=True)
+        return logits.main.array.argmax(-1).astype(jnp.uint8)
+
+    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8, sharding=split_batch(mesh))
+    program = jit(segment, mesh, out_shardings=split_batch(mesh))
+    return program.lower(jax.tree.map(placed, folded_shapes(model)), images)
+
+
+def measured(row: Row, config: ConfigDict, classes: int, images: int) -> dict[str, Any]:
+    """Compiles a program, and returns what the compiler says of the share of one chip.
+
+    Raises:
+        ConfigError: see `devices_of` and `make_mesh`.
+    """
+    mesh = make_mesh(devices_of(row.topology), space=row.space)
+    lower = {'step': step_program, 'inference': inference_program}[row.what]
+    batch = images * mesh.shape['data']
+    lowered = lower(config, mesh, classes, batch, (row.height, row.width))
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        'chips': mesh.size,
+        'images': batch,
+        'memory': kept + memory.temp_size_in_bytes,
+        'flops': cost['flops'],
+        'bytes': cost['bytes accessed'],
+        'collectives': collectives(compiled.as_text()),
+        'seconds': round(seconds),
+        'jax': jax.__version__,
+    }
+
+
+def collectives(program: str) -> dict[str, tuple[int, int]]:
+    """Number and bytes of the collectives in a compiled program, by kind; one in a loop counts once."""
+    count: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    kinds = '|'.join(COLLECTIVES)
+    # One that goes on in the background has its shape where it ends.
+    for shapes, kind in re.findall(rf'= (\S.*?) ({kinds})(?:-done)?\(', program):
+        count[kind] += 1
+        size[kind] += size_of(shapes)
+    return {kind: (count[kind], size[kind]) for kind in COLLECTIVES if count[kind]}
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        '| program | chips | images | memory of a chip | TFLOP | GB accessed | collectives |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for text, figures in found.items():
+        row = Row.parse(text)
+        exchanged = ', '.join(
+            f'{count} {kind} ({size / 1e6:.1f} MB)' for kind, (count, size) in figures['collectives'].items()
+        )
+        space = f', space {row.space}' if row.space > 1 else ''
+        lines.append(
+            f'| {row.what}, {row.height} x {row.width}, {row.topology}{space} | {figures["chips"]} '
+            f'| {figures["images"]} | {figures["memory"] / 1e9:.2f} GB | {figures["flops"] / 1e12:.2f} '
+            f'| {figures["bytes"] / 1e9:.1f} | {exchanged or "none"} |'
+        )
+    return '\n'.join(lines)
+
+
+def main(argv=None):
+    """Compiles what is missing, and prints the table."""
+    argv, given = command.arguments(argv), flags.FlagValues()
+    command.define_config('Config file of the run.', given, argv)
+    flags.DEFINE_integer('classes', 19, 'Classes of the dataset.', flag_values=given)
+    flags.DEFINE_integer('images', 1, 'Images for each chip, or group of chips.', flag_values=given)
+    flags.DEFINE_string('output', 'tpu_programs.json', 'File that keeps the figures.', flag_values=given)
+    flags.DEFINE_string('rows', ' '.join(ROWS), 'Programs, with blanks between them.', flag_values=given)
+    command.parse(argv, __doc__, given)
+    logging.basicConfig(format='%(message)s', level=logging.INFO)
+    jax.config.update('jax_platforms', 'cpu')
+    path = Path(given.output)
+    found = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    try:
+        rows = [Row.parse(text) for text in given.rows.split()]
+        for row in rows:
+            if str(row) not in found:
+                logger.info('compiling %s', row)
+                found[str(row)] = measured(row, given.config, given.classes, given.images)
+                files.write_json(path, found)
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
+    print(table({str(row): found[str(row)] for row in rows}))
+
+
+if __name__ == '__main__':
+    main()
