@@ -34,7 +34,7 @@ _PUBLIC = {
     'sliding_window': 'inference.functions',
     'multi_scale': 'inference.functions',
     # Data
-    'Dataset': 'data.classes',
+    'Dataset': 'data.layout',
     'FolderSource': 'data.datasets',
     'Reading': 'data.decode.levels',
     'SceneSource': 'data.scenes',

@@ -39,7 +39,7 @@ class Backbone(Protocol):
 class Source(Protocol):
     """Random access to the samples of a split; must be picklable for worker processes."""
 
-    dataset: Any  # `data.classes.Dataset`: names, colours and number of classes
+    dataset: Any  # `data.layout.Dataset`: names, colours and number of classes
 
     @property
     def problems(self) -> Sequence[str]:

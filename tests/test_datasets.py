@@ -11,8 +11,10 @@ from PIL import Image
 from trees import write_tree
 
 from ann_jax import build
-from ann_jax.data.classes import DATASETS, INVALID, voc_colors
+from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, InRegions, Subset, open_source, read_image
+from ann_jax.data.layout import INVALID
+from ann_jax.data.names import voc_colors
 from ann_jax.data.own.survey import survey
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.typing import IGNORE

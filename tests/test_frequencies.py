@@ -9,9 +9,9 @@ import pytest
 from test_history import change_facts, config_of, copy_of
 from trees import write_tree
 
-from ann_jax.data.classes import Dataset
 from ann_jax.data.datasets import open_source
 from ann_jax.data.frequencies import class_weights, count_classes, repeated
+from ann_jax.data.layout import Dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.modes.class_counts import class_counts, set_class_weights
 from ann_jax.modes.resume import keep_settings

@@ -14,7 +14,7 @@ from reference import assert_close, error, normal, quick, random_variables
 
 import ann_jax
 from ann_jax import build
-from ann_jax.data.classes import Dataset
+from ann_jax.data.layout import Dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.ann import ANN
 from ann_jax.models.feature_map import FeatureMap

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ann_jax.data.classes import DATASETS, Dataset
+from ann_jax.data.classes import DATASETS
 from ann_jax.data.decode.images import PLAIN, decode_image, decode_values, encode_png, match
 from ann_jax.data.decode.jpeg import examine_jpeg
 from ann_jax.data.decode.levels import Reading
@@ -18,6 +18,7 @@ from ann_jax.data.decode.rasters import Raster, open_raster
 from ann_jax.data.decode.reading import check_png, read_file
 from ann_jax.data.files import pair_files
 from ann_jax.data.labels import Label, decode_label, map_label
+from ann_jax.data.layout import Dataset
 from ann_jax.data.own.naming import without_ending
 from ann_jax.data.own.survey import Look, look
 from ann_jax.errors import ConfigError, DataError, unknown

@@ -7,10 +7,10 @@ import logging
 import os
 
 from ann_jax.data import archives
-from ann_jax.data.classes import LISTS, Dataset, Layout
 from ann_jax.data.decode.images import unseen
 from ann_jax.data.disk import hidden, walk
 from ann_jax.data.folders import Found, by_key, from_folders, names_below
+from ann_jax.data.layout import LISTS, Dataset, Layout
 from ann_jax.data.own.listed import from_list, from_two_lists
 from ann_jax.data.own.lists import read_list
 from ann_jax.data.own.naming import LABEL_ENDINGS, Naming, bare_key

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ann_jax.data.classes import Layout
 from ann_jax.data.disk import walk
+from ann_jax.data.layout import Layout
 from ann_jax.data.own.naming import Naming, candidates, key_of
 
 

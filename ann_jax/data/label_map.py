@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ann_jax.data.classes import INVALID
+from ann_jax.data.layout import INVALID
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
 

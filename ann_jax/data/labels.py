@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ann_jax.data.classes import INVALID, Layout
 from ann_jax.data.decode.reading import MAX_PIXELS
 from ann_jax.data.label_files import Raw, decode_raw
+from ann_jax.data.layout import INVALID, Layout
 from ann_jax.data.own import unknown_labels as unknown
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE

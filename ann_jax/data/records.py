@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ann_jax.data.classes import DATASETS, Dataset
+from ann_jax.data.classes import DATASETS
 from ann_jax.data.decode.images import PLAIN, decode_values, encode_png, match
 from ann_jax.data.decode.jpeg import examine_jpeg
 from ann_jax.data.decode.levels import Reading
 from ann_jax.data.decode.reading import check_png, optional
 from ann_jax.data.labels import decode_label
+from ann_jax.data.layout import Dataset
 from ann_jax.data.own.survey import Look
 from ann_jax.errors import DataError, unknown
 from ann_jax.files import writing

@@ -19,8 +19,8 @@ import numpy as np
 
 from ann_jax.data import early_scenes
 from ann_jax.data import scene_objects as draw
-from ann_jax.data.classes import Dataset
 from ann_jax.data.decode.images import encode_png
+from ann_jax.data.layout import Dataset
 from ann_jax.data.scene_objects import CLASSES, COLORS
 from ann_jax.errors import DataError, unknown
 from ann_jax.typing import IGNORE, Sample

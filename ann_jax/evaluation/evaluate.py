@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from ann_jax.data.classes import check_labels
+from ann_jax.data.layout import check_labels
 from ann_jax.data.pipeline import Replacing, eval_batches
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.metrics import Scores, confusion_matrix

@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from ann_jax.data.classes import check_labels
+from ann_jax.data.layout import check_labels
 from ann_jax.errors import ConfigError
 from ann_jax.kernels.reductions import global_norm
 from ann_jax.models.ann import count_classes, image_logits

@@ -15,8 +15,8 @@ import numpy as np
 from ann_jax.data.augment.colors import CHANNELS, OPERATIONS, in_channels
 from ann_jax.data.augment.rand_augment import draw_operations
 from ann_jax.data.augment.warps import IDENTITY, Warp, rotated, warp_window
-from ann_jax.data.classes import INVALID
 from ann_jax.data.labels import count_bytes
+from ann_jax.data.layout import INVALID
 from ann_jax.typing import IGNORE, Sample
 
 cv2.setNumThreads(0)  # several threads and processes augment at once

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from ann_jax.data.augment.colors import in_channels
-from ann_jax.data.classes import INVALID
+from ann_jax.data.layout import INVALID
 
 # Where a pixel of the result comes from: x' = a x + b y + c, y' = d x + e y + f, in pixels of the crop, from
 # the centre of the picture in it.

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ann_jax.data.classes import INVALID
 from ann_jax.data.decode.reading import optional
 from ann_jax.data.disk import text_of
+from ann_jax.data.layout import INVALID
 from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from ann_jax.data.classes import LISTS
 from ann_jax.data.decode.images import IMAGE_ENDINGS
 from ann_jax.data.disk import walk
+from ann_jax.data.layout import LISTS
 from ann_jax.data.own.lists import find_file, read_list
 from ann_jax.data.own.matching import (
     LABEL_DIR,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ann_jax.data.classes import INVALID
 from ann_jax.data.decode.reading import read_file
 from ann_jax.data.label_files import decode_raw
+from ann_jax.data.layout import INVALID
 from ann_jax.data.own.class_files import Classes, Color, parse_classes
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.typing import IGNORE

@@ -4,9 +4,9 @@ import functools
 import logging
 import os
 
-from ann_jax.data.classes import Layout
 from ann_jax.data.disk import hidden
 from ann_jax.data.folders import Found
+from ann_jax.data.layout import Layout
 from ann_jax.data.own.lists import find_file, read_list
 from ann_jax.data.own.matching import looks_like_label
 from ann_jax.data.own.naming import bare_key, key_of

@@ -4,8 +4,8 @@ import os
 import re
 
 from ann_jax.data import label_map as maps
-from ann_jax.data.classes import Dataset, HeldOut, Layout, Own
 from ann_jax.data.decode.images import IMAGE_ENDINGS
+from ann_jax.data.layout import Dataset, HeldOut, Layout, Own
 from ann_jax.data.own.class_files import parse_classes
 from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError

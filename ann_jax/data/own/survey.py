@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ann_jax.data.classes import check_labels
 from ann_jax.data.labels import Label, count_bytes
+from ann_jax.data.layout import check_labels
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Sample, Source
 

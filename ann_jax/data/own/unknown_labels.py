@@ -5,7 +5,7 @@ import shlex
 import numpy as np
 
 from ann_jax.data import label_map as maps
-from ann_jax.data.classes import INVALID, Layout
+from ann_jax.data.layout import INVALID, Layout
 from ann_jax.errors import DataError
 
 _SHOWN = 8

@@ -1,0 +1,173 @@
+"""What a dataset is: its classes, the forms in which its files come, and what their raw values mean."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from ann_jax.errors import DataError
+from ann_jax.typing import IGNORE
+
+LISTS = ('.txt', '.csv', '.tsv', '.lst', '.list')  # endings of lists of files
+INVALID = 254  # in a lookup table: a raw value that must not occur
+_TABLE = 65_536  # raw values from 0 that a lookup table holds
+
+
+class Own(NamedTuple):
+    """What only the user's own labels have: settings, which errors name as cures."""
+
+    label_map: str = ''  # the setting; '' if values are class indices
+    coarse: bool = False  # it maps ranges, so that small changes of a value do not matter
+    listed: Mapping[tuple[int, int, int], str] = {}  # names of classes by their colours
+    ignored: tuple[tuple[int, int, int], ...] = ()  # colours that the class file calls `ignore`
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One form in which a dataset is distributed: where its files are, and what their raw values mean.
+
+    `images` and `labels` are folders below the root, `lists` a file; `{part}` stands for each part of the
+    split. An image and a label belong together if their paths below those folders differ only in the ending.
+    Endings match in upper and lower case.
+    """
+
+    images: str = 'images/{part}'
+    labels: str = 'labels/{part}'
+    # Lists the names in a part, or pairs 'image label' of paths below the root; None: the whole folder.
+    lists: str | None = None
+    image_endings: tuple[str, ...] = ('.jpg', '.jpeg', '.png')
+    label_ending: str = '.png'
+    # raw value -> class index or IGNORE; None: the dataset's
+    label_map: Mapping[int, int] | None = None
+    others: int | None = None  # what the other raw values are; None: errors
+    # RGB -> class index or IGNORE, for labels painted in colours
+    color_map: Mapping[tuple[int, int, int], int] | None = None
+    variable: str | None = None  # name in MATLAB label files; 'struct.field' in a struct
+    archive: str | None = None  # the one file with all labels, read by `archives.py`
+    parts: tuple[str, ...] | None = None  # parts that exist in this form; None: all
+    # part -> (first, last) of each range of names in it; None: the whole folder
+    select: Mapping[str, tuple[tuple[str, str], ...]] | None = None
+
+    without: tuple[str, ...] = ()  # lists of names to leave out
+    # Folder of labels that also counts, and before `labels`, if those are not all there.
+    fallback: str | None = None
+    own: Own | None = None  # None: the dataset is in the table
+
+    @cached_property
+    def lut(self) -> np.ndarray:
+        """(at least 257,) uint8: raw value -> class index, IGNORE, or INVALID; the last is for all others."""
+        assert self.label_map is not None  # `Dataset` fills it in
+        near = {raw: index for raw, index in self.label_map.items() if 0 <= raw < _TABLE}
+        rest = INVALID if self.others is None else self.others
+        lut = np.full(max([256, *near]) + 2, rest, np.uint8)
+        lut[list(near)] = list(near.values())
+        return lut
+
+    @cached_property
+    def far(self) -> tuple[np.ndarray, np.ndarray]:
+        """The raw values that `lut` leaves out, negative or large: (N,) int64 in order, and their classes."""
+        assert self.label_map is not None
+        far = sorted(item for item in self.label_map.items() if not 0 <= item[0] < _TABLE)
+        return np.array([raw for raw, _ in far], np.int64), np.array([index for _, index in far], np.uint8)
+
+    def describe(self, parts: str) -> str:
+        """The files expected below the root, in one line."""
+        files = [f'{self.images}/**/*{"|".join(self.image_endings)}']
+        if self.images.endswith(LISTS):
+            files = [self.images]
+        if not self.archive:
+            listed = self.labels.endswith(LISTS)
+            files.append(self.labels if listed else f'{self.labels}/**/*{self.label_ending}')
+        elif self.archive.endswith('.mat'):
+            files = []
+        files += filter(None, (self.archive, self.lists))
+        return ' and '.join(files).replace('{part}', parts)
+
+
+class HeldOut(NamedTuple):
+    """A split that is a share of another one: the samples whose names, hashed, say so."""
+
+    train: str  # the part that has the files
+    eval: str
+    share: float  # 0: both have files of their own
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset: its classes, how raw label values map to them, and its layouts."""
+
+    name: str
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]  # RGB of each class
+    # raw value -> class index or IGNORE; None: values are class indices already, and 255 is IGNORE
+    label_map: Mapping[int, int] | None = None
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> parts
+    layouts: tuple[Layout, ...] = (Layout(),)  # the first that fits the files is used
+    categories: tuple[str, ...] = ()  # group of each class, if the benchmark also scores groups
+    counts: Mapping[str, int] = field(default_factory=dict)  # samples per part, as published
+    held_out: HeldOut | None = None  # None: not the user's own dataset
+
+    def __post_init__(self):
+        if not 0 < len(self.classes) == len(self.colors) <= INVALID:
+            raise ValueError(
+                f'{self.name}: {len(self.classes)} classes, of at most {INVALID}; {len(self.colors)} colours'
+            )
+        if self.label_map is None:
+            identity = {**{i: i for i in range(self.num_classes)}, IGNORE: IGNORE}
+            object.__setattr__(self, 'label_map', identity)
+        layouts = tuple(
+            layout if layout.label_map is not None else replace(layout, label_map=self.label_map)
+            for layout in self.layouts
+        )
+        object.__setattr__(self, 'layouts', layouts)
+
+    def parts_of(self, split: str) -> tuple[str, ...]:
+        """The parts of a split, or of several, as in train+val; () if one is unknown."""
+        if split in self.splits:
+            return self.splits[split]
+        splits = split.split('+')
+        if not self.splits.keys() >= set(splits):
+            return ()
+        return tuple(dict.fromkeys(part for each in splits for part in self.splits[each]))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def lut(self) -> np.ndarray:
+        """(256,) uint8: raw byte -> class index, IGNORE, or INVALID, in the dataset's first layout."""
+        return self.layouts[0].lut[:256]
+
+    @property
+    def class_to_raw(self) -> np.ndarray:
+        """(num_classes,) uint8: the raw value of each class, as in submissions."""
+        return np.array([np.flatnonzero(self.lut == i)[0] for i in range(self.num_classes)], np.uint8)
+
+    @property
+    def layout(self) -> str:
+        """The files expected below the root, in one line."""
+        parts = '|'.join(dict.fromkeys(part for parts in self.splits.values() for part in parts))
+        return ', or '.join(
+            dict.fromkeys(layout.describe('|'.join(layout.parts or (parts,))) for layout in self.layouts)
+        )
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Refuses labels without a class, which a loss would count in silence.
+
+    Raises:
+        DataError: names the first value that is neither a class index nor IGNORE, or the dtype if it is not
+            an integer.
+    """
+    if labels.dtype.kind not in 'iu':
+        raise DataError(f'labels are {labels.dtype}: give integers, class indices or {IGNORE}')
+    bad = (labels != IGNORE) & ((labels < 0) | (labels >= num_classes))
+    if bad.any():
+        raise DataError(
+            f'the batch has the label {labels[bad][0]}, but the network has {num_classes} classes, 0 to '
+            f'{num_classes - 1}: map it to one of them, or to {IGNORE}, which is ignored'
+        )
