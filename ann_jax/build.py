@@ -129,11 +129,14 @@ def reading(config: ConfigDict) -> Reading:
     c = config.dataset
     settings = {'bands': c.bands, 'page': c.page, 'max_pixels': c.max_pixels}
     if c.image_range == AUTO:
-        c.image_range = ''
-        images: Any = source(config, c.train_split)
-        if hasattr(images, 'values'):  # scenes are drawn in 8 bits
+        unscaled = config.copy_and_resolve_references()
+        unscaled.dataset.image_range = ''
+        images: Any = source(unscaled, c.train_split)
+        if hasattr(images, 'values'):
             c.image_range = find_range(_sample(images, config.loader.bad_samples == 'skip'))
             logger.info('dataset.image_range=%s, of the training images', c.image_range)
+        else:  # scenes are drawn in 8 bits
+            c.image_range = ''
     return Reading.parse(c.image_range, **settings)
 
 
