@@ -20,7 +20,13 @@ FILE = 'class_counts.npy'
 
 
 def class_counts(config: ConfigDict, source: Source, workdir: Path) -> np.ndarray | None:
-    """(N, K) int64, of the working directory's file or counted now; None if no setting asks for them.
+    """Counts the pixels of each class in each sample.
+
+    A run keeps them in its working directory, and counts again only until its first checkpoint, since labels
+    may be mended before.
+
+    Returns:
+        (N, K) int64; None if no setting asks for them.
 
     Raises:
         DataError: a sample cannot be used, and `loader.bad_samples` is stop.
@@ -30,7 +36,7 @@ def class_counts(config: ConfigDict, source: Source, workdir: Path) -> np.ndarra
         return None
     path = workdir / FILE
     shape = len(source), source.dataset.num_classes
-    if path.is_file():
+    if path.is_file() and any((workdir / 'checkpoints').glob('[0-9]*')):
         try:
             counts = np.load(path)
             if counts.shape == shape:
