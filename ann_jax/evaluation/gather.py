@@ -87,7 +87,7 @@ def _facts(log, scored):
         for mark, name in (
             (r'ann_jax [\w.]+, jax ', 'versions'),
             (r'\d+ x .*, mesh ', 'devices'),
-            (r'[\d,]+ parameters$', 'network'),
+            (r'[\d,]+ parameters\b', 'network'),
             (r'\d+ images to train on', 'data'),
             (r'compiled the step in ', 'compiling'),
         ):

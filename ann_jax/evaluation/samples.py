@@ -69,6 +69,6 @@ class Samples:
 
     def best(self) -> list[Kept]:
         """The best images, the best first, without those that are among the worst."""
-        taken = {sample.score.name for sample in self.worst()}
-        best = [sample for _, _, sample in sorted(self._best, key=lambda item: item[:2], reverse=True)]
-        return [sample for sample in best if sample.score.name not in taken]
+        taken = {number for _, number, _ in self._worst}
+        best = [item for item in self._best if item[1] not in taken]
+        return [sample for _, _, sample in sorted(best, key=lambda item: item[:2], reverse=True)]
