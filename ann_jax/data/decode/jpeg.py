@@ -17,7 +17,7 @@ _ERROR_STREAM = threading.Lock()
 _FILLED = 128, 64, 63
 _MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # that ends coded data
 _EOI, _SOS = 0xD9, 0xDA
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_FRAMES = 0xC0, 0xC1, 0xC2, 0xC9, 0xCA  # of coefficients; those of lossless JPEGs have none
 
 
 def is_jpeg(data: bytes) -> bool:
