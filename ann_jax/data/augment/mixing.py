@@ -1,6 +1,7 @@
 """Pastes a part of another augmented sample onto one: CutMix, ClassMix, and copies of rare classes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,14 @@ class Mix:
         if self.kind != 'copy_paste':
             return int(rng.integers(len(self.source))), None
         assert self.counts is not None
-        pixels = self.counts.sum(0)
-        focus = int(pick_rare(rng, np.flatnonzero(pixels), tuple(pixels / pixels.sum())))
+        focus = int(pick_rare(rng, np.flatnonzero(self._frequencies), self._frequencies))
         return int(rng.choice(np.flatnonzero(self.counts[:, focus]))), focus
+
+    @cached_property
+    def _frequencies(self):
+        """The shares of the classes in all labels."""
+        pixels = self.counts.sum(0)
+        return tuple((pixels / pixels.sum()).tolist())
 
     def _mask(self, rng, label, focus):
         """The pixels that are pasted: (H, W) bool."""
