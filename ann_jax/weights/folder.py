@@ -247,7 +247,7 @@ def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def class_facts(facts: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> tuple[tuple, tuple]:
-    """Names and colours of the classes; numbers and VOC's colours if the facts lack them."""
+    """Names and colours of the classes; numbers and those of the palette if the facts lack them."""
     bias = variables.get('params', {}).get('classifier', {}).get('bias')
     count = len(bias) if np.ndim(bias) == 1 else 0
     classes = as_tuples(facts.get('classes', [f'class {i}' for i in range(count)]))
