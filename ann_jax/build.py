@@ -15,13 +15,8 @@ from ml_collections import ConfigDict
 
 from ann_jax.data.augment.mixing import Mix
 from ann_jax.data.augment.transforms import Augment
-<<<<<<< HEAD
-from ann_jax.data.classes import DATASETS, Dataset
-from ann_jax.data.datasets import FolderSource, Subset, named
-=======
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.datasets import FolderSource, Take
->>>>>>> 150dd30 (data/layout.py: what a dataset is, apart from the table of those that are known)
+from ann_jax.data.datasets import FolderSource, Subset, named
 from ann_jax.data.decode.levels import AUTO, Reading, channels_of, find_range
 from ann_jax.data.layout import Dataset
 from ann_jax.data.own.settings import own_dataset

@@ -80,7 +80,8 @@ def step_on(mesh, model, batch, per_image, **settings):
         return segmentation_loss(main, auxiliary, labels, min_kept=500, per_image=per_image)
 
     step = make_train_step(model, tx, loss=loss, normalize=NORMALIZE, seed=3, **settings)
-    state = jax.device_put(create_state(weights(model), tx), replicated(mesh))
+    state = create_state(weights(model), tx, factors=settings.get('factors'), ema='ema_decay' in settings)
+    state = jax.device_put(state, replicated(mesh))
     shardings = (replicated(mesh), split_batch(mesh))
     step = quick_on(mesh, step, in_shardings=shardings, out_shardings=replicated(mesh))
     return jax.device_get(step(state, put_batch(batch, mesh)))
@@ -106,7 +107,8 @@ def assert_same_step(one, other):
 def test_a_step_of_averaging_shortcuts_and_a_decoder_equals_one_device():
     model = network(avg_down=True, ceil_pool=False, decoder='stage2', decoder_channels=8)
     batch = random_batch(2, 66, 41)
-    settings = {'clip_norm': 0.1, 'frozen_norm': ('stage4',)}
+    settings = {'clip_norm': 0.1, 'frozen_norm': ('stage4',), 'factors': {'stem': 0, 'stage3': 0.5}}
+    settings |= {'ema_decay': 0.9}
     one = step_on(mesh_of(1, 1), model, batch, True, **settings)
     assert_same_step(one, step_on(mesh_of(2, 4), model, batch, True, **settings))
 

@@ -1,4 +1,4 @@
-"""A run with all that may surround the optimizer: resumed to the bit, ended early, its average opened."""
+"""A run with all augmentation and all that may surround the optimizer: resumed to the bit; its average."""
 
 import contextlib
 import logging
@@ -47,7 +47,20 @@ def config_of(**settings):
     config = scenes.get_config('runlocal')
     config.train.update(steps=6, batch_size=2, log_every=1, checkpoint_every=2, eval_every=2)
     config.train.frozen_norm = 'backbone/stage3'
-    config.augment.crop = (64, 96)
+    config.dataset.repeat_threshold = 0.9
+    config.loss.balance = 'median'
+    config.augment.update(
+        crop=(64, 96),
+        jitter=(0.3, 0.3, 0.3, 0.1),
+        blur=0.5,
+        noise=5.0,
+        grey=0.2,
+        rotation=20.0,
+        max_class_share=0.9,
+        rare_crop=0.3,
+        rand_augment=2,
+        mix='copy_paste',
+    )
     config.eval.pictures = 0
     config.model.update(variant='baseline', head_channels=4, aux_channels=0)
     config.optim.update(
