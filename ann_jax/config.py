@@ -26,9 +26,9 @@ from ann_jax.runs import history
 from ann_jax.runs.profile import parse_steps
 from ann_jax.training import groups, losses, optimizers, terms
 from ann_jax.training.schedules import SCHEDULES
-from ann_jax.weights.folder import PARTS
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, check_input
 from ann_jax.weights.opening import PREFERENCES
+from ann_jax.weights.start import PARTS
 
 __all__ = ['AUTHORS_BGR', 'IMAGENET_RGB', 'defaults', 'finish', 'parse_argument']
 

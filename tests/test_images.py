@@ -37,6 +37,7 @@ from ann_jax.inference.intake import find_images
 from ann_jax.modes.resume import keep_settings
 from ann_jax.weights import folder as weights
 from ann_jax.weights.inputs import IMAGENET_RGB, for_channels
+from ann_jax.weights.start import start
 
 RNG = np.random.default_rng(0)
 SIZE = (12, 20)
@@ -471,7 +472,7 @@ def test_rgb_weights_are_widened():
         model = ConfigDict({'model': defaults().model, 'dataset': {'bands': ','.join('1' * count)}})
         initial = traverse_util.unflatten_dict({path: np.zeros((3, 3, build.channels(model), 4), np.float32)})
         loaded = traverse_util.unflatten_dict({path: kernel})
-        wide = traverse_util.flatten_dict(weights.start(initial, loaded, 'all'))[path]
+        wide = traverse_util.flatten_dict(start(initial, loaded, 'all'))[path]
         assert wide.shape == (3, 3, count, 4)
         if count != 2:  # the response to equal channels
             response = lambda kernel: np.einsum('hwi,hwio->o', image.repeat(kernel.shape[2], 2), kernel)

@@ -25,6 +25,7 @@ from ann_jax.weights import folder as weights
 from ann_jax.weights.inputs import normalizer
 from ann_jax.weights.layouts import Layout
 from ann_jax.weights.opening import open_weights
+from ann_jax.weights.start import start
 
 torch = pytest.importorskip('torch', reason='the scripts read and write files of torch')
 safetensors = pytest.importorskip('safetensors.torch', reason='the scripts read and write safetensors')
@@ -337,7 +338,7 @@ def test_parts_are_an_explicit_choice():
         return {'params': layers if head else {'backbone': layers['backbone']}}
 
     ones = lambda tree: jax.tree.map(np.ones_like, tree)
-    taken = lambda *arguments: {k: bool(v.all()) for k, v in weights.start(*arguments)['params'].items()}
+    taken = lambda *arguments: {k: bool(v.all()) for k, v in start(*arguments)['params'].items()}
     assert taken(tree(2), ones(tree(2)), 'all') == {'backbone': True, 'fusion': True, 'classifier': True}
     assert taken(tree(2), ones(tree(5)), 'but_classifier') == {
         'backbone': True,

@@ -15,11 +15,11 @@ from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import shape_variables
 from ann_jax.models.resnet import PLANS, ResNet
-from ann_jax.models.settings import network
+from ann_jax.models.settings import BACKBONE_FACTS, network
 from ann_jax.weights import sums
 from ann_jax.weights.contents import read_file
 from ann_jax.weights.descriptions import UNSEEN, read_meta, refuse_lookalikes
-from ann_jax.weights.folder import BACKBONE_FACTS, Weights, save
+from ann_jax.weights.folder import Weights, save
 from ann_jax.weights.hub import foreign, located, origin
 from ann_jax.weights.layouts import State
 from ann_jax.weights.recognize import recognize

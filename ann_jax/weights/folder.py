@@ -24,7 +24,7 @@ from ann_jax import __version__
 from ann_jax.data.decode.levels import Reading, channels_of
 from ann_jax.data.decode.reading import MAX_PIXELS
 from ann_jax.data.palette import distinct_colors
-from ann_jax.errors import ConfigError, DataError, listed
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.files import refuse_special, writing
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import BACKBONE_FACTS, OF_BACKBONE, OF_HEAD, network, unknown_settings
@@ -40,7 +40,6 @@ VERSION = 3  # 2: 'backbone' in model.json; 3: 'images', and weights.safetensors
 ARRAYS = ('weights.safetensors', 'weights.npz')
 # Settings of `config.model` that weights do not determine.
 FREE_SETTINGS = ('dropout', 'dtype', 'remat')
-PARTS = ('all', 'backbone', 'but_classifier')
 FACTS = {'model', 'input', 'classes', 'colors', 'source', 'backbone', 'images'}
 # Settings of `config.dataset` that say what the network was trained to see.
 IMAGES = ('image_range', 'bands')
@@ -80,7 +79,7 @@ class Weights:
         """Refuses weights if this version cannot rebuild their network, or only its backbone.
 
         Args:
-            parts: what is used of them, one of `PARTS`.
+            parts: what is used of them, one of `start.PARTS`.
 
         Raises:
             VersionError: a setting or value is unknown, or a setting is missing.
@@ -254,64 +253,6 @@ def class_facts(facts: Mapping[str, Any], variables: Mapping[str, Any], path: Pa
     if 'classes' not in facts and count:
         logger.info('%s does not name its %d classes', path, count)
     return classes, as_tuples(facts.get('colors', distinct_colors(len(classes))))
-
-
-def start(initial: Mapping, loaded: Mapping, parts: str) -> dict[str, Any]:
-    """The first variables of a training run: the loaded parts, and initial values for the rest.
-
-    Args:
-        initial: variables of the network to train.
-        loaded: variables of another network, or of a backbone alone.
-        parts: 'all', 'backbone', or 'but_classifier' for all but the last layers of both heads.
-
-    Raises:
-        ConfigError: a loaded part does not fit; the message lists the tensors, and settings that would.
-    """
-    initial, loaded = (traverse_util.flatten_dict(dict(tree)) for tree in (initial, loaded))
-
-    _widen_stem(initial, loaded)
-
-    def wanted(path):
-        classifier = path[1] in ('classifier', 'aux_classifier')
-        return {'all': True, 'backbone': path[1] == 'backbone', 'but_classifier': not classifier}[parts]
-
-    problems, merged = [], dict(initial)
-    for path in filter(wanted, initial):
-        name = '/'.join(path)
-        if path not in loaded:
-            problems.append(f'{name}: absent')
-        elif loaded[path].shape != initial[path].shape:
-            problems.append(f'{name}: {loaded[path].shape}, the network has {initial[path].shape}')
-        else:
-            merged[path] = loaded[path]
-    problems += [
-        f'{"/".join(path)}: no place for it' for path in filter(wanted, loaded) if path not in initial
-    ]
-    if problems:
-        raise ConfigError(
-            f'the weights of init.from do not fit the network with init.parts={parts}:{listed(problems)}'
-            '\nuse --config.init.parts=backbone for a new head, or but_classifier for other classes'
-        )
-    return traverse_util.unflatten_dict(merged)
-
-
-def _widen_stem(initial, loaded):
-    """Fits the first convolution of weights for RGB to another number of channels.
-
-    As in timm: channel i of N gets the weights of RGB's channel i modulo 3, times 3 / N; a single channel
-    gets their sum.
-    """
-    path = 'params', 'backbone', 'stem', 'conv1', 'kernel'
-    if path not in initial or path not in loaded:
-        return
-    kernel, channels = np.asarray(loaded[path]), initial[path].shape[2]
-    if kernel.shape[2] != 3 or channels == 3:
-        return
-    if channels == 1:
-        loaded[path] = kernel.sum(2, keepdims=True)
-    else:
-        loaded[path] = kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)
-    logger.info('the first convolution was of 3 channels: its weights are repeated for the %d here', channels)
 
 
 def sha256(path: Path) -> str:
