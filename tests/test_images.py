@@ -525,12 +525,17 @@ def test_a_jpeg_that_lacks_data_is_refused(progressive, mode, capfd):
 
 
 def test_odd_but_whole_jpegs_are_read(capfd):
-    """All grey, by restart intervals, or followed by more."""
+    """All grey, by restart intervals, followed by more, or lossless."""
     grey = np.full((32, 32, 3), 128, np.uint8)
     assert (decode_image(encoded(grey, 'jpeg'), 'a.jpg') == 128).all()
     restarts = cv2.imencode('.jpg', grey, [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[1].tobytes()
     for data in (restarts, restarts + b'more', encoded(Image.fromarray(grey), 'mpo')):
         assert (decode_image(data, 'a.jpg') == 128).all()
+    # Lossless: 8x8 differences of 0 from 128, each of which is coded by a bit.
+    part = lambda marker, *body: bytes([0xFF, marker, 0, len(body) + 2, *body])
+    frame, table = part(0xC3, 8, 0, 8, 0, 8, 1, 1, 0x11, 0), part(0xC4, 0, 1, *[0] * 15, 0)
+    lossless = b'\xff\xd8' + frame + table + part(0xDA, 1, 1, 0, 1, 0, 0) + bytes(8) + b'\xff\xd9'
+    assert (decode_image(lossless, 'a.jpg') == 128).all()
 
 
 @pytest.mark.filterwarnings('ignore:Dataset has no geotransform')
