@@ -31,6 +31,18 @@ def read(path):
         ].average_rate
 
 
+def test_videos_of_one_name_do_not_replace_each_other(folder, tmp_path):
+    for i, name in enumerate(('a/drive.mp4', 'b/drive.mp4', 'b/drive.mkv')):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, [np.full((48, 64, 3), 80 * i, np.uint8)])
+    config = config_for(folder, input=str(tmp_path / '*' / '*.m*'), write='ids', output=str(tmp_path / 'out'))
+    assert predict(config, tmp_path) == 0
+    written = sorted(path.relative_to(tmp_path / 'out' / 'ids') for path in (tmp_path / 'out').rglob('*.png'))
+    assert [*map(str, written)] == [
+        f'{name}/000001.png' for name in ('a/drive', 'b/drive_mkv', 'b/drive_mp4')
+    ]
+
+
 def test_a_video_becomes_a_video_and_ids(folder, tmp_path, capsys):
     # A pattern that wanders: frames differ, and codecs hardly blur it.
     y, x = np.mgrid[:48, :64]

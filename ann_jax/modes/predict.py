@@ -67,7 +67,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         build.dataset(config)  # defines what labels mean; fails now if it cannot
     kinds.sort(key='panels'.__eq__)  # last, because a label may be missing
     out = Path(c.output or workdir / 'predictions').expanduser()
-    files, root = _files(config, out)
+    files, root = _files(config, out, kinds)
+    targets = _targets([path.relative_to(root) for path in files])
     if videos := [file for file in files if is_video(file)]:
         if len(videos) < len(files):
             raise ConfigError(f'predict.input={c.input} names videos and images: name one kind at a time')
@@ -89,9 +90,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     )
     if videos:
         for file in videos:
-            segment_video(segmenter, file, out, kinds, c.batch_size)
+            segment_video(segmenter, file, out, targets[file.relative_to(root)], kinds, c.batch_size)
         return 0
-    targets = _targets([path.relative_to(root) for path in files])
     errors: list[str] = []
     areas: list[list[str | int]] = []  # a row per image
     done = 0
@@ -122,10 +122,10 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     return 1 if errors else 0
 
 
-def _files(config, out):
+def _files(config, out, kinds):
     """Returns the images, and the folder that their names are relative to; not what was written to `out`."""
     text = config.predict.input
-    if not text and 'submission' in config.predict.write.split(','):
+    if not text and 'submission' in kinds:
         text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
     if not text:
         raise ConfigError(

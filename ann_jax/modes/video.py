@@ -37,7 +37,9 @@ def check_outputs(kinds: list[str]) -> None:
     optional('av', 'a video')
 
 
-def segment_video(segmenter: Segmenter, file: Path, out: Path, kinds: list[str], batch_size: int) -> int:
+def segment_video(
+    segmenter: Segmenter, file: Path, out: Path, name: Path, kinds: list[str], batch_size: int
+) -> int:
     """Writes OUT/overlays/NAME.mp4, OUT/colors/NAME.mp4 and OUT/ids/NAME/000001.png, ...
 
     Videos are H.264, at the average frame rate of the input, without its sound; an odd width or height is
@@ -47,6 +49,7 @@ def segment_video(segmenter: Segmenter, file: Path, out: Path, kinds: list[str],
         segmenter: for each frame.
         file: the video.
         out: folder to write into.
+        name: of what is written for it, without an ending.
         kinds: of `OUTPUTS`.
         batch_size: frames that are computed together.
 
@@ -71,7 +74,7 @@ def segment_video(segmenter: Segmenter, file: Path, out: Path, kinds: list[str],
         stream.thread_type = 'AUTO'
         bar = stack.enter_context(tqdm(total=stream.frames or None, desc='predict', unit='frame'))
         drafts = {
-            kind: stack.enter_context(replacing(out / kind / f'{file.stem}.mp4'))
+            kind: stack.enter_context(replacing(out / kind / f'{name}.mp4'))
             for kind in kinds
             if kind != 'ids'
         }
@@ -86,7 +89,7 @@ def segment_video(segmenter: Segmenter, file: Path, out: Path, kinds: list[str],
                     videos[kind] = writers.enter_context(_Writer(draft, rate, *picture.shape[:2]))
                 videos[kind].write(picture)
             if 'ids' in kinds:
-                with replacing(out / 'ids' / file.stem / f'{done:06}.png') as draft:
+                with replacing(out / 'ids' / name / f'{done:06}.png') as draft:
                     Image.fromarray(result.ids).save(draft)
             bar.update()
         if not done:
