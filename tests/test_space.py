@@ -88,12 +88,12 @@ def step_on(mesh, model, batch, per_image, **settings):
 
 
 def assert_same_step(one, other):
-    """Metrics and statistics to 1e-5; so the gradients, in the velocity, beside the largest of them."""
+    """Metrics, parameters and statistics to 1e-5; so the gradients, in the velocity, beside the largest."""
     (one, metrics), (other, others_metrics) = one, other
     for key, value in metrics.items():
         assert_close(others_metrics[key], value, 2e-5)
     for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(one.batch_stats), jax.tree.leaves(other.batch_stats), strict=True
+        jax.tree_util.tree_leaves_with_path(one.variables), jax.tree.leaves(other.variables), strict=True
     ):
         np.testing.assert_allclose(
             b, a, rtol=0, atol=1e-5 * np.abs(a).max(), err_msg=jax.tree_util.keystr(path)
