@@ -137,7 +137,7 @@ def frozen_norms(is_frozen: Callable[[str], bool]) -> Iterator[None]:
         if context.method_name != '__call__' or not is_frozen('/'.join(module.path)):
             return call(*args, **kwargs)
         if isinstance(module, BatchNorm):
-            return call(*args[:1], train=False)
+            return call(*args[:1], **kwargs | {'train': False})
         if isinstance(module, nn.BatchNorm):
             given = module.use_running_average
             if given is None:
