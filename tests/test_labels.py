@@ -406,9 +406,9 @@ def test_label_maps_are_parsed_and_written():
 
 def test_the_number_of_classes():
     assert own_dataset(name='folder', classes='254').num_classes == 254
-    for text in ('255', '300'):
+    for text in ('255', '300', '1' + 12 * '0'):
         with pytest.raises(ConfigError, match=f'{text} classes, of at most 254'):
             own_dataset(name='folder', classes=text)
-    for text in ('road', '1'):
+    for text in ('road', '1', '²'):  # isdigit() is true of the last
         with pytest.raises(ConfigError, match='background,'):
             own_dataset(name='folder', classes=text)

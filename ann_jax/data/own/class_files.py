@@ -70,8 +70,10 @@ def parse_classes(text: str, root: str) -> Classes:
     path = next((path for path in paths if os.path.isfile(path)), None)
     if path:
         found = _from_file(path, wrong)
-    elif text.strip().isdigit():
-        found = [_Class(f'class {i}') for i in range(int(text))]
+    elif (count := text.strip()).isdecimal():
+        if len(count) > 3 or int(count) > INVALID:  # any number, which must not fill the memory
+            raise wrong(f'there are {count} classes, of at most {INVALID}')
+        found = [_Class(f'class {i}') for i in range(int(count))]
     elif re.search(r'[/\\]|\.[A-Za-z]\w{1,4}$', text.strip()):
         raise wrong('there is no such file')
     else:
