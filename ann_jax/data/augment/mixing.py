@@ -53,13 +53,14 @@ class Mix:
         """Index of the other sample, and the class that it is to show."""
         if self.kind != 'copy_paste':
             return int(rng.integers(len(self.source))), None
-        assert self.counts is not None
         focus = int(pick_rare(rng, np.flatnonzero(self._frequencies), self._frequencies))
+        assert self.counts is not None
         return int(rng.choice(np.flatnonzero(self.counts[:, focus]))), focus
 
     @cached_property
     def _frequencies(self):
         """The shares of the classes in all labels."""
+        assert self.counts is not None
         pixels = self.counts.sum(0)
         return tuple((pixels / pixels.sum()).tolist())
 
