@@ -118,14 +118,15 @@ def segmentation_loss(
         weight = pixels if per_image else pixels * (totals.images if totals else labels.shape[1])
     count = valid = (labels != IGNORE).sum()
     smoothed: Any = {'pixel_weights': by_pixel, 'label_smoothing': label_smoothing}
-
-    def term(name):
-        nonlocal count
+    rows = totals.images if totals and per_image else len(labels)
+    images_in_all = totals.images if totals else len(images[1])
+    means = []
+    for name, factor in terms:
         match name:
             case 'cross_entropy':
-                return cross_entropy(main_logits, labels, by_class, weight, **smoothed)
+                loss = cross_entropy(main_logits, labels, by_class, weight, **smoothed)
             case 'focal':
-                return focal_loss(main_logits, labels, focal_gamma, by_class, weight, pixel_weights=by_pixel)
+                loss = focal_loss(main_logits, labels, focal_gamma, by_class, weight, pixel_weights=by_pixel)
             case 'ohem':
                 loss, count = ohem_cross_entropy(
                     main_logits,
@@ -137,28 +138,19 @@ def segmentation_loss(
                     total_count=weight if average == 'all' else row and row.kept,
                     **smoothed,
                 )
-                return loss
             case 'lovasz':
-                return lovasz_softmax(*images, by_class)
-        if name not in NAMES:
-            raise ConfigError(unknown('loss term', name, NAMES))
-        alpha, beta = tversky if name == 'tversky' else (0.5, 0.5)
-        return tversky_loss(*images, alpha=alpha, beta=beta, class_weights=by_class)
-
-    losses = [term(name) for name, _ in terms]
-    if aux_logits is None:
-        auxiliary = jnp.zeros(())
-    else:
-        auxiliary = cross_entropy(aux_logits, labels, by_class, weight, **smoothed)
-    rows = totals.images if totals and per_image else len(labels)
-    images_in_all = totals.images if totals else len(images[1])
-    means = [
-        loss.sum() / (images_in_all if name in REGIONS else rows)
-        for (name, _), loss in zip(terms, losses, strict=True)
-    ]
-    scaled = [mean if factor == 1 else factor * mean for (_, factor), mean in zip(terms, means, strict=True)]
-    main = sum(scaled[1:], scaled[0])
-    auxiliary = auxiliary.sum() / rows
+                loss = lovasz_softmax(*images, by_class)
+            case 'dice' | 'tversky':
+                alpha, beta = tversky if name == 'tversky' else (0.5, 0.5)
+                loss = tversky_loss(*images, alpha=alpha, beta=beta, class_weights=by_class)
+            case _:
+                raise ConfigError(unknown('loss term', name, NAMES))
+        mean = loss.sum() / (images_in_all if name in REGIONS else rows)
+        means.append(mean if factor == 1 else factor * mean)
+    main = sum(means[1:], means[0])
+    auxiliary = jnp.zeros(())
+    if aux_logits is not None:
+        auxiliary = cross_entropy(aux_logits, labels, by_class, weight, **smoothed).sum() / rows
     kept = divide(count.sum(), totals.valid if totals else valid)
     return Loss(total=main + aux_weight * auxiliary, main=main, auxiliary=auxiliary, kept=kept)
 
