@@ -33,7 +33,7 @@ def own_dataset(
         name: of the dataset.
         classes: class names, separated by commas; or their number; or a file (in the current folder or below
             the root) with a name per line, also with colours, which labels may then hold instead of values,
-            or with the values of labels: see `parse_classes`. Colours and values of the name `ignore` are.
+            or with the values of labels: see `parse_classes`. What has the name `ignore` is ignored.
         root: folder of the files.
         images: folder below the root, where `{split}` stands for the split; or a text file of paths.
         labels: as `images`, and may be the same folder; line n of a text file is the label of line n of the
