@@ -68,7 +68,7 @@ def write_run(workdir, name='', count=3, seconds=1.5):
     record.config(1, {'train': {'steps': 20, 'note': '<b>&'}, 'seed': len(name)})
     for step in range(1, 21):
         record.scalars(step, {'train/loss': 2 / step, 'train/learning_rate': 0.1, 'train/gradient_norm': 0.0})
-    kept = Samples(K, count)
+    kept = Samples(K, count, 40)
     for sample in SAMPLES:
         kept.add(*sample)
     writer = Report(record, CLASSES, COLORS, {'flip': False, 'scales': (0.5, 1.0)}, name)
@@ -76,6 +76,7 @@ def write_run(workdir, name='', count=3, seconds=1.5):
     record.close()
     (workdir / 'log.txt').write_text(
         '2026-11-27 03:54:27,326 INFO ann_jax 0.2.0, jax 0.10.2, flax 0.12.8, python 3.11.7, <Linux>\n'
+        '2026-11-27 03:54:28,101 INFO 1,234 parameters, 56 of them frozen\n'
         '2026-11-27 03:56:59,727 INFO step 10: 0.275 s per step, 0.001 s of it waiting for data; saved\n',
         encoding='utf-8',
     )
@@ -150,7 +151,7 @@ def test_classes_are_sorted_with_their_pixels(written):
     assert [row[1] for row in rows[:-1]] == [f'{100 * iou[i]:.2f}' for i in order[:-1]]
     assert rows[-1][1] == '' and [row[-2] for row in rows] == [f'{matrix[i].sum():,}' for i in order]
     scores = written[1].tables[0][1]
-    assert scores[:6] == ['a<b', 'of the training', 'val', '12', '20', f'{100 * iou[:4].mean():.2f}']
+    assert scores[:6] == ['a<b', 'of the training', 'val', '40', '20', f'{100 * iou[:4].mean():.2f}']
     assert scores[-1] == 'flip=False, scales=0.5, 1.0'
 
 
@@ -188,7 +189,8 @@ def test_plots_hold_the_matrix_and_the_curves(written):
     counts = np.frombuffer(data).reshape(K, K)
     np.testing.assert_array_equal(counts, confusion())
     parts = ''.join(written[1].text)
-    assert '0.275 s per step' in parts and '12 images in 1.5 s' in parts and '2026-11-27 03:54:27' in parts
+    assert '1,234 parameters, 56 of them frozen' in parts
+    assert '0.275 s per step' in parts and '40 images in 1.5 s' in parts and '2026-11-27 03:54:27' in parts
 
 
 def test_runs_side_by_side(workdir, tmp_path, capsys):
@@ -248,11 +250,16 @@ def test_details_are_those_of_the_images(workdir):
 
 
 def test_large_images_are_kept_small_and_fewer_replace_more(tmp_path):
-    kept = Samples(K, 4)
+    kept = Samples(K, 4, 2)
     kept.add('large', *(np.zeros((700, 2 * SIDE, *rest), np.uint8) for rest in ((4,), (), ())))
     kept.add('unlabelled', *(np.full((9, 9, *rest), IGNORE, np.uint8) for rest in ((3,), (), ())))
     assert [score.name for score in kept.scores] == ['large']
     assert kept.worst()[0].image.shape == (350, SIDE, 3) and not kept.best()
+    namesakes = Samples(K, 1, 2)
+    for prediction in (0, 1):
+        image, truth = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)
+        namesakes.add('same', image, truth, truth + np.uint8(prediction))
+    assert [each.score.miou for each in (*namesakes.worst(), *namesakes.best())] == [0, 1]
     write_run(tmp_path, count=5)
     write_run(tmp_path, count=1)
     assert len(list((tmp_path / 'evaluation').glob('*.jpg'))) == 2

@@ -93,7 +93,7 @@ def write_details(
         'versions': {**versions, 'python': platform.python_version()},
         'platform': platform.platform(),
     }
-    record = {'about': about, 'images': len(samples.scores), 'classes': classes, 'colors': colors}
+    record = {'about': about, 'images': samples.images, 'classes': classes, 'colors': colors}
     record['samples'] = {stem: sample.score._asdict() for stem, sample in kept.items()}
     write_json(folder / 'details.json', record)
 

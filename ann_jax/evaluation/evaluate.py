@@ -229,7 +229,7 @@ class Evaluation:
         folded = jax.device_put(fold(self._model, jax.device_get(variables)), replicated(self._mesh))
         numbers = iter(range(len(self.source)))
         num_classes = self.source.dataset.num_classes
-        samples = Samples(num_classes, -(-len(self._pictured) // 2))
+        samples = Samples(num_classes, -(-len(self._pictured) // 2), len(self.source))
         start = time.perf_counter()
 
         def on_sample(name, *arrays):

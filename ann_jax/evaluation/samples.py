@@ -34,11 +34,13 @@ class Samples:
 
     Attributes:
         scores: of each image that has labelled pixels, in order.
+        images: number of all images, with those that other processes read.
     """
 
-    def __init__(self, num_classes: int, count: int):
+    def __init__(self, num_classes: int, count: int, images: int):
         """Keeps up to `count` of the best images and as many of the worst, by mIoU."""
         self.scores: list[ImageScore] = []
+        self.images = images
         self._num_classes, self._count = num_classes, count
         self._best: list = []  # heaps of (key, number, sample), so that samples are never compared
         self._worst: list = []
