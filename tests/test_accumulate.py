@@ -42,20 +42,21 @@ def random_batch(count, height=9, width=11, seed=0):
     return {'image': rng.integers(0, 256, (*label.shape, 3)).astype(np.uint8), 'label': label}
 
 
-def steps(model, variables, mesh, **loss_settings):
+def steps(model, variables, mesh, factors=None, **loss_settings):
     """The step of a whole batch and that of its parts, and a state to begin with."""
 
     def loss(main, auxiliary, labels, totals=None):
         return segmentation_loss(main, auxiliary, labels, totals=totals, **loss_settings)
 
     tx = sgd(poly_schedule(0.05, 10))
-    settings = {'clip_norm': 0.1, 'ema_decay': 0.9}  # the norm is that of the whole batch's gradient
+    # The norm is that of the whole batch's gradient.
+    settings = {'clip_norm': 0.1, 'ema_decay': 0.9, 'factors': factors}
     parts = make_step_parts(model, tx, loss=loss, normalize=lambda x: x / 100.0 - 1, seed=0, **settings)
     mining = {key: loss_settings.get(key) for key in ('threshold', 'min_kept', 'class_weights')}
     mine_over_batch = loss_settings['ohem'] and not loss_settings['per_image']
     totals_of = lambda labels, p: batch_totals(labels, p, **mining)
     accumulated = make_accumulated_step(parts, totals_of, mine_over_batch, mesh)
-    state = jax.device_put(create_state(variables, tx, ema=True), replicated(mesh))
+    state = jax.device_put(create_state(variables, tx, factors=factors, ema=True), replicated(mesh))
     whole = jit(lambda state, batch: parts.update(state, parts.forward_backward(state, batch)), mesh)
     return whole, accumulated, state
 
@@ -86,6 +87,7 @@ def test_parts_add_up_to_the_batch(per_image, ohem, class_weights):
         Pixelwise(),
         random_variables(Pixelwise(), 0, np.zeros((1, 4, 4, 3), np.float32), False),
         mesh,
+        factors={'main/bias': 0},
         ohem=ohem,
         per_image=per_image,
         threshold=0.3,

@@ -16,11 +16,30 @@ from ann_jax.data.classes import DATASETS
 from ann_jax.data.scenes import render
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.inference import pictures as class_pictures
+from ann_jax.inference.segmenter import Segmenter
 from ann_jax.models.ann import ANN
 from ann_jax.models.resnet import ResNet
 from ann_jax.models.settings import OF_BACKBONE
 from ann_jax.modes import predict
 from ann_jax.weights import folder as weights
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_network():
+    """Commands that compute the same compile it once."""
+    made = {}
+
+    def make(weights, **settings):
+        key = weights.path, str(settings)
+        if key not in made:
+            made[key] = Segmenter(weights, **settings)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, 'Segmenter', make)
+        yield
 
 
 def read(path):

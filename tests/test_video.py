@@ -31,33 +31,24 @@ def read(path):
         ].average_rate
 
 
-def test_videos_of_one_name_do_not_replace_each_other(folder, tmp_path):
-    for i, name in enumerate(('a/drive.mp4', 'b/drive.mp4', 'b/drive.mkv')):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write(tmp_path / name, [np.full((48, 64, 3), 80 * i, np.uint8)])
-    config = config_for(folder, input=str(tmp_path / '*' / '*.m*'), write='ids', output=str(tmp_path / 'out'))
-    assert predict(config, tmp_path) == 0
-    written = sorted(path.relative_to(tmp_path / 'out' / 'ids') for path in (tmp_path / 'out').rglob('*.png'))
-    assert [*map(str, written)] == [
-        f'{name}/000001.png' for name in ('a/drive', 'b/drive_mkv', 'b/drive_mp4')
-    ]
-
-
 def test_a_video_becomes_a_video_and_ids(folder, tmp_path, capsys):
     # A pattern that wanders: frames differ, and codecs hardly blur it.
     y, x = np.mgrid[:48, :64]
     given = [np.stack([4 * x, 5 * y, np.full_like(x, 25 * i)], -1).astype(np.uint8) for i in range(7)]
     write(tmp_path / 'drive.mp4', given)
     frames, _ = read(tmp_path / 'drive.mp4')
-    config = config_for(folder, input=str(tmp_path / 'drive.mp4'), write='overlays,ids', batch_size=2)
+    write(tmp_path / 'drive.mkv', given[:1])  # of the same name
+    config = config_for(folder, input=str(tmp_path / 'drive.m*'), write='overlays,ids', batch_size=2)
     config.predict.output = str(tmp_path / 'out')
     assert predict(config, tmp_path) == 0
-    assert '7 frames segmented, ' in capsys.readouterr().out
-    overlays, rate = read(tmp_path / 'out' / 'overlays' / 'drive.mp4')
+    printed = capsys.readouterr().out
+    assert '7 frames segmented, ' in printed and '1 frames segmented, ' in printed
+    assert len(read(tmp_path / 'out' / 'overlays' / 'drive_mkv.mp4')[0]) == 1
+    overlays, rate = read(tmp_path / 'out' / 'overlays' / 'drive_mp4.mp4')
     assert len(overlays) == len(frames) == 7 and rate == 10
     segmenter = ann_jax.load(folder)
     for i, (frame, overlay) in enumerate(zip(frames, overlays, strict=True), 1):
-        with Image.open(tmp_path / 'out' / 'ids' / 'drive' / f'{i:06}.png') as image:
+        with Image.open(tmp_path / 'out' / 'ids' / 'drive_mp4' / f'{i:06}.png') as image:
             ids = np.asarray(image)
         np.testing.assert_array_equal(ids, segmenter(frame).ids)
         expected = pictures.overlay(frame, ids, segmenter.colors)
