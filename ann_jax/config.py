@@ -386,7 +386,7 @@ def _refusal(key, default, settings):
         return line
     if key in CHOICES:
         good = any(type(value) is type(choice) and value == choice for choice in CHOICES[key])
-        rule = f'one of {", ".join(map(str, CHOICES[key]))}'
+        rule = f'one of {", ".join(str(choice) or "empty" for choice in CHOICES[key])}'
     else:
         good, rule = key in RANGES or isinstance(value, type(default)), f'of type {type(default).__name__}'
     return '' if good else f'{key}={shown(value)}: must be {rule}'

@@ -142,6 +142,7 @@ def test_sm3_has_the_schedule():
         ('adamw', 'nesterov', "unknown argument of adamw 'nesterov'.*; .*it takes .*nesterov=False"),
         ('sgd', 'b1=0.9', "unknown argument of sgd 'b1'; it takes nesterov=False"),
         ('sgd', 'momentum=0.8', 'the momentum of sgd is set by optim.momentum'),
+        ('sgd', 'nesterov=no', "optim.args='nesterov=no': nesterov must be True or False"),
         ('lamb', 'weight_decay=0.1', 'weight_decay is set by optim.weight_decay'),
         ('lamb', 'mask=1', 'mask is set by optim.decay and optim.decay_factors'),
         ('adamw', 'b1=high', r"optim.args='b1=high': adamw cannot be used with it \("),
@@ -152,6 +153,11 @@ def test_what_an_optimizer_cannot_be_is_told_in_one_line(name, text, message):
     with pytest.raises(ConfigError, match=message) as error:
         arguments(name, text)
     assert '\n' not in str(error.value)
+
+
+def test_arguments_are_the_optimizers_own():
+    assert arguments('sgd', 'nesterov=false') == {'nesterov': False}
+    assert arguments('rmsprop', 'decay=0.5, nesterov=True') == {'decay': 0.5, 'nesterov': True}
 
 
 def test_kernels_decay_alone():

@@ -156,13 +156,16 @@ def arguments(name: str, text: str) -> dict[str, Any]:
             what = unknown(f'argument of {name}', key, known).split('known: ')[0]
             raise ConfigError(f'optim.args={text!r}: {what}it takes {takes}')
         args[key] = _value(value)
+        # Any text would be true.
+        if isinstance(known[key], bool) and not isinstance(args[key], bool):
+            raise ConfigError(f'optim.args={text!r}: {key} must be True or False')
     _try(name, args, text)
     return args
 
 
 def _value(text):
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.capitalize() if text in ('true', 'false') else text)
     except (ValueError, SyntaxError):
         return text  # the name of a dtype
 
@@ -185,10 +188,10 @@ def _try(name, args, text):
 
 def _known_arguments(name):
     """Argument -> default, of those that `optim.args` may give."""
-    function = sgd if name == 'sgd' else _factories()[name]
-    own = {*_SETTINGS, 'schedule', 'decay', 'decay_factors', *(('momentum',) if name == 'sgd' else ())}
-    parameters = inspect.signature(function).parameters.items()
-    return {key: each.default for key, each in parameters if key not in own}
+    if name == 'sgd':  # the rest is set by settings of its own
+        return {'nesterov': False}
+    parameters = inspect.signature(_factories()[name]).parameters.items()
+    return {key: each.default for key, each in parameters if key not in _SETTINGS}
 
 
 @functools.cache
