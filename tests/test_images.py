@@ -440,6 +440,7 @@ def test_a_resumed_run_keeps_the_range_that_was_found(tmp_path, monkeypatch):
     assert config.dataset.image_range == '3,9'
 
 
+@pytest.mark.usefixtures('compiled_fast')
 def test_weights_keep_how_images_are_read(tmp_path):
     small_folder(tmp_path / 'w', image_range='100,4000', bands='4,2')
     opened = weights.load(tmp_path / 'w')
