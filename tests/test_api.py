@@ -23,6 +23,7 @@ from ann_jax.training.losses import segmentation_loss
 from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 ROOT = Path(__file__).parent.parent
 
 
@@ -159,7 +160,7 @@ def test_logits_are_arrays_of_the_size_of_the_image(mesh):
     mesh = make_mesh(jax.devices()[: mesh.get('space', 1)], **mesh)
     with jax.set_mesh(mesh):
         low, full = (
-            jax.jit(functools.partial(model.apply, full_size=full))(variables, image) for full in (0, 1)
+            quick(functools.partial(model.apply, full_size=full))(variables, image) for full in (0, 1)
         )
     assert low.main.shape == (1, 7, 5, 3) and full.main.shape == full.auxiliary.shape == (1, 49, 33, 3)
     mapped = quick(functools.partial(model.apply, full_size=True))(variables, FeatureMap.of(image))
