@@ -207,7 +207,7 @@ def defaults() -> ConfigDict:
                 'gives': 'logits',  # float32 (B, H, W, classes); or ids: uint8 (B, H, W)
             },
             'benchmark': {
-                'sections': 'blocks,network',  # also step, input, loss, dilation, reference
+                'sections': 'blocks,network',  # also step, input, loss, dilation, reference, stream
                 'rounds': 7,
                 'peak_size': 0,  # of the measured matrix product; 0 for 2048 on CPUs, 8192 elsewhere
                 'block_sizes': '96x96',  # of the feature maps; Table 1 also has 256x128
@@ -219,6 +219,9 @@ def defaults() -> ConfigDict:
                 'reference_step_sizes': '129x129',  # training steps beside PyTorch
                 'reference_batch': 2,  # of those steps
                 'reference_compile': False,  # also with torch.compile
+                'stream_images': 100,  # that Segmenter.stream segments, beside PyTorch if it is installed
+                'stream_sizes': '360x480',  # of these images
+                'stream_batch': 8,  # that are computed together, against one by one
             },
             # Folder that keeps compiled programs from run to run; '' for none. auto: one of the user's, of at
             # most 4 GiB, beside accelerators.

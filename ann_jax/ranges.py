@@ -163,6 +163,8 @@ RANGES = {
     'benchmark.rounds': _count,
     'benchmark.peak_size': _or_zero('what suits the machine', 1, 65_536),
     'benchmark.reference_batch': Range(1, 65_536, whole=True),
+    'benchmark.stream_images': Range(1, 65_536, whole=True),
+    'benchmark.stream_batch': Range(1, 65_536, whole=True),
     'train.steps': _count,
     'train.batch_size': Range(1, 65_536, whole=True),
     'predict.batch_size': Range(1, 65_536, whole=True),

@@ -117,6 +117,26 @@ def test_the_reference_computes_the_same(tmp_path, monkeypatch):
     assert all(row['difference'] < 1e-5 and row['memory (MB)'] > 100 for row in rows)
 
 
+@pytest.mark.parametrize('beside', [True, False])
+def test_a_stream_gives_the_classes_of_the_reference(beside, tmp_path, monkeypatch):
+    pytest.importorskip('torch')
+    from ann_jax.benchmark import stream, torch_ann
+
+    if beside:
+        monkeypatch.setitem(resnet.DEPTHS, 50, (True, (1, 1, 1, 1)))
+        monkeypatch.setitem(torch_ann.PLANS, 50, (1, 1, 1, 1))
+    else:  # any depth
+        monkeypatch.setattr(stream, 'reference', None)
+    config = small(sections='stream', rounds=1, stream_images=5, stream_sizes='33x41', stream_batch=2)
+    config.model.depth = 50 if beside else 10
+    benchmark(config, tmp_path)
+    rows = json.loads((tmp_path / 'benchmark.json').read_text())['stream']
+    assert len(rows) == (4 if beside else 2) and 'ann_jax 33x41, 2 at a time' in rows[-1]['contestant']
+    for row in rows:
+        assert row['pixels alike'] > 0.999
+        assert row['images/s'] == pytest.approx(5 / row['median (ms)'] * 1e3)
+
+
 def test_every_second_round_goes_backwards():
     order = []
     runs = {name: Contestant(lambda name=name: order.append(name)) for name in 'ab'}
@@ -169,4 +189,14 @@ def test_bad_settings_are_named(settings, tmp_path):
 
 
 def test_sections_are_described():
-    assert set(SECTIONS) == {'peak', 'blocks', 'network', 'step', 'input', 'loss', 'dilation', 'reference'}
+    assert set(SECTIONS) == {
+        'peak',
+        'blocks',
+        'network',
+        'step',
+        'input',
+        'loss',
+        'dilation',
+        'reference',
+        'stream',
+    }

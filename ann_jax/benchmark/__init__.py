@@ -22,6 +22,7 @@ SECTIONS = {
     'loss': 'heads',
     'dilation': 'dilation',
     'reference': 'reference',
+    'stream': 'stream',
 }
 
 

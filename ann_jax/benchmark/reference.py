@@ -34,6 +34,7 @@ from ann_jax.training.losses import segmentation_loss
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_train_step
+from ann_jax.weights.inputs import IMAGENET_RGB
 from ann_jax.weights.recognize import recognize
 from ann_jax.weights.torch_state import from_torch
 
@@ -45,6 +46,7 @@ try:
 except (ImportError, AssertionError):  # it asserts versions of its dependencies
     Network = functools.partial(TorchANN, ceil_pool=False, align_corners=False, conv_bias=False)
     REFERENCE = 'torch'
+CLASSES = 19
 
 
 def reference(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
@@ -57,22 +59,13 @@ def reference(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         ConfigError: the reference is another network, or a size is malformed.
     """
     c = config.benchmark
-    if config.model.depth not in PLANS:
-        raise ConfigError(unknown('model.depth of the reference', config.model.depth, PLANS))
-    for key, value in (('output_stride', 8), ('decoder', 'none')):
-        if config.model[key] != value:
-            raise ConfigError(
-                f'model.{key}={config.model[key]}: the reference is built with {value}, take that or leave '
-                'reference out of benchmark.sections'
-            )
-    device = 'cuda' if torch.cuda.is_available() and not on_cpu() else 'cpu'
     rows = []
     for kind, key, contestants in (
         ('inference', 'reference_sizes', _inference),
         ('training step', 'reference_step_sizes', _step),
     ):
         for size in parse_sizes(c[key], f'benchmark.{key}') if c[key] else ():
-            found, agreement, weights = contestants(config, size, device)
+            found, agreement, weights = contestants(config, size)
             for row, megabytes in zip(contest(found, c.rounds, rates), weights, strict=True):
                 row['contestant'] += f', {kind} {size[0]}x{size[1]}'
                 if row['growth (MB)'] is not None:
@@ -81,26 +74,53 @@ def reference(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def _networks(config, train, device):
-    """The config's torch network with random weights, ours, and our variables from these weights."""
+def place() -> str:
+    """The device of PyTorch that matches ours."""
+    return 'cuda' if torch.cuda.is_available() and not on_cpu() else 'cpu'
+
+
+def networks(config: ConfigDict, train: bool = False) -> tuple[torch.nn.Module, ConfigDict, dict[str, Any]]:
+    """The config's torch network with random weights; the config and variables of ours with these weights.
+
+    Raises:
+        ConfigError: the reference is another network.
+    """
+    if config.model.depth not in PLANS:
+        raise ConfigError(unknown('model.depth of the reference', config.model.depth, PLANS))
+    for key, value in (('output_stride', 8), ('decoder', 'none')):
+        if config.model[key] != value:
+            raise ConfigError(
+                f'model.{key}={config.model[key]}: the reference is built with {value}, take that or leave '
+                'reference out of benchmark.sections'
+            )
     torch.manual_seed(0)
     same = 'depth', 'width', 'stem_widths', 'key_channels', 'head_channels', 'aux_channels'
     network = Network(**{key: config.model[key] for key in same})
-    network = (network.train() if train else network.eval()).to(device, memory_format=torch.channels_last)
+    network = (network.train() if train else network.eval()).to(place(), memory_format=torch.channels_last)
     state = {key: value.cpu().numpy() for key, value in network.state_dict().items()}
     found = recognize(state)
     ours = config.copy_and_resolve_references()
     with ours.unlocked():
         ours.model.update({**found.model, 'dropout': 0.0})
-    assert found.num_classes is not None  # it is None for a backbone alone
-    model = build.model(ours, found.num_classes)
-    return network, model, from_torch(state, shape_variables(model), found.layout).variables
+    shapes = shape_variables(build.model(ours, CLASSES))
+    return network, ours, from_torch(state, shapes, found.layout).variables
 
 
-def _images(batch, size, device):
+def _images(batch, size):
     """The same random images for both: (B, H, W, 3), and channels_last (B, 3, H, W)."""
     image = np.random.default_rng(0).standard_normal((batch, *size, 3), np.float32)
-    return jnp.asarray(image), torch.tensor(image).permute(0, 3, 1, 2).to(device)
+    return jnp.asarray(image), torch.tensor(image).permute(0, 3, 1, 2).to(place())
+
+
+def segment(network: torch.nn.Module, images: np.ndarray, batch: int, config: ConfigDict) -> list[np.ndarray]:
+    """(B, H, W, 3) uint8 images -> (H, W) uint8 class ids of each, `batch` images at a time."""
+    mean, std = (torch.tensor(IMAGENET_RGB[key], device=place())[:, None, None] for key in ('mean', 'std'))
+    ids: list[np.ndarray] = []
+    with torch.inference_mode(), _autocast(config):
+        for start in range(0, len(images), batch):
+            levels = torch.tensor(images[start : start + batch]).to(place()).permute(0, 3, 1, 2)
+            ids += [*network((levels - mean) / std).argmax(1).to(torch.uint8).cpu().numpy()]
+    return ids
 
 
 def _compiled(network):
@@ -112,7 +132,7 @@ def _megabytes(arrays):
     return sum(x.nbytes for x in arrays) / 1e6
 
 
-def _contestant(run, device):
+def contestant(run: Callable[[], Any]) -> Contestant:
     """A PyTorch contestant; on GPUs, PyTorch counts its own memory."""
 
     def growth():
@@ -121,34 +141,39 @@ def _contestant(run, device):
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
 
-    return Contestant(run, growth=growth if device == 'cuda' else None)
+    return Contestant(run, growth=growth if place() == 'cuda' else None)
 
 
-def _wait(device):
-    if device == 'cuda':
+def _autocast(config):
+    return torch.autocast(place(), torch.bfloat16, enabled=config.model.dtype == 'bfloat16')
+
+
+def _wait():
+    if place() == 'cuda':
         torch.cuda.synchronize()
 
 
-def _inference(config, size, device):
+def _inference(config, size):
     """Contestants that compute logits of the input's size, the largest difference, and MB of weights."""
-    network, model, variables = _networks(config, False, device)
-    image, tensor = _images(1, size, device)
+    network, ours, variables = networks(config)
+    model = build.model(ours, CLASSES)
+    image, tensor = _images(1, size)
     folded, model = jax.device_put(fold(model, variables)), model.clone(folded=True)
 
     def forward(variables, image):
         return model.apply(variables, image, full_size=True).main
 
     def run(network):
-        half = torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16')
+        half = _autocast(config)
         with torch.inference_mode(), half:
             result = network(tensor)
-        _wait(device)
+        _wait()
         return result
 
-    contestants = {f'{REFERENCE} eager': _contestant(lambda: run(network), device)}
+    contestants = {f'{REFERENCE} eager': contestant(lambda: run(network))}
     if config.benchmark.reference_compile:
         faster = _compiled(network)
-        contestants[f'{REFERENCE} compiled'] = _contestant(lambda: run(faster), device)
+        contestants[f'{REFERENCE} compiled'] = contestant(lambda: run(faster))
     contestants['ann_jax'] = compiled(forward, folded, image)
     expected = run(network).float().permute(0, 2, 3, 1).cpu().numpy()
     difference = np.abs(np.asarray(contestants['ann_jax'].run()) - expected).max() / np.abs(expected).max()
@@ -160,12 +185,13 @@ def _inference(config, size, device):
     )
 
 
-def _step(config, size, device):
+def _step(config, size):
     """Contestants that take one SGD step without OHEM, the difference of their losses, and MB of weights."""
-    network, model, variables = _networks(config, True, device)
+    network, ours, variables = networks(config, train=True)
+    model = build.model(ours, CLASSES)
     batch = config.benchmark.reference_batch
-    image, tensor = _images(batch, size, device)
-    label = np.random.default_rng(1).integers(0, 19, image.shape[:3])
+    image, tensor = _images(batch, size)
+    label = np.random.default_rng(1).integers(0, CLASSES, image.shape[:3])
     tx = sgd(poly_schedule(0.0, 10**6))
     step = make_train_step(
         model,
@@ -179,16 +205,16 @@ def _step(config, size, device):
     program = on_one_device(step, donate_argnums=0).lower(state[0], arrays).compile()
     flops = count_flops(step, program, state[0], arrays)
 
-    def ours():
+    def run_ours():
         state[0], metrics = program(state[0], arrays)
         return metrics['loss']
 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
-    target = torch.tensor(label).to(device)
+    target = torch.tensor(label).to(place())
 
     def run(network):
         entropy = torch.nn.functional.cross_entropy
-        with torch.autocast(device, torch.bfloat16, enabled=config.model.dtype == 'bfloat16'):
+        with _autocast(config):
             main, auxiliary = network(tensor)
         loss = entropy(main.float(), target) + 0.4 * entropy(auxiliary.float(), target)
         optimizer.zero_grad(set_to_none=True)
@@ -196,12 +222,12 @@ def _step(config, size, device):
         optimizer.step()
         return loss.item()
 
-    contestants = {f'{REFERENCE} eager': _contestant(lambda: run(network), device)}
+    contestants = {f'{REFERENCE} eager': contestant(lambda: run(network))}
     if config.benchmark.reference_compile:
         faster = _compiled(network)
-        contestants[f'{REFERENCE} compiled'] = _contestant(lambda: run(faster), device)
-    contestants['ann_jax'] = Contestant(ours, program, flops)
+        contestants[f'{REFERENCE} compiled'] = contestant(lambda: run(faster))
+    contestants['ann_jax'] = Contestant(run_ours, program, flops)
     theirs = run(network)
-    difference = abs(float(ours()) - theirs) / abs(theirs)
+    difference = abs(float(run_ours()) - theirs) / abs(theirs)
     megabytes = 2 * _megabytes(network.parameters())  # with the momentum
     return contestants, difference, [megabytes] * len(contestants)
