@@ -18,6 +18,7 @@ import ann_jax
 from ann_jax.data.scenes import render
 from ann_jax.errors import ConfigError
 from ann_jax.kernels.anchors import sample_anchors
+from ann_jax.modes import exporters
 from ann_jax.modes.export import export
 from ann_jax.modes.onnx_graph import to_onnx
 
@@ -39,6 +40,24 @@ for code in re.findall('```python\\n(.*?)```', open('README.md').read(), re.S):
         results['stablehlo_batch'] = names['program'].call(images)
 np.savez('results.npz', **results)
 """
+# The types that TensorRT lists for the operators of `onnx_graph` and `onnx_rules`: docs/operators.md of
+# onnx-tensorrt 8.5, the first with opset 17, and NVIDIA's pages on Cast and Identity for uint8. Where int32
+# is taken, so is int64.
+FLOAT, INTEGER, BOOL = ('float', 'float16'), ('int32', 'int64'), ('bool',)
+TENSORRT = {
+    operator: types
+    for operators, types in (
+        ('ArgMax Ceil Conv Erf Exp Floor Log MatMul Pow Reciprocal ReduceMax ReduceSum', FLOAT),
+        ('Sigmoid Sqrt Tanh', FLOAT),
+        ('And Not Or', BOOL),
+        ('Abs Add Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul', FLOAT + INTEGER),
+        ('Neg Pad Range Sign Sub', FLOAT + INTEGER),
+        ('Concat Expand Gather Reshape Shape Slice Squeeze Transpose', FLOAT + INTEGER + BOOL),
+        ('Unsqueeze Where', FLOAT + INTEGER + BOOL),
+        ('Cast Identity', FLOAT + INTEGER + BOOL + ('uint8',)),
+    )
+    for operator in operators.split()
+}
 
 
 @pytest.fixture(scope='module')
@@ -57,6 +76,23 @@ def exported(folder, tmp_path_factory):
     with pytest.raises(ConfigError, match='exists'):
         export(config, tmp_path_factory.mktemp('run'))
     return out
+
+
+def refused_by_tensorrt(file):
+    """(operator, type of an input) of a graph that TensorRT does not list."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(file), strict_mode=True)
+    name = lambda number: onnx.TensorProto.DataType.Name(number).lower()
+    types = {each.name: name(each.data_type) for each in model.graph.initializer}
+    for each in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        types[each.name] = name(each.type.tensor_type.elem_type)
+    data = lambda node: (
+        node.input[:1] if node.op_type == 'ReduceSum' else node.input
+    )  # the second is its axes
+    held = {(node.op_type, types[each]) for node in model.graph.node for each in data(node)}
+    assert len(held) > 20
+    return sorted((op, dtype) for op, dtype in held if dtype not in TENSORRT.get(op, ()))
 
 
 def test_the_snippets_of_the_card_run_without_this_package(folder, exported, tmp_path, environment):
@@ -90,10 +126,10 @@ def test_an_export_is_a_folder_of_weights_with_a_card(exported):
         assert words in card
     assert ann_jax.load(exported).classes[-1] == 'worker'
     assert json.loads(Path(exported, 'model.json').read_text())['version'] == 3
-    import onnx
 
-    operators = {node.op_type for node in onnx.load(exported / 'model.onnx').graph.node}
-    assert 'MatMul' in operators and 'Einsum' not in operators  # which TensorRT takes of two operands only
+
+def test_tensorrt_lists_the_operators(exported):
+    assert not refused_by_tensorrt(exported / 'model.onnx')
 
 
 def test_litert(folder, tmp_path):
@@ -114,6 +150,7 @@ def test_onnx_of_normalised_images_to_ids_in_float16(folder, tmp_path):
     config.export.update(output=str(tmp_path / 'out'), size=(64, 97), formats='onnx')
     config.export.update(dtype='float16', takes='normalized', gives='ids')
     export(config, tmp_path)
+    assert not refused_by_tensorrt(tmp_path / 'out' / 'model.onnx')
     session = onnxruntime.InferenceSession(str(tmp_path / 'out' / 'model.onnx'))
     image = render((5, 33), 64, 130)[0][:33]
     normal = (np.float32(image) - (123.675, 116.28, 103.53)) / (58.395, 57.12, 57.375)
@@ -141,7 +178,7 @@ def test_onnx_of_a_function(sampling):
     assert_close(y, function(x), 1e-5)
 
 
-def test_export_refuses(folder, tmp_path):
+def test_export_refuses(folder, tmp_path, monkeypatch):
     config = config_for(folder)
     config.export.formats = 'tflite'
     with pytest.raises(ConfigError, match="unknown export.formats 'tflite'"):
@@ -153,5 +190,9 @@ def test_export_refuses(folder, tmp_path):
     with pytest.raises(ConfigError, match='export.dtype=float16: LiteRT is written in float32 only'):
         export(config, tmp_path)
     pytest.importorskip('onnx', reason='of the extra export')
+    config.export.update(formats='onnx', output=str(tmp_path / 'large'))
+    monkeypatch.setattr(exporters, 'LARGEST_ONNX', 10**4)
+    with pytest.raises(ConfigError, match='an ONNX file holds at most .* take export.dtype=float16'):
+        export(config, tmp_path)
     with pytest.raises(ConfigError, match=r'no counterpart here of jax.lax.cumsum: leave onnx out of'):
         to_onnx(jnp.cumsum, jax.ShapeDtypeStruct((3,), jnp.float32), 'x', 'y')

@@ -20,6 +20,7 @@ from ann_jax.modes.onnx_graph import OPSET, to_onnx
 from ann_jax.weights.inputs import Normalization, normalizer
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+LARGEST_ONNX = 2_000_000_000  # bytes of weights: the format of the file ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,12 @@ def write_onnx(file: Path, job: Job) -> Written:
         import onnxruntime
     except ImportError as error:
         raise ConfigError("writing ONNX needs more packages: pip install 'ann_jax[export]'") from error
+    count = sum(leaf.size for leaf in jax.tree.leaves(job.variables))
+    if (held := count * jnp.dtype(job.model.dtype).itemsize) > LARGEST_ONNX:
+        raise ConfigError(
+            f'an ONNX file holds at most {LARGEST_ONNX / 1e9:.1f} GB, but the weights take {held / 1e9:.1f}: '
+            'take export.dtype=float16, or leave onnx out of export.formats'
+        )
     shape, free, size = _free(job)
     plain = with_forms_of('any', job.program)  # there is no choice by platform
     model = to_onnx(plain, job.images(*shape), 'image', job.gives)

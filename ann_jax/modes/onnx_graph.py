@@ -47,9 +47,11 @@ def to_onnx(function: Callable, argument: jax.ShapeDtypeStruct, input_name: str,
 
     closed = jax.make_jaxpr(function)(argument)
     graph = _Graph()
+    # TensorRT does not take the shape of uint8.
+    sized = input_name if argument.dtype != np.uint8 else graph.cast(input_name, np.float32)
     for axis, dim in enumerate(argument.shape):
         if not _known(dim):
-            shape = graph.add('Shape', input_name)
+            shape = graph.add('Shape', sized)
             graph.dims[str(dim)] = graph.add('Gather', shape, np.array([axis]), axis=0)
     (result,) = graph.run(closed.jaxpr, closed.consts, [input_name])
     graph.nodes.append(helper.make_node('Identity', [graph.name(result)], [output_name]))
