@@ -106,7 +106,7 @@ def _curves(runs):
 
 def _score_row(run: Run, scored: Scored) -> dict[str, Any]:
     metrics, images = scored.metrics, scored.details.images
-    protocol = metrics.get('protocol') or {}
+    protocol = {key: value for key, value in (metrics.get('protocol') or {}).items() if value not in ([], '')}
     row = {name: _percent(metrics.get(name)) for name in ('miou', 'pixel_accuracy', 'mean_accuracy')}
     return row | {
         'run': run.name,
