@@ -130,11 +130,6 @@ def test_what_a_run_lacks_is_what_its_commit_computed():
     added |= {'model.decoder': 'none', 'model.decoder_channels': 256}
     added |= {'train.deterministic': False, 'profile.steps': ''}
     added |= {f'explain.{key}': '' for key in ('input', 'runs', 'truth', 'output')}
-    added |= {
-        'benchmark.stream_images': 100,
-        'benchmark.stream_sizes': '360x480',
-        'benchmark.stream_batch': 8,
-    }
     assert history.complete(saved_config('29e8a0d'))[1] == added
 
 

@@ -13,7 +13,7 @@ def in_batches(
     run: Callable[[list[Item]], list[Any]],
     size: int,
 ) -> Iterator[tuple[Item, Any]]:
-    """Runs items of one kind together, `size` at a time; what fills no batch is run one by one.
+    """Runs items of one kind together, `size` at a time; one that waits too long for others is run alone.
 
     So each kind needs two programs at most, and no item is computed for nothing. No more than 3 * size items
     are held: a batch that was run is given while the next one is collected.
@@ -25,13 +25,19 @@ def in_batches(
         size: items of a batch.
     """
     waiting: deque[list[Any]] = deque()  # [item, list of its result], in order
-    groups: dict[Hashable, list[list[Any]]] = {}
+    groups: dict[Hashable, list[list[Any]]] = {}  # those without a result, in order
 
-    def finish(group, together):
-        for part in [group] if together else [[entry] for entry in group]:
-            results = run([item for item, _ in part])
-            for (_, result), value in zip(part, results, strict=True):
-                result.append(value)
+    def finish(entries):
+        results = run([item for item, _ in entries])
+        for (_, result), value in zip(entries, results, strict=True):
+            result.append(value)
+
+    def first():
+        """The first item and its result, which may not have been computed yet."""
+        entry = waiting.popleft()
+        if not entry[1]:
+            finish([groups[kind(entry[0])].pop(0)])
+        return entry[0], entry[1][0]
 
     for item in items:
         entry = [item, []]
@@ -40,14 +46,10 @@ def in_batches(
         group = groups.setdefault(key, [])
         group.append(entry)
         if key is None or len(group) == size:
-            finish(groups.pop(key), key is not None)
-        if len(waiting) > 2 * size and not waiting[0][1]:  # others fill their batches, but not the first's
-            finish(groups.pop(kind(waiting[0][0])), False)
-        while waiting and waiting[0][1] and len(waiting) > size:
-            item, (result,) = waiting.popleft()
-            yield item, result
-    for group in groups.values():
-        finish(group, False)
+            finish(groups.pop(key))
+        if len(waiting) > 2 * size:
+            yield first()
+        while len(waiting) > size and waiting[0][1]:
+            yield first()
     while waiting:
-        item, (result,) = waiting.popleft()
-        yield item, result
+        yield first()
