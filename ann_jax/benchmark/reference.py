@@ -79,7 +79,7 @@ def place() -> str:
     return 'cuda' if torch.cuda.is_available() and not on_cpu() else 'cpu'
 
 
-def networks(config: ConfigDict, train: bool = False) -> tuple[torch.nn.Module, ConfigDict, dict[str, Any]]:
+def networks(config: ConfigDict, train: bool = False) -> tuple[Any, ConfigDict, dict[str, Any]]:
     """The config's torch network with random weights; the config and variables of ours with these weights.
 
     Raises:
@@ -161,7 +161,8 @@ def _inference(config, size):
     folded, model = jax.device_put(fold(model, variables)), model.clone(folded=True)
 
     def forward(variables, image):
-        return model.apply(variables, image, full_size=True).main
+        logits: Any = model.apply(variables, image, full_size=True)
+        return logits.main
 
     def run(network):
         half = _autocast(config)

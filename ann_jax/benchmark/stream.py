@@ -50,7 +50,7 @@ def stream(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         variables = initial_variables(build.model(config, CLASSES), 0)
     model = {key: value for key, value in config.model.items() if key not in FREE_SETTINGS}
     names = tuple(map(str, range(CLASSES)))
-    weights = Weights(variables, model, IMAGENET_RGB, names, ((0, 0, 0),) * CLASSES)
+    weights = Weights(variables, model, {**IMAGENET_RGB}, names, ((0, 0, 0),) * CLASSES)
     segmenter = Segmenter(weights, dtype=config.model.dtype)
     for batch in batches:
         runs['ann_jax', batch] = functools.partial(_segment, segmenter, batch=batch)
