@@ -107,16 +107,10 @@ BEFORE: dict[str, Any] = {
     'init.prefer': '',
     'train.frozen_norm': '',
     'train.patience': 0,
-    # after 8417f02
-    'explain.input': '',
-    'explain.runs': '',
-    'explain.truth': '',
-    'explain.output': '',
     # after 551e710: the context block was followed by the classifier
     'model.decoder': 'none',
     'model.decoder_channels': 256,
     'train.deterministic': False,
-    'profile.steps': '',
 }
 
 # Old name -> current name.

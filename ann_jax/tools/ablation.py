@@ -144,7 +144,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     with files.replacing(options.workdir / 'ablation.md') as path:
         path.write_text(text + '\n', encoding='utf-8')
-    record = {'seeds': options.seeds, 'arguments': options.arguments, 'scores': scores}
+    # A class that never occurs has no IoU, and nan is not JSON.
+    plain = lambda run: {key: value if np.isfinite(value) else None for key, value in run.items()}
+    kept = {name: [plain(run) for run in each] for name, each in scores.items()}
+    record = {'seeds': options.seeds, 'arguments': options.arguments, 'scores': kept}
     files.write_json(options.workdir / 'ablation.json', record)
     plot(tables, scores, options.workdir / 'ablation.png')
 

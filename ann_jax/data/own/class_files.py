@@ -228,7 +228,7 @@ def _from_item(key, value):
     """{'road': [128, 64, 128]}, {'road': 3}, {3: 'road'} or {'road': {'color': ...}}."""
     if isinstance(value, Mapping):
         return _from_mapping({'name': str(key), **value}) or _Class(str(key))
-    if str(key).isdigit() and isinstance(value, str):
+    if str(key).isdecimal() and isinstance(value, str):
         return _Class(value, None, int(key))
     if isinstance(value, int) and not isinstance(value, bool):
         return _Class(str(key), None, value)
@@ -249,12 +249,12 @@ def _from_words(line):
     for place, rest in ((-1, words[:-1]), (0, words[1:])):
         if rest and (color := _hex(words[place])):
             return _Class(' '.join(rest).strip('"\''), color)
-    first = sum(1 for _ in itertools.takewhile(str.isdigit, words)) - 3  # 1 if a value precedes the colour
+    first = sum(1 for _ in itertools.takewhile(str.isdecimal, words)) - 3  # 1 if a value precedes the colour
     splits = [(words[-3:], words[:-3])]
     if first >= 0:
         splits.append((words[first : first + 3], words[:first] + words[first + 3 :]))
     for numbers, rest in splits:
-        if any(re.search(r'\D', word) for word in rest) and all(word.isdigit() for word in numbers):
+        if any(re.search(r'\D', word) for word in rest) and all(word.isdecimal() for word in numbers):
             if len(numbers) == 3 and (color := _color(numbers)):
                 return _Class(' '.join(rest).strip('"\''), color)
     return _Class(line.strip(' ,;"\''))
@@ -290,7 +290,7 @@ def _color(value: object) -> Color | None:
     elif isinstance(value, Mapping):
         value = [value.get(key) for key in 'rgb']
     if isinstance(value, Iterable):
-        numbers = [int(n) for n in value if str(n).isdigit()]
+        numbers = [int(n) for n in value if str(n).isdecimal()]
         if len(numbers) >= 3 and max(numbers[:3]) < 256:
             return numbers[0], numbers[1], numbers[2]
     return None
