@@ -95,9 +95,8 @@ def segment_video(
         if not done:
             raise DataError(f'cannot read the video {file}: it has no frames')
     seconds = time.perf_counter() - start
-    print(
-        f'{done} frame{"s" * (done > 1)} segmented, {done / seconds:.2f} per second; {", ".join(kinds)} written to {out}'
-    )
+    frames = f'{done} frame{"s" * (done > 1)}'
+    print(f'{frames} segmented, {done / seconds:.2f} per second; {", ".join(kinds)} written to {out}')
     return done
 
 
