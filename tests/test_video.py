@@ -42,7 +42,7 @@ def test_a_video_becomes_a_video_and_ids(folder, tmp_path, capsys):
     config.predict.output = str(tmp_path / 'out')
     assert predict(config, tmp_path) == 0
     printed = capsys.readouterr().out
-    assert '7 frames segmented, ' in printed and '1 frames segmented, ' in printed
+    assert '7 frames segmented, ' in printed and '1 frame segmented, ' in printed
     assert len(read(tmp_path / 'out' / 'overlays' / 'drive_mkv.mp4')[0]) == 1
     overlays, rate = read(tmp_path / 'out' / 'overlays' / 'drive_mp4.mp4')
     assert len(overlays) == len(frames) == 7 and rate == 10
