@@ -100,12 +100,12 @@ setup(
             'tensorboard>=2.18',
         ],
         'export': ['flatbuffers>=24', 'onnx>=1.17', 'onnxruntime>=1.20'],
-        # Not beside packages that want typing_extensions from 4.13 on, which its converter does not take.
+        # The converter keeps typing_extensions below 4.13, and so pydantic of the demo below 2.12.
         'litert': ['ai-edge-litert>=2.3', 'litert-converter>=0.5'],
         # The page about a run, and the plot of an ablation.
         'report': ['bokeh>=3.9', 'jinja2>=3', 'matplotlib>=3.8'],
         # The page of examples/demo.py.
-        'demo': ['gradio>=5'],
+        'demo': ['gradio>=5.10'],
         # examples/serve.py.
         'serve': ['starlette>=0.40', 'uvicorn>=0.30'],
         # Images that Pillow does not read.

@@ -96,8 +96,8 @@ def page(runs):
             drawn = gradio.Image(label='classes: click on a pixel', interactive=False, format='png')
             heat = gradio.Image(label='what it attends to', interactive=False, format='png')
         with gradio.Row():
-            shares = gradio.Label(label='share of the pixels', num_top_classes=6)
-            levels = gradio.Label(label='share of each level of the pyramid')
+            shares = gradio.Label(label='share of the pixels', num_top_classes=6, show_heading=False)
+            levels = gradio.Label(label='share of each level of the pyramid', show_heading=False)
         for changed in (image, run):
             changed.change(segment, [run, image, pixel], [result, drawn, shares, block, heat, levels])
         drawn.select(click, [result, block], [pixel, heat, levels])

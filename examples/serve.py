@@ -14,7 +14,7 @@ import io
 
 import numpy as np
 import uvicorn
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -29,6 +29,8 @@ def decode(data, max_pixels):
             if image.width * image.height > max_pixels:
                 raise ValueError(f'{image.width} x {image.height} is more than {max_pixels} pixels')
             return np.asarray(image.convert('RGB'))
+    except UnidentifiedImageError:
+        raise ValueError('this is no image that Pillow reads') from None
     except Exception as error:  # decoders raise anything
         raise ValueError(f'cannot use the image: {error}') from error
 
