@@ -137,6 +137,17 @@ def test_a_stream_gives_the_classes_of_the_reference(beside, tmp_path, monkeypat
         assert row['images/s'] == pytest.approx(5 / row['median (ms)'] * 1e3)
 
 
+@pytest.mark.parametrize('batch', [1, 2])
+def test_the_reference_normalises_and_takes_the_largest(batch):
+    pytest.importorskip('torch')
+    from ann_jax.benchmark import reference
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
+    normal = (images - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
+    ids = reference.segment(lambda x: x, images, batch, small())
+    np.testing.assert_array_equal(ids, normal.argmax(-1))
+
+
 def test_every_second_round_goes_backwards():
     order = []
     runs = {name: Contestant(lambda name=name: order.append(name)) for name in 'ab'}
