@@ -156,7 +156,7 @@ def _wait():
 def _inference(config, size):
     """Contestants that compute logits of the input's size, the largest difference, and MB of weights."""
     network, ours, variables = networks(config)
-    model = build.model(ours, CLASSES)
+    model: Any = build.model(ours, CLASSES)
     image, tensor = _images(1, size)
     folded, model = jax.device_put(fold(model, variables)), model.clone(folded=True)
 
