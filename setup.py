@@ -88,7 +88,7 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[annotations,datasets,export,report,serve,tiff,video]',
+            'ann_jax[annotations,datasets,export,gcs,report,serve,tiff,video]',
             'beartype>=0.19',
             'build>=1.2',
             'huggingface_hub>=1.0',
@@ -99,6 +99,8 @@ setup(
             'safetensors>=0.5',
             'tensorboard>=2.18',
         ],
+        # Runs and weights in buckets of Google Cloud Storage, gs://BUCKET/NAME.
+        'gcs': ['gcsfs>=2025.2', 'google-cloud-storage>=2.18'],
         'export': ['flatbuffers>=24', 'onnx>=1.17', 'onnxruntime>=1.20'],
         # The converter keeps typing_extensions below 4.13, and so pydantic of the demo below 2.12.
         'litert': ['ai-edge-litert>=2.3', 'litert-converter>=0.5'],

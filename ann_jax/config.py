@@ -352,6 +352,12 @@ def validate(config: ConfigDict) -> None:
     c = config.loss
     terms.check(c.terms, c.ohem, c.label_smoothing, c.boundary_weight)
     c = config.dataset
+    for key in ('root', 'lists'):
+        if '://' in c[key]:
+            raise ConfigError(
+                f'dataset.{key}={c[key]}: datasets are read from a file system: mount the bucket, for '
+                'example with gcsfuse, and name the mounted folder'
+            )
     Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
     check_input(config.input, channels_of(c.bands))
     _check_colors(config.augment, channels_of(c.bands))

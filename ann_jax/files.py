@@ -1,16 +1,24 @@
-"""Files of the user: only regular ones are read, and each is written beside its place and renamed."""
+"""Files of the user: only regular ones are read, and each is written beside its place and renamed.
+
+A path may lie in a bucket, see `buckets`: what is written there is made on this machine and copied whole.
+"""
 
 import contextlib
 import csv
 import io
 import json
 import os
+import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ann_jax.errors import DataError, SaveError
+from ann_jax import buckets
+from ann_jax.buckets import BucketError, remote
+from ann_jax.errors import ConfigError, DataError, SaveError
 
 _KINDS = {
     stat.S_IFDIR: 'a folder',
@@ -62,6 +70,8 @@ def writing(path: str | os.PathLike, *others: type[Exception]) -> Iterator[None]
         error = raised.__cause__ if isinstance(raised, SaveError) and raised.__cause__ else raised
         if not isinstance(error, (OSError, *others)):
             raise
+        if isinstance(error, BucketError):
+            raise SaveError(f'cannot write {path}: {error}; what was written before is intact') from error
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:300]
         raise SaveError(
             f'cannot write {path}: {reason}. Free space or make {path} writable, then run '
@@ -79,6 +89,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         SaveError: it cannot be written; a file that was there is as it was.
     """
+    if remote(path):
+        target = buckets.place(path)
+        with writing(path), tempfile.TemporaryDirectory(prefix='ann_jax_') as folder:
+            draft = Path(folder, f'draft{target.suffix}')
+            yield draft
+            buckets.upload(draft, target)
+        return
     place = Path(os.path.realpath(path))  # through links, which stay
     if what := special(place):
         raise SaveError(f'cannot write {path}: it is {what}, not a file; choose another name')
@@ -91,6 +108,67 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def making(folder: Path, last: str) -> Iterator[Path]:
+    """Makes a folder of files completely or not at all.
+
+    Args:
+        folder: must not exist.
+        last: name of the file that marks the folder as complete, which a bucket gets at the end.
+
+    Yields:
+        A folder, to be filled in the `with` block, which takes the place of `folder` or is removed.
+
+    Raises:
+        ConfigError: the folder exists.
+        SaveError: it cannot be written.
+    """
+    if folder.exists():
+        raise ConfigError(f'{folder} exists: name a new folder, or remove it first')
+    with writing(folder):
+        if remote(folder):
+            with tempfile.TemporaryDirectory(prefix='ann_jax_') as made:
+                yield Path(made)
+                buckets.upload_folder(Path(made), folder, last)
+            return
+        draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
+        try:
+            draft.mkdir(parents=True)
+            yield draft
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where it is missing; in a bucket there are none.
+
+    Raises:
+        SaveError: it cannot be made.
+    """
+    if not remote(folder):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def modified(file: Path) -> float:
+    """When a file was last written, in seconds since 1970."""
+    facts: Any = file.stat()
+    return facts.mtime if remote(file) else facts.st_mtime
+
+
+def move(folder: Path, target: Path) -> None:
+    """Renames a folder; in a bucket, it is copied and then removed.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    if remote(folder):
+        buckets.move(folder, target)
+    else:
+        folder.rename(target)
 
 
 def write_json(path: Path, record: Mapping, indent: int | None = 2) -> None:

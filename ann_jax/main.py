@@ -6,17 +6,17 @@
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import traceback
-from pathlib import Path
 
 import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ann_jax import command
+from ann_jax import buckets, command
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.runs.signals import end_by_ctrl_c
 
@@ -26,7 +26,11 @@ _CONFIG = command.define_config(
     'Config file, with its arguments after a colon: configs/cityscapes.py:variant=apnb. A file takes '
     'precedence over a config of that name that comes with ann_jax.'
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Working directory; runs/<name of the config> if not given.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Working directory, a folder or gs://BUCKET/NAME; runs/<name of the config> if not given.',
+)
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
@@ -86,9 +90,9 @@ def main(_argv):
 
     config = _CONFIG.value
     file = command.find_config(config_flags.get_config_filename(flags.FLAGS['config']))
-    workdir = Path(_WORKDIR.value or f'runs/{file.path.stem}').expanduser()
     try:
         validate(config)
+        workdir = buckets.place(_WORKDIR.value or f'runs/{file.path.stem}')
         processes.join(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
         main_process = processes.is_main()
         if not main_process:
@@ -113,7 +117,7 @@ def main(_argv):
                 case 'report':
                     report.report(_WORKDIR.value or '')
                 case 'setup':
-                    setup.setup(config, Path(_WORKDIR.value or ''))
+                    setup.setup(config, buckets.place(_WORKDIR.value or ''))
                 case 'check':
                     sys.exit(check.check(config))
                 case 'browse':
@@ -126,6 +130,8 @@ def main(_argv):
         text = text or memory.exhausted(error, _MODE.value, config)
         if not text and isinstance(error, (ConfigError, DataError, SaveError, FloatingPointError)):
             text = str(error)
+        if not text and (why := buckets.reason(error)):
+            text = f'{_WORKDIR.value}: {why}'
         if count > 1:
             processes.leave(f'error: {text}' if text else traceback.format_exc())
         if not text:

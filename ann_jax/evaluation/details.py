@@ -8,6 +8,7 @@ evaluation/worst-1-truth.png, worst-1-prediction.png    its class maps
 """
 
 import csv
+import io
 import json
 import platform
 import re
@@ -104,8 +105,8 @@ def read_details(folder: Path) -> Details:
         record = json.loads((folder / 'details.json').read_text(encoding='utf-8'))
         classes = tuple(record['classes'])
         colors = tuple((int(r), int(g), int(b)) for r, g, b in record['colors'])
-        with open(folder / 'confusion.csv', encoding='utf-8', newline='') as file:
-            confusion = np.array([row[1:] for row in list(csv.reader(file))[1:]], np.int64)
+        table = io.StringIO((folder / 'confusion.csv').read_text(encoding='utf-8'), newline='')
+        confusion = np.array([row[1:] for row in list(csv.reader(table))[1:]], np.int64)
         if not len(classes) == len(colors) == len(confusion) == confusion.shape[1]:
             return Details()
         samples: dict[str, list[Kept]] = {'best': [], 'worst': []}
@@ -123,5 +124,5 @@ def read_details(folder: Path) -> Details:
 
 
 def _pixels(path):
-    with Image.open(path) as image:
+    with path.open('rb') as file, Image.open(file) as image:
         return np.array(image)

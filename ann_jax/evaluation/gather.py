@@ -72,7 +72,7 @@ def _json(file):
 
 def _log(file):
     try:
-        lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
+        lines = file.read_bytes().decode('utf-8', 'replace').splitlines()
     except OSError:
         return []
     stamped = filter(None, map(_STAMP.fullmatch, lines))

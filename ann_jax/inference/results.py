@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from ann_jax.buckets import place
 from ann_jax.data.decode.rasters import Raster, whole
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import replacing, write_csv, write_json
@@ -178,7 +179,7 @@ class Result:
             if kind not in KINDS:
                 raise ConfigError(unknown('kind of file', kind, KINDS))
         stem = name or Path(self._name).stem
-        return [self.write(kind, Path(folder).expanduser() / f'{stem}_{kind}') for kind in kinds]
+        return [self.write(kind, place(folder) / f'{stem}_{kind}') for kind in kinds]
 
     def write(self, kind: str, path: Path) -> Path:
         """Writes one of the kinds that `save` knows; returns `path` with the ending of the kind."""

@@ -1,5 +1,6 @@
 """The pixels of each class in each training image, counted once in the life of a run."""
 
+import io
 import logging
 import time
 from pathlib import Path
@@ -38,7 +39,7 @@ def class_counts(config: ConfigDict, source: Source, workdir: Path) -> np.ndarra
     shape = len(source), source.dataset.num_classes
     if path.is_file() and any((workdir / 'checkpoints').glob('[0-9]*')):
         try:
-            counts = np.load(path)
+            counts = np.load(io.BytesIO(path.read_bytes()))
             if counts.shape == shape:
                 return counts
         except (OSError, ValueError, EOFError):

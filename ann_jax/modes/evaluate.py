@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ann_jax import build
+from ann_jax.buckets import place
 from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.report import Report
@@ -31,7 +32,7 @@ def evaluate(
 
     Args:
         config: of the run.
-        workdir: its working directory.
+        workdir: its working directory, a folder or gs://BUCKET/NAME.
         eval_source: in place of the one that the config names.
         backbone: in place of the one that the config names.
         writer: gets curves, pictures and texts in place of TensorBoard's event files; it is not closed.
@@ -40,8 +41,8 @@ def evaluate(
         DataError: the dataset cannot be used.
         ConfigError: there are no weights, or the dataset has another number of classes.
     """
-    workdir = Path(workdir).expanduser()
     validate(config)
+    workdir = place(workdir)
     weights, path = open_trained(config, workdir, backbone)
     mesh = build.mesh(config)
     evaluation = build.evaluation(config, mesh, eval_source, backbone)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ann_jax import build
+from ann_jax.buckets import fetched, place
 from ann_jax.data.datasets import read_label
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.files import replacing
@@ -38,13 +39,14 @@ def explain(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         SaveError: a file cannot be written.
     """
     c = config.explain
+    c.input, c.truth = fetched(c.input), fetched(c.truth)
     files = _files(c.input)
     if c.truth and not Path(c.truth).expanduser().is_dir():
         raise ConfigError(f'explain.truth={c.truth}: no such folder')
     segmenters = _segmenters(config, workdir, backbone)
     truth = _truths(config, files) if c.truth else []
 
-    out = Path(c.output or workdir / 'explain').expanduser()
+    out = place(c.output or workdir / 'explain')
     results: dict[str, list[Result]] = {}
     stages = {}
     for run, segmenter in segmenters.items():

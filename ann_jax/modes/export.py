@@ -11,9 +11,7 @@ folder/README.md                  the model card
 import datetime
 import json
 import logging
-import os
 import shlex
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +22,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ann_jax import __version__
+from ann_jax.buckets import place
 from ann_jax.errors import ConfigError, DataError, unknown
-from ann_jax.files import writing
+from ann_jax.files import making
 from ann_jax.kernels.forms import with_forms_of
 from ann_jax.models.fold import fold
 from ann_jax.modes.exporters import Job, write_litert, write_onnx, write_stablehlo
@@ -87,37 +86,32 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
     if asked and formats:
         logger.warning('programs segment whole images at their own size, without %s', ' and '.join(asked))
 
-    out = Path(c.output or workdir / 'export').expanduser()
+    out = place(c.output or workdir / 'export')
     if out.exists():
         raise ConfigError(f'{out} exists: name a new folder with --config.export.output, or remove it first')
-    draft = out.with_name(f'.{out.name}.{os.getpid()}')  # the folder appears complete or not at all
-    try:
-        with writing(out):
-            folder.save(draft, opened)
-            notes, snippets = [], {}
-            network = _Network(reference)
-            for name, write in (each for key, each in FORMATS.items() if key in formats):
-                file = draft / name
-                written = write(file, job)
-                worst = network.difference(written, c.size)
-                if not worst < TOLERANCES[c.dtype]:
-                    raise DataError(
-                        f'{file.name} gives other {c.gives} than the network: they differ by {worst:.1e} of '
-                        'the largest logit'
-                    )
-                size = f'{file.stat().st_size / 1e6:.1f} MB'
-                notes.append(
-                    f'{file.name}: {written.what}; computes in {c.dtype}; {size}; differs by {worst:.1e} of '
+    with making(out, 'model.json') as draft:
+        folder.write(draft, opened)
+        notes, snippets = [], {}
+        network = _Network(reference)
+        for name, write in (each for key, each in FORMATS.items() if key in formats):
+            file = draft / name
+            written = write(file, job)
+            worst = network.difference(written, c.size)
+            if not worst < TOLERANCES[c.dtype]:
+                raise DataError(
+                    f'{file.name} gives other {c.gives} than the network: they differ by {worst:.1e} of '
                     'the largest logit'
                 )
-                snippets[file.name] = written.snippet
-            text = front_matter(opened.source) + _card(opened, config, source, notes, snippets)
-            if (source / 'config.json').is_file():
-                shutil.copy(source / 'config.json', draft)
-            (draft / 'README.md').write_text(text, encoding='utf-8')
-            draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            size = f'{file.stat().st_size / 1e6:.1f} MB'
+            notes.append(
+                f'{file.name}: {written.what}; computes in {c.dtype}; {size}; differs by {worst:.1e} of '
+                'the largest logit'
+            )
+            snippets[file.name] = written.snippet
+        text = front_matter(opened.source) + _card(opened, config, source, notes, snippets)
+        if (source / 'config.json').is_file():
+            (draft / 'config.json').write_bytes((source / 'config.json').read_bytes())
+        (draft / 'README.md').write_text(text, encoding='utf-8')
     print('\n'.join([*notes, f'written to {out}']))
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ann_jax import build
+from ann_jax.buckets import fetched, place
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
 from ann_jax.data.decode.rasters import has_place, write_with_place
@@ -53,6 +54,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         SaveError: a file cannot be written.
     """
     c = config.predict
+    c.input, c.truth = fetched(c.input), fetched(c.truth)
     kinds = [name.strip() for name in c.write.split(',')]
     for name in kinds:
         if name not in OUTPUTS:
@@ -66,7 +68,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
             )
         build.dataset(config)  # defines what labels mean; fails now if it cannot
     kinds.sort(key='panels'.__eq__)  # last, because a label may be missing
-    out = Path(c.output or workdir / 'predictions').expanduser()
+    out = place(c.output or workdir / 'predictions')
     files, root = _files(config, out, kinds)
     targets = _targets([path.relative_to(root) for path in files])
     if videos := [file for file in files if is_video(file)]:
@@ -210,7 +212,7 @@ def _zip(folder, count):
     files = sorted(folder.glob('*.png'))
     known = set(DATASETS['cityscapes'].class_to_raw.tolist())
     for file in files:
-        with Image.open(file) as image:
+        with file.open('rb') as stream, Image.open(stream) as image:
             ids = np.asarray(image)
         if ids.shape != CITYSCAPES_SIZE or image.mode != 'L':
             raise DataError(
@@ -228,5 +230,5 @@ def _zip(folder, count):
     archive = folder.with_suffix('.zip')
     with replacing(archive) as draft, zipfile.ZipFile(draft, 'w', zipfile.ZIP_STORED) as target:
         for file in files:
-            target.write(file, file.name)
+            target.writestr(file.name, file.read_bytes())
     return archive

@@ -4,6 +4,7 @@ import glob
 import os
 from pathlib import Path
 
+from ann_jax.buckets import place, remote
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.gather import gather
 from ann_jax.evaluation.page import INSTALL, can_write, write_page
@@ -27,11 +28,19 @@ def report(workdirs: str) -> Path:
         SaveError: the file cannot be written.
     """
     folders = _folders(workdirs)
-    top = folders[0] if len(folders) == 1 else Path(os.path.commonpath([each.resolve() for each in folders]))
-    file = top / NAME
+    file = _top(folders) / NAME
     write_page(file, [gather(folder) for folder in folders])
     print(f'{len(folders)} run{"s" if len(folders) > 1 else ""}: {file}')
     return file
+
+
+def _top(folders):
+    """The folder of a run; of several, the one that holds them all, in a bucket that of the first."""
+    if len(folders) == 1:
+        return folders[0]
+    if remote(folders[0]):
+        return folders[0].parent
+    return Path(os.path.commonpath([each.resolve() for each in folders if not remote(each)]))
 
 
 def report_of_run(workdir: Path) -> str:
@@ -50,11 +59,15 @@ def report_of_run(workdir: Path) -> str:
 def _folders(text):
     folders: list[Path] = []
     for item in [text] if text and Path(text).expanduser().is_dir() else filter(None, text.split(',')):
-        path = Path(item.strip()).expanduser()
+        path = place(item.strip())
         if path.is_dir():
             folders.append(path)
             continue
-        found = [Path(name) for name in sorted(glob.glob(str(path)))]
+        found = (
+            sorted(path.parent.glob(path.name))
+            if remote(path)
+            else [Path(name) for name in sorted(glob.glob(str(path)))]
+        )
         runs = [each for each in found if any(each.glob('metrics*.json')) or (each / 'tensorboard').is_dir()]
         if not runs:
             raise ConfigError(f'--workdir={item}: no such folder, and no runs of that pattern')

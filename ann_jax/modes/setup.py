@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ann_jax.buckets import remote
 from ann_jax.data import label_map as maps
 from ann_jax.data.decode.images import IMAGE_ENDINGS, match
 from ann_jax.data.decode.reading import read_file
@@ -76,6 +77,10 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
         DataError: there are no labels, or they cannot be used; the message says what to do.
         SaveError: a file that would be written exists already.
     """
+    if remote(folder):
+        raise ConfigError(
+            f'--workdir={folder}: a config is written to be edited: name a folder of this machine'
+        )
     if not config.dataset.root:
         raise ConfigError('--config.dataset.root is missing: name the folder to look at')
     root = os.path.abspath(os.path.expanduser(config.dataset.root))

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import __version__, build
+from ann_jax.buckets import place
 from ann_jax.config import validate
 from ann_jax.data.datasets import InRegions, Subset
 from ann_jax.data.decode.levels import AUTO
@@ -67,7 +68,7 @@ def train(
 
     Args:
         config: of the run.
-        workdir: its working directory.
+        workdir: its working directory, a folder or gs://BUCKET/NAME.
         train_source: in place of the one that the config names, like the next four; a resumed run needs the
             same ones.
         eval_source: likewise.
@@ -83,8 +84,8 @@ def train(
         SaveError: a file of the run cannot be written.
         FloatingPointError: the loss or gradient is not finite.
     """
-    workdir = Path(workdir).expanduser()
     validate(config)
+    workdir = place(workdir)
     keep_settings(config, workdir)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
@@ -102,7 +103,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop())
-        _hold(stack, workdir)
+        check_lock = _hold(stack, workdir)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / 'checkpoints')))
         newest = checkpoints.reached
         stale = lambda number: 0 < config.train.patience <= checkpoints.without_better(number)
@@ -170,6 +171,7 @@ def train(
                 due = is_due(number)
                 if due or log.stop or number % config.train.checkpoint_every == 0:
                     log.flush()
+                    check_lock()
                     _save(checkpoints, number, state, facts, log)
                 if log.stop:
                     raise Stopped
@@ -195,16 +197,21 @@ def train(
 
 
 def _hold(stack, workdir):
-    """Locks the working directory, for all processes or for none, and opens the log."""
-    refusal = None
+    """Locks the working directory, for all processes or for none, and opens the log.
+
+    Returns:
+        What `lock` yields.
+    """
+    refusal, check = None, lambda: None
     if is_main():
         try:
-            stack.enter_context(lock(workdir))
+            check = stack.enter_context(lock(workdir))
         except (ConfigError, SaveError) as error:
             refusal = error
     if not all_agree(refusal is None):
         raise refusal or ConfigError(f'process 0 could not lock {workdir}')
     stack.enter_context(log_file(workdir, jax.process_index()))
+    return check
 
 
 def _step(config, model, tx, loss, mine_over_batch, mesh):

@@ -3,7 +3,7 @@
 The data stream is a pure function of the seed and the step (`data.pipeline`), so the step in the name of a
 checkpoint is also the complete state of the iterator.
 
-checkpoints/<step>/           state and facts, renamed into place when complete
+checkpoints/<step>/           state and facts, renamed into place when complete, in a bucket marked
 checkpoints/scores.json       mIoU by step; a file of its own, because evaluation follows saving
 checkpoints/damaged.<step>/   moved out of the way: its content is not what was saved
 
@@ -25,9 +25,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ann_jax import __version__
+from ann_jax import __version__, buckets
+from ann_jax.buckets import remote, telling_if_slow
 from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
-from ann_jax.files import special, write_json, writing
+from ann_jax.files import move, special, write_json, writing
 from ann_jax.parallel import processes
 from ann_jax.runs.history import not_understood
 from ann_jax.runs.log import hide_late_calls
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 ITEMS = ('state', 'facts')
 # In the first commits, the config took the place of the facts, and the score was saved with the state.
 EARLY_ITEMS = ('config', 'metrics')
+COMMITTED = 'commit_success.txt'  # in a bucket, what orbax writes last into a checkpoint
 FACTS = {'config', 'classes', 'colors', 'backbone', 'started_from', 'version', 'arrays'}
 
 
@@ -52,6 +54,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         Damaged: they are not what was saved, or the folder is not a checkpoint.
         VersionError: it has no facts that this version can read.
     """
+    if remote(folder) and folder.is_dir() and not (folder / COMMITTED).exists():
+        raise Damaged(f'{folder} is not complete: it was being saved when the run ended')
     items = _items(folder)
     item = next((name for name in ('facts', 'config') if name in items), None)
     if item is None:
@@ -107,7 +111,8 @@ class _NewestAndBest:
         newest = {info.step for info in checkpoints[-2:]}
         kept = newest | {self.best()}
         # A link is the user's, and what it leads to need not belong to this run.
-        return [info.step in kept or (self.folder / str(info.step)).is_symlink() for info in checkpoints]
+        linked = lambda step: not remote(self.folder) and (self.folder / str(step)).is_symlink()
+        return [info.step in kept or linked(info.step) for info in checkpoints]
 
 
 class Checkpoints:
@@ -120,9 +125,10 @@ class Checkpoints:
             SaveError: it cannot be created.
             DataError: it holds a pipe, a socket or a device, for which orbax would wait.
         """
-        self.folder = Path(folder).absolute()
+        self.folder = folder if remote(folder) else Path(folder).absolute()
         hide_late_calls()
-        _refuse_special(self.folder)
+        if not remote(self.folder):
+            _refuse_special(self.folder)
         with writing(self.folder):
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -139,7 +145,7 @@ class Checkpoints:
             SaveError: this save or the previous one failed; earlier checkpoints are intact. Or the folder was
                 removed during the run.
         """
-        if not self.folder.is_dir():
+        if not remote(self.folder) and not self.folder.is_dir():
             raise SaveError(
                 f'{self.folder} was removed during the run, and earlier checkpoints with it: restore a copy, '
                 'or run the same command again to start over'
@@ -147,11 +153,10 @@ class Checkpoints:
         arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
         facts = facts | {'version': __version__, 'arrays': arrays}
         facts = facts | {'checksum': _digest_json(facts)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
-            )
+            with telling_if_slow(self.folder, 'saving'):
+                self._manager.save(step, args=args)
         except Exception as error:  # tensorstore's errors have no type of their own
             raise self._cannot_save(error) from error
 
@@ -348,7 +353,7 @@ class Checkpoints:
                     number += 1
                     aside = self.folder / f'damaged.{step}.{number}'
                 with writing(self.folder):
-                    (self.folder / str(step)).rename(aside)
+                    move(self.folder / str(step), aside)
                 logger.warning('checkpoint %d is damaged: moved to %s', step, aside)
         self._write_scores()
         processes.all_agree(True)  # the other processes wait for the renaming
@@ -372,8 +377,9 @@ class Checkpoints:
             SaveError: it failed.
         """
         try:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with telling_if_slow(self.folder, 'saving'):
+                self._manager.wait_until_finished()
+                self._manager.close()
         except Exception as error:
             raise self._cannot_save(error) from error
 
@@ -428,6 +434,10 @@ class Checkpoints:
             )
 
     def _cannot_save(self, error):
+        if why := buckets.reason(error):
+            return SaveError(
+                f'cannot save a checkpoint to {self.folder}: {why}; earlier checkpoints are intact'
+            )
         text = ' '.join(str(error).split())
         number = re.search(r"os_error_code='(\d+)'", text)  # which follows the names of several files
         text = os.strerror(int(number[1])) if number else text[:300]
@@ -448,6 +458,8 @@ def _refuse_special(folder):
 
 
 def _damaged(folder, why):
+    if isinstance(why, Exception) and (reason := buckets.unavailable(why)):
+        return DataError(f'cannot read {folder}: {reason}')  # and not another checkpoint either
     text = ' '.join(str(why).split())
     return Damaged(f'{folder} is damaged ({text[:300] or type(why).__name__})')
 

@@ -13,6 +13,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
 
+from ann_jax.buckets import Growing, remote
+from ann_jax.files import make_folder, modified
+
 
 @contextlib.contextmanager
 def _no_torch():
@@ -36,15 +39,16 @@ _SIDE, _QUALITY = 1024, 85  # of pictures: an event file keeps those of every ev
 
 
 class TensorBoard:
-    """A `typing.Writer` to an event file; every event is written immediately.
+    """A `typing.Writer` to an event file; every event is written immediately, in a bucket every half minute.
 
     tensorboardX's SummaryWriter writes in a thread: if that fails, as on a full disk, the run waits forever.
     """
 
     def __init__(self, folder: Path, first_step: int = 0):
         """Opens a file; what an interrupted run wrote from `first_step` on is hidden."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = EventsWriter(str(folder / 'events'))
+        make_folder(folder)
+        self._growing = Growing(folder) if remote(folder) else None
+        self._file = EventsWriter(str((self._growing.folder if self._growing else folder) / 'events'))
         if first_step:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(step=first_step, session_log=start))
@@ -64,6 +68,8 @@ class TensorBoard:
     def close(self) -> None:
         """Flushes and closes the file."""
         self._file.close()
+        if self._growing:
+            self._growing.close()
 
     def _add(self, step: int, summaries: Iterable[Any]) -> None:
         for each in summaries:
@@ -96,9 +102,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """
     curves: dict[str, dict[int, float]] = {}
     # Their names hold the second in which they were opened; files of one second are in order of writing.
-    for file in sorted(
-        folder.glob('events*'), key=lambda file: (file.name.split('.')[3:4], file.stat().st_mtime)
-    ):
+    for file in sorted(folder.glob('events*'), key=lambda file: (file.name.split('.')[3:4], modified(file))):
         for event in _events(file):
             if event.session_log.status == event_pb2.SessionLog.START:
                 for points in curves.values():
@@ -112,8 +116,9 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 def _events(file: Path) -> Iterator[Any]:
     """The events of a file: each is its length, a checksum, its bytes, and a checksum."""
-    size = file.stat().st_size
-    with open(file, 'rb') as stream, contextlib.suppress(DecodeError):
+    with file.open('rb') as stream, contextlib.suppress(DecodeError):
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
         while len(head := stream.read(12)) == 12:
             (length,) = struct.unpack('<Q', head[:8])
             if stream.tell() + length > size:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ann_jax.files import writing
+from ann_jax.buckets import Growing, remote
+from ann_jax.files import make_folder, writing
 
 logger = logging.getLogger(__name__)
 _file_only = logging.getLogger('ann_jax_file')
@@ -19,12 +20,16 @@ _file_only.addHandler(logging.NullHandler())
 def log_file(workdir: Path, index: int = 0) -> Iterator[None]:
     """Appends the package's log to log.txt, or to log-<index>.txt for processes other than 0.
 
+    In a bucket, every half minute and at the end.
+
     Raises:
         SaveError: the folder cannot be written.
     """
+    name = f'log-{index}.txt' if index else 'log.txt'
+    make_folder(workdir)
     with writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        handler = _Quiet(workdir / (f'log-{index}.txt' if index else 'log.txt'), encoding='utf-8')
+        growing = Growing(workdir, name) if remote(workdir) else None
+        handler = _Quiet((growing.folder if growing else workdir) / name, encoding='utf-8')
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     package = logging.getLogger('ann_jax')
     level = package.level
@@ -42,6 +47,9 @@ def log_file(workdir: Path, index: int = 0) -> Iterator[None]:
         package.setLevel(level)
         with contextlib.suppress(OSError):
             handler.close()
+        if growing:
+            with contextlib.suppress(OSError):
+                growing.close()
 
 
 def note(text: str, *values: object) -> None:

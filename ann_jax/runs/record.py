@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ann_jax.files import replacing, write_json, writing
+from ann_jax.files import make_folder, replacing, write_json, writing
 from ann_jax.runs.events import TensorBoard
 from ann_jax.typing import Writer
 
@@ -43,8 +43,8 @@ class Record:
         self._writer: Writer | None = None  # None: silent
         self._events: TensorBoard | None = None
         if not silent:
+            make_folder(workdir / 'pictures')
             with writing(workdir):
-                (workdir / 'pictures').mkdir(parents=True, exist_ok=True)
                 if writer is None:
                     writer = self._events = TensorBoard(workdir / 'tensorboard', first_step)
             self._writer = writer

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ann_jax import files
+from ann_jax.buckets import place
 from ann_jax.data.scene_objects import LOOK_ALIKES
 from ann_jax.runs.record import suffix
 
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--config', default='configs/scenes.py', help='with its argument, if any')
-    parser.add_argument('--workdir', type=Path, default=Path('runs/ablation'))
+    parser.add_argument('--workdir', type=place, default=Path('runs/ablation'))
     parser.add_argument('--tables', nargs='+', type=int, choices=TABLES, help='6 if nothing is given')
     parser.add_argument('--rows', nargs='+', metavar='ROW', choices=ROWS, help=f'some of {", ".join(ROWS)}')
     parser.add_argument('--own', nargs='+', default=[], metavar='NAME=FLAGS', type=own_row)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ann_jax.buckets import fetched, place, remote
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError, DataError, unknown
@@ -91,7 +92,7 @@ def convert(
         DataError: the file cannot be read or is damaged, or its tensors fit no known network.
         ConfigError: an argument cannot be used, or the folder exists.
     """
-    out = None if out is None else Path(out).expanduser()
+    out = None if out is None else place(out)
     if out is not None and out.exists():
         raise ConfigError(f'{out} exists: name a new folder, or remove it first')
     for name, value, known in (
@@ -103,6 +104,7 @@ def convert(
         if value not in known:
             raise ConfigError(f'{name}={value!r}: must be one of {", ".join(map(repr, known))}')
     path = located(path)
+    path = Path(fetched(str(path))) if remote(path) else path
     path = foreign(path) or path
     if path.is_dir():
         raise ConfigError(f'{path} is a folder: name a file in it, or open it with ann_jax.load')

@@ -10,8 +10,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,7 +23,7 @@ from ann_jax.data.decode.levels import Reading, channels_of
 from ann_jax.data.decode.reading import MAX_PIXELS
 from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.files import refuse_special, writing
+from ann_jax.files import making, refuse_special
 from ann_jax.models.ann import ANN
 from ann_jax.models.settings import BACKBONE_FACTS, OF_BACKBONE, OF_HEAD, network, unknown_settings
 from ann_jax.runs import history
@@ -168,8 +166,16 @@ def save(folder: Path, weights: Weights) -> None:
         ConfigError: the folder exists.
         SaveError: it cannot be written.
     """
-    if folder.exists():
-        raise ConfigError(f'{folder} exists: name a new folder, or remove it first')
+    with making(folder, 'model.json') as draft:
+        write(draft, weights)
+
+
+def write(folder: Path, weights: Weights) -> None:
+    """Writes the files of weights into a folder that is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name in FACTS}
     # In `source`, because older versions refuse unknown keys.
     facts['source'] = facts['source'] | {WRITER: __version__}
@@ -177,18 +183,11 @@ def save(folder: Path, weights: Weights) -> None:
         if not facts[key]:
             del facts[key]
     flat = traverse_util.flatten_dict(weights.variables, sep='/')
-    draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
-    try:
-        arrays: dict[str, Any] = {name: np.asarray(array, np.float32) for name, array in flat.items()}
-        with writing(folder):
-            draft.mkdir(parents=True)
-            safetensors.write(draft / ARRAYS[0], arrays)
-            facts |= {'version': VERSION, 'sha256': sha256(draft / ARRAYS[0])}
-            (draft / 'model.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
-            (draft / 'README.md').write_text(card(facts), encoding='utf-8')
-            draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    arrays: dict[str, Any] = {name: np.asarray(array, np.float32) for name, array in flat.items()}
+    safetensors.write(folder / ARRAYS[0], arrays)
+    facts |= {'version': VERSION, 'sha256': sha256(folder / ARRAYS[0])}
+    (folder / 'model.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+    (folder / 'README.md').write_text(card(facts), encoding='utf-8')
 
 
 def load(folder: Path) -> Weights:

@@ -8,9 +8,10 @@ with HF_HUB_OFFLINE=1, takes them from there alone.
 import functools
 import logging
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from ann_jax.buckets import place
 from ann_jax.errors import ConfigError
 
 # Files of a foreign network, by preference; beside each lies a config.json.
@@ -24,13 +25,14 @@ def located(path: str | Path) -> Path:
 
     Args:
         path: of anything, or hf://OWNER/NAME[@REVISION], where a revision is a branch, a tag or a commit.
+            What lies in a bucket stays there.
 
     Raises:
         ConfigError: the address is wrong, the hub has no such weights, or it cannot be reached.
     """
-    text = path.as_posix() if isinstance(path, Path) else path
+    text = path.as_posix() if isinstance(path, PurePath) else path
     if not text.startswith('hf:/'):
-        return Path(path).expanduser()
+        return place(path)
     if not (found := _ADDRESS.fullmatch(text)):
         raise ConfigError(f'{text}: must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION')
     return _fetch(found[1], found[2])

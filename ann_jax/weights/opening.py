@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from ann_jax import __version__
+from ann_jax.buckets import fetched, remote
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import refuse_special
@@ -29,8 +30,9 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
     Settings and arrays are checked, see `soundness.check`.
 
     Args:
-        path: a run, RUN/checkpoints/STEP, a folder with a model.json, or hf://OWNER/NAME[@REVISION]. A folder
-            that timm or transformers wrote, here or on the hub, is converted on the way.
+        path: a run, RUN/checkpoints/STEP, a folder with a model.json, any of them also in a bucket, as
+            gs://BUCKET/NAME; or hf://OWNER/NAME[@REVISION]. A folder that timm or transformers wrote, here or
+            on the hub, is converted on the way.
         prefer: of a run with a moving average, 'ema' or 'weights', the last ones; '' for the average if there
             is one.
 
@@ -43,9 +45,17 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
     """
     if prefer not in PREFERENCES:
         raise ConfigError(unknown('prefer', prefer, PREFERENCES[1:]))
-    weights = _read(located(path), prefer)
+    weights = _read(_near(located(path)), prefer)
     weights.check()
     return weights
+
+
+def _near(path):
+    """Weights in a bucket as a copy on this machine; a run stays there, where orbax reads it."""
+    if remote(path) and any((path / name).exists() for name in ('model.json', 'config.json')):
+        if not (path / 'checkpoints').is_dir():
+            return Path(fetched(str(path)))
+    return path
 
 
 def _read(path, prefer):

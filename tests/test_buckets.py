@@ -1,0 +1,378 @@
+"""Runs and weights in a bucket: what a folder promises holds there, and a failing one is told in a line."""
+
+import contextlib
+import gc
+import importlib.util
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bucket_server import BucketServer, Refusal
+from small import small_folder
+
+from ann_jax import buckets
+from ann_jax.config import defaults, validate
+from ann_jax.errors import ConfigError, DataError, SaveError
+from ann_jax.files import replacing, write_json
+from ann_jax.modes.setup import setup
+from ann_jax.runs import lock as locks
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.runs.events import TensorBoard, read_scalars
+from ann_jax.runs.lock import lock
+from ann_jax.runs.log import log_file
+from ann_jax.weights.opening import open_weights
+
+# Not imported yet: `buckets` sets up what gcsfs reads when it is.
+if importlib.util.find_spec('gcsfs') is None:
+    pytest.skip('ann_jax[gcs] is not installed', allow_module_level=True)
+
+# orbax leaves coroutines unawaited where reading or writing fails.
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+    pytest.mark.filterwarnings('ignore::ResourceWarning'),
+]
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='module')
+def server():
+    """A bucket on this machine, in the place of Google's for as long as the module runs."""
+    with BucketServer() as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv('STORAGE_EMULATOR_HOST', running.url)
+        for name in ('TENSORSTORE_GCS_HTTP_URL', 'GOOGLE_AUTH_TOKEN_FOR_TESTING', 'EPATH_USE_TF'):
+            patch.delenv(name, raising=False)
+        yield running
+        gc.collect()
+
+
+@pytest.fixture
+def run(server, request):
+    """A new folder in the bucket."""
+    server.before = lambda method, name: None
+    return buckets.place(f'gs://bucket/{request.node.name}')
+
+
+def refusing(status, text=''):
+    def refuse(method, name):
+        raise Refusal(status, text)
+
+    return refuse
+
+
+# --- Paths and files
+
+
+@pytest.mark.parametrize(
+    ('path', 'said'),
+    [
+        ('s3://bucket/run', r'^s3://bucket/run: only buckets of Google Cloud Storage.*: mount '),
+        ('gs://bucket', r'^gs://bucket: name a folder in the bucket, as in gs://bucket/run$'),
+        (
+            'gs://absent/run',
+            r'^gs://absent cannot be used: there is no such bucket.* \(404.*: create the bucket',
+        ),
+    ],
+)
+def test_what_cannot_hold_a_run_is_refused(path, said, server):
+    with pytest.raises(ConfigError, match=said) as raised:
+        buckets.place(path)
+    assert '\n' not in str(raised.value)
+
+
+def test_a_path_of_this_machine_stays_one():
+    assert buckets.place('~/a') == Path.home() / 'a' and buckets.place(Path('b/c')) == Path('b/c')
+    assert not buckets.remote(buckets.place('gs')) and buckets.fetched('a/*.png') == 'a/*.png'
+
+
+@pytest.mark.parametrize(
+    ('status', 'said'),
+    [
+        (403, r'refuses this account \(403.*grant it roles/'),
+        (401, r'no credentials that work .*: run gcloud auth'),
+    ],
+)
+def test_a_bucket_that_refuses_is_told_in_one_line(status, said, server, run):
+    buckets._open.cache_clear()
+    server.before = refusing(status, 'trainer@x does not have storage.objects.list access')
+    with pytest.raises(ConfigError, match=said) as raised:
+        buckets.place('gs://bucket/run')
+    assert '\n' not in str(raised.value)
+
+
+def test_a_bucket_that_is_slow_or_silent_is_told(server, run, monkeypatch, caplog):
+    buckets._open.cache_clear()
+    monkeypatch.setattr(buckets, '_SLOW', 0.1)
+    server.before = lambda method, name: time.sleep(0.2)
+    with caplog.at_level(logging.WARNING):
+        buckets.place('gs://bucket/run')
+    assert re.search(r'took 0\.[2-9] s to answer.*: use a bucket in the region', caplog.text)
+    buckets._open.cache_clear()
+    monkeypatch.setattr(buckets, '_TIMEOUT', 0.1)
+    with pytest.raises(ConfigError, match=r'does not answer .*: check the network'):
+        buckets.place('gs://bucket/run')
+
+
+def test_files_are_whole_or_absent(server, run):
+    big = os.urandom(6_000_000)  # more than one request
+    with replacing(run / 'a b' / 'ü.bin') as draft:
+        draft.write_bytes(big)
+        assert not server.names('test_files')
+    assert (run / 'a b' / 'ü.bin').read_bytes() == big
+    with pytest.raises(KeyError), replacing(run / 'a b' / 'ü.bin') as draft:
+        draft.write_text('half')
+        raise KeyError
+    assert (run / 'a b' / 'ü.bin').read_bytes() == big and len(server.names('test_files')) == 1
+    assert Path(buckets.fetched(f'{run}/a b'), 'ü.bin').read_bytes() == big
+    server.before = refusing(403)
+    with pytest.raises(SaveError, match=r'cannot write gs://.*c\.json: it refuses this account.*is intact$'):
+        write_json(run / 'c.json', {})
+
+
+def test_what_needs_a_file_system_says_so(run):
+    config = defaults()
+    config.dataset.root = 'gs://bucket/records'
+    with pytest.raises(ConfigError, match=r'dataset\.root=gs://bucket/records: .*mount the bucket'):
+        validate(config)
+    with pytest.raises(ConfigError, match='name a folder of this machine'):
+        setup(defaults(), run)
+
+
+# --- What a run keeps there
+
+
+def test_a_second_run_is_refused_and_a_lost_lock_ends_the_first(server, run, monkeypatch):
+    monkeypatch.setattr(locks, 'RENEWED', 0.05)
+    monkeypatch.setattr(locks, 'GONE', 2)
+    name = f'{run.name}/lock'
+    with lock(run) as check:
+        with pytest.raises(ConfigError, match=f'in use by another run .process {os.getpid()} on'), lock(run):
+            pass
+        check()
+        server.objects[name] = b'process 7 on elsewhere\n', next(server.numbers)
+        time.sleep(0.3)
+        with pytest.raises(SaveError, match=r'taken over by another run .process 7 on elsewhere.'):
+            check()
+    assert server.objects[name][0].startswith(b'process 7')  # it is not ours to remove
+    monkeypatch.setattr(locks, 'GONE', 0.3)
+    with lock(run):  # the other one does not write it any more
+        assert server.objects[name][0].startswith(b'process %d' % os.getpid())
+    assert name not in server.objects
+
+
+def test_the_lock_of_a_process_that_was_killed_here_is_taken_at_once(run, monkeypatch):
+    ended = subprocess.Popen([sys.executable, '-c', ''])
+    ended.wait()
+    buckets.write_if(run / 'lock', f'process {ended.pid} on here\n{locks._machine()}\n', 0)
+    monkeypatch.setattr(time, 'sleep', lambda _: pytest.fail('it waits'))
+    with lock(run):
+        pass
+
+
+def test_of_two_writers_on_the_same_condition_one_fails(run):
+    first = buckets.write_if(run / 'lock', 'a', 0)
+    assert buckets.write_if(run / 'lock', 'a', 0) == first  # asked again: the first answer was lost
+    for generation in (0, first + 1):
+        with pytest.raises(buckets.Changed):
+            buckets.write_if(run / 'lock', 'b', generation)
+    assert buckets.read(run / 'lock') == ('a', first)
+
+
+def test_the_log_goes_on_and_the_curves_come_back(server, run, monkeypatch):
+    monkeypatch.setattr(buckets, '_EVERY', 0.05)
+    logger = logging.getLogger('ann_jax.modes.train')
+    for number in (1, 2):
+        with log_file(run), contextlib.closing(TensorBoard(run / 'tensorboard', number)) as events:
+            logger.info('run %d', number)
+            events.scalars(number, {'loss': 1 / number})
+            time.sleep(1.1)  # files of one second would have one name
+            assert f'run {number}' in (run / 'log.txt').read_bytes().decode()  # before it ends
+    assert re.findall(r'run \d', (run / 'log.txt').read_text()) == ['run 1', 'run 2']
+    assert read_scalars(run / 'tensorboard') == {'loss': {1: 1.0, 2: 0.5}}
+
+
+def state(seed):
+    rng = np.random.default_rng(seed)
+    return {'params': {'w': jnp.asarray(rng.random(3000, np.float32)), 'b': jnp.zeros(3, jnp.bfloat16)}}
+
+
+def saved(checkpoints, *steps):
+    for step in steps:
+        checkpoints.save(step, state(step), {'config': {}})
+        checkpoints.score(step, step / 10)
+
+
+def whole(checkpoints):
+    return checkpoints.first_whole(checkpoints.steps, lambda step, _: checkpoints.restore(step, state(0)))
+
+
+def test_checkpoints_come_back_and_neither_damage_nor_half_of_one_nor_a_refusal_is_taken_for_one(
+    server, run, caplog, monkeypatch
+):
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        saved(checkpoints, 1, 2, 3)
+    names = server.names(f'{run.name}/3/')
+    largest = max(names, key=lambda name: len(server.objects[name][0]))
+    content, generation = server.objects[largest]
+    server.objects[largest] = bytes(len(content)), generation
+    for name in names:  # of a run that was killed just before the end of saving
+        if not name.endswith('/3/commit_success.txt'):
+            server.objects[name.replace('/3/', '/5/', 1)] = server.objects[name]
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        assert checkpoints.steps == [3, 2] and checkpoints.best == 3
+        with pytest.raises(DataError, match=r'/5 is not complete: it was being saved'):
+            checkpoints.facts(5)
+        server.before = refusing(403)
+        with pytest.raises(DataError, match=r'cannot read gs://.*/2: it refuses this account \(403'):
+            checkpoints.restore(2, state(0))
+        with pytest.raises(SaveError, match=r'cannot save a checkpoint to gs://.*: it refuses .*are intact$'):
+            saved(checkpoints, 5)
+            checkpoints.check()
+        server.before = lambda method, name: None
+        step, facts, content = whole(checkpoints)
+        assert step == 2 and facts['config'] == {} and '/3 is damaged' in caplog.text
+        np.testing.assert_array_equal(content['params']['w'], state(2)['params']['w'])
+        checkpoints.set_aside([3])
+        assert checkpoints.steps == [2] and server.names(f'{run.name}/damaged.3/')
+        assert not server.names(f'{run.name}/3/')
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        monkeypatch.setattr(buckets, '_LONG', 0.2)
+        server.before = lambda method, name: time.sleep(0.4 if name.endswith('/5/commit_success.txt') else 0)
+        saved(checkpoints, 5)
+    assert re.search(r'checkpoints.*: saving takes over .* s, and the run waits', caplog.text)
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        read = checkpoints.read(5, ['params'])['params']['w']
+        np.testing.assert_array_equal(read, state(5)['params']['w'])
+        del server.objects[max(server.names(f'{run.name}/5/'), key=lambda name: len(server.objects[name][0]))]
+        assert whole(checkpoints)[0] == 2 and '/5 is damaged' in caplog.text
+
+
+def test_weights_are_written_and_opened_there(server, run):
+    saved = small_folder(run / 'weights')
+    order = [name.rpartition('/')[2] for name in sorted(server.objects, key=lambda n: server.objects[n][1])]
+    assert order[-3:] == ['README.md', 'weights.safetensors', 'model.json']  # which says that it is complete
+    opened = open_weights(f'{run}/weights')
+    assert opened.classes == saved.classes
+    kernel = lambda weights: weights.variables['params']['backbone']['stem']['conv1']['kernel']
+    np.testing.assert_array_equal(kernel(opened), kernel(saved))
+    with pytest.raises(ConfigError, match=r'gs://.*/weights exists: name a new folder'):
+        small_folder(run / 'weights')
+    with pytest.raises(ConfigError, match=r'gs://.*/absent holds no checkpoint and no model.json'):
+        open_weights(f'{run}/absent')
+
+
+# --- A whole run, slow
+
+
+SMALL = [
+    '--config=configs/scenes.py:runlocal,variant=baseline',
+    '--config.train.steps=6',
+    '--config.train.eval_every=6',
+    '--config.train.checkpoint_every=2',
+    '--config.train.log_every=1',
+    '--config.train.batch_size=2',
+    '--config.dataset.scenes.train_count=5',
+    '--config.augment.crop=33,49',
+    '--config.eval.limit=2',
+]
+
+
+@pytest.fixture
+def start(server, environment):
+    """Starts the processes of a run in the bucket."""
+    started = []
+
+    def start(workdir, *arguments, count=2):
+        command = [sys.executable, '-m', 'ann_jax.main', f'--workdir={workdir}', *SMALL, *arguments]
+        with socket.socket() as listener:
+            listener.bind(('127.0.0.1', 0))
+            flags = [f'--coordinator=127.0.0.1:{listener.getsockname()[1]}', f'--process_count={count}']
+        for index in range(count):
+            process = subprocess.Popen(
+                command + ([*flags, f'--process_index={index}'] if count > 1 else []),
+                cwd=REPOSITORY,
+                env=environment | {'STORAGE_EMULATOR_HOST': server.url},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            started.append(process)
+        return started[-count:]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def finished(processes):
+    texts = [process.communicate(timeout=500)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), texts
+    return texts[0]
+
+
+def parameters(workdir):
+    with contextlib.closing(Checkpoints(buckets.place(workdir) / 'checkpoints')) as checkpoints:
+        return jax.tree.leaves(checkpoints.read(6, ['params', 'batch_stats', 'opt_state']))
+
+
+@pytest.mark.slow
+def test_two_processes_are_killed_while_saving_and_resume_bit_for_bit(server, start):
+    server.before = lambda method, name: None
+    whole, killed = 'gs://bucket/whole', 'gs://bucket/killed'
+    text = finished(start(whole))
+    assert f'written to {whole}' in text and f'report: {whole}/report.html' in text
+    for name in ('config.json', 'metrics.json', 'log.txt', 'log-1.txt', 'report.html'):
+        assert server.objects[f'whole/{name}'][0], name
+    assert 'whole/lock' not in server.objects and server.names('whole/pictures/')
+    curves = read_scalars(buckets.place(whole) / 'tensorboard')
+    assert curves['train/loss'].keys() == set(range(1, 7)) and 'val/miou' in curves
+
+    saving = threading.Event()
+
+    def hold(method, name):
+        if method == 'POST' and name == 'killed/checkpoints/4/state/manifest.ocdbt':
+            saving.set()
+            time.sleep(60)
+
+    server.before = hold
+    both = start(killed)
+    assert saving.wait(500)
+    for process in both:
+        process.kill()
+        process.communicate()
+    server.before = lambda method, name: None
+    half = server.names('killed/checkpoints/4/')
+    assert half and 'killed/checkpoints/4/commit_success.txt' not in half
+    assert 'resuming from step 2' in finished(start(killed))
+    for one, other in zip(parameters(whole), parameters(killed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+    for name in server.names('killed/checkpoints/6/state/ocdbt.process_'):
+        if '/d/' in name:
+            server.objects[name] = bytes(len(server.objects[name][0])), server.objects[name][1]
+    text = finished(start(killed, '--mode=evaluate', count=1))
+    assert '/6 is damaged' in text and f'{killed} at step 4' in text
+    text = finished(start(killed, count=1))
+    assert 'checkpoints/damaged.6' in text and 'resuming from step 4' in text
+    assert json.loads(server.objects['killed/metrics.json'][0])['step'] == 6
+
+    for mode, made in (('export', 'export/model.json'), ('predict', 'predictions/overlays/')):
+        arguments = [
+            f'--mode={mode}',
+            '--config.export.formats=',
+            f'--config.predict.input={whole}/samples/images',
+        ]
+        finished(start(whole, *arguments, '--config.predict.write=overlays', count=1))
+        assert server.names(f'whole/{made}')
+    text = finished(start('gs://bucket/next', f'--config.init.from={whole}', count=1))
+    assert f'starting from {whole}' in text
