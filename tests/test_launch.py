@@ -33,6 +33,10 @@ def test_a_machine_runs_one_process_per_index():
             'srun --nodes=4 --ntasks-per-node=1 --kill-on-bad-exit=1 --gpus-per-node=8 python -m',
         ),
         (['tpu', '--name=slice', '--zone=z', '--folder=f'], 'ssh slice --zone=z --worker=all'),
+        (
+            ['xpk', '--cluster=c', '--name=n', '--type=v5litepod-16', '--image=i'],
+            'xpk workload create --cluster=c --workload=n --tpu-type=v5litepod-16 --docker-image=i',
+        ),
     ],
 )
 def test_other_places_take_one_command(arguments, expected):
@@ -40,10 +44,12 @@ def test_other_places_take_one_command(arguments, expected):
     assert expected in line and '--config=configs/scenes.py:runlocal' in line
 
 
-def test_the_docs_show_what_the_launcher_prints():
+@pytest.mark.parametrize('where', ['tpu', 'xpk'])
+def test_the_docs_show_what_the_launcher_prints(where):
     text = (SCRIPT.parent.parent / 'docs/tpu_pods.md').read_text()
     command, printed = re.search(
-        r'```bash\n(python scripts/launch.py tpu (?:.|\n)*?)```\n\n.*prints.*\n\n```bash\n((?:.|\n)*?)```',
+        rf'```bash\n(python scripts/launch.py {where} (?:.|\n)*?)```\n\n.*prints.*\n\n'
+        r'```bash\n((?:.|\n)*?)```',
         text,
     ).groups()
     command = shlex.split(command.replace('\\\n', ' '))[2:]

@@ -1,8 +1,9 @@
-"""Starts a run of several processes: on this machine, under Slurm, or on a Cloud TPU pod slice.
+"""Starts a run of several processes: on this machine, under Slurm, or on Cloud TPUs, by ssh or on GKE by xpk.
 
     python -m ann_jax.tools.launch machine --processes=2 -- --config=configs/scenes.py --workdir=runs/scenes
     python -m ann_jax.tools.launch slurm --nodes=4 --gpus=8 -- --config=configs/voc.py --workdir=/shared/run
     python -m ann_jax.tools.launch tpu --name=SLICE --zone=ZONE --folder=ann_jax -- --config=... --workdir=...
+    python -m ann_jax.tools.launch xpk --cluster=C --name=ann --type=v5litepod-32 --image=I -- --config=...
 
 What follows `--` goes to `ann_jax.main`. `--dry-run` only prints the commands. One process uses all devices
 of its machine, so `machine` is for trying out several processes.
@@ -29,6 +30,22 @@ def commands(options: argparse.Namespace, rest: list[str]) -> list[list[str]]:
         settings += [f'--gpus-per-node={options.gpus}'] if options.gpus else []
         settings += [f'--time={options.time}'] if options.time else []
         return [['srun', *settings, options.python, *module]]
+    if options.where == 'xpk':
+        # A JobSet of one pod per host, to which GKE tells the others.
+        settings = [
+            f'--cluster={options.cluster}',
+            f'--workload={options.name}',
+            f'--tpu-type={options.type}',
+        ]
+        settings += [
+            f'--docker-image={options.image}',
+            '--num-slices=1',
+            f'--max-restarts={options.restarts}',
+        ]
+        settings += [f'--zone={options.zone}'] if options.zone else []
+        return [
+            ['xpk', 'workload', 'create', *settings, f'--command={shlex.join([options.python, *module])}']
+        ]
     # The environment of a slice's hosts does not say that there are several: jax asks the machine.
     run = shlex.join([options.python, *module, '--coordinator=auto'])
     remote = f'cd {shlex.quote(options.folder)} && {run}'
@@ -63,6 +80,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     tpu.add_argument('--zone', required=True)
     tpu.add_argument('--python', default='python', help='seen from the folder: env/bin/python')
     tpu.add_argument('--folder', default='.', help='where the command runs, on each worker')
+    xpk = places.add_parser('xpk', parents=[common])
+    xpk.add_argument('--cluster', required=True, help='of GKE, made by xpk cluster create')
+    xpk.add_argument('--name', required=True, help='of the workload')
+    xpk.add_argument('--type', required=True, help='of the slice: v5litepod-32')
+    xpk.add_argument('--image', required=True, help='of a container with ann_jax, in a registry')
+    xpk.add_argument('--zone', default='', help="'' for that of gcloud")
+    xpk.add_argument('--restarts', type=int, default=50, help='after failures and preemptions')
+    xpk.add_argument('--python', default='python', help='in the container')
     options = parser.parse_args(argv[:cut])
     if not argv[cut + 1 :]:
         parser.error('give the arguments of ann_jax.main after --, at least --config')
