@@ -6,7 +6,6 @@
 import contextlib
 import io
 import logging
-import os
 import re
 import sys
 import traceback

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import __version__, build
-from ann_jax.buckets import place
+from ann_jax.buckets import place, remote
 from ann_jax.config import validate
 from ann_jax.data.datasets import InRegions, Subset
 from ann_jax.data.decode.levels import AUTO
@@ -86,6 +86,10 @@ def train(
     """
     validate(config)
     workdir = place(workdir)
+    if config.profile.steps and remote(workdir):
+        raise ConfigError(
+            f'profile.steps={config.profile.steps}: the profiler needs a --workdir on this machine, not {workdir}'
+        )
     keep_settings(config, workdir)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)

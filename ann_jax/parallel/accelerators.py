@@ -50,14 +50,13 @@ def keep_programs(folder: str) -> None:
         if not has_accelerator() or set_already:
             return
         cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-        path = Path(cache).expanduser() / 'ann_jax' / 'programs'
-        _remove_old(path, _KEPT_BYTES)
-    elif folder:
-        path = Path(folder).expanduser()
-    else:
+        folder = os.path.join(os.path.expanduser(cache), 'ann_jax', 'programs')
+        _remove_old(Path(folder), _KEPT_BYTES)
+    elif not folder:
         return
-    jax.config.update('jax_compilation_cache_dir', str(path))
-    logger.info('compiled programs are kept in %s', path)
+    folder = os.path.expanduser(folder)  # or an address in a bucket
+    jax.config.update('jax_compilation_cache_dir', folder)
+    logger.info('compiled programs are kept in %s', folder)
 
 
 def _remove_old(folder, limit):
