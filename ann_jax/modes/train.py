@@ -88,7 +88,8 @@ def train(
     workdir = place(workdir)
     if config.profile.steps and remote(workdir):
         raise ConfigError(
-            f'profile.steps={config.profile.steps}: the profiler needs a --workdir on this machine, not {workdir}'
+            f'profile.steps={config.profile.steps}: the profiler needs a --workdir on this machine, not '
+            f'{workdir}'
         )
     keep_settings(config, workdir)
     mesh = build.mesh(config)
