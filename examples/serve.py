@@ -14,7 +14,7 @@ import io
 
 import numpy as np
 import uvicorn
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -23,21 +23,29 @@ import ann_jax
 
 
 def decode(data, max_pixels):
-    """Bytes of a file -> (H, W, 3) uint8; ValueError if it is no image, or a large one."""
+    """Bytes of a file -> (H, W, 3) uint8, upright; ValueError if it is no image, or a large one."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > max_pixels:
                 raise ValueError(f'{image.width} x {image.height} is more than {max_pixels} pixels')
-            return np.asarray(image.convert('RGB'))
+            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
     except UnidentifiedImageError:
         raise ValueError('this is no image that Pillow reads') from None
     except Exception as error:  # decoders raise anything
         raise ValueError(f'cannot use the image: {error}') from error
 
 
+def encode(result, kind):
+    """The overlay or the ids as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(result.overlay() if kind == '/overlay' else result.ids).save(file, 'png')
+    return file.getvalue()
+
+
 def make_app(segmenter, *, batch_size=8, max_bytes=1 << 24, max_pixels=1 << 23, max_waiting=64):
     """An ASGI application; more than `max_waiting` requests at a time are told to come again."""
-    queue: asyncio.Queue = asyncio.Queue(max_waiting)
+    queue: asyncio.Queue = asyncio.Queue()
+    waiting = 0
 
     async def work():
         while True:
@@ -57,20 +65,22 @@ def make_app(segmenter, *, batch_size=8, max_bytes=1 << 24, max_pixels=1 << 23, 
             data += part
             if len(data) > max_bytes:
                 return PlainTextResponse(f'more than {max_bytes} bytes', 413)
-        if queue.full():
+        nonlocal waiting
+        if waiting >= max_waiting:
             return PlainTextResponse('busy, try again', 503, {'Retry-After': '1'})
+        waiting += 1
         try:
             image = await asyncio.to_thread(decode, bytes(data), max_pixels)
+            future = asyncio.get_running_loop().create_future()
+            queue.put_nowait((image, future))
+            if isinstance(result := await future, BaseException):
+                raise RuntimeError('the network failed') from result
+            png = await asyncio.to_thread(encode, result, request.url.path)
         except ValueError as error:
             return PlainTextResponse(str(error), 400)
-        future = asyncio.get_running_loop().create_future()
-        await queue.put((image, future))
-        if isinstance(result := await future, BaseException):
-            raise result
-        file = io.BytesIO()
-        picture = result.overlay() if request.url.path == '/overlay' else result.ids
-        await asyncio.to_thread(Image.fromarray(picture).save, file, 'png')
-        return Response(file.getvalue(), media_type='image/png')
+        finally:
+            waiting -= 1
+        return Response(png, media_type='image/png')
 
     @contextlib.asynccontextmanager
     async def working(_):

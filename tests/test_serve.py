@@ -29,9 +29,9 @@ def serve():
     return module
 
 
-def png(image):
+def png(image, exif=None):
     file = io.BytesIO()
-    Image.fromarray(image).save(file, 'png')
+    Image.fromarray(image).save(file, 'png', exif=exif)
     return file.getvalue()
 
 
@@ -65,6 +65,10 @@ def test_requests_are_batched_and_bad_ones_are_refused(serve, folder):
             assert status == 200
             np.testing.assert_array_equal(ids, segmenter(image).ids)
         np.testing.assert_array_equal(post(png(images[0]), 'overlay')[1], segmenter(images[0]).overlay())
+        turned = Image.Exif()
+        turned[274] = 6  # orientation: to be shown turned by 90 degrees, clockwise
+        ids = post(png(np.rot90(images[2]), turned))[1]
+        np.testing.assert_array_equal(ids, segmenter(images[2]).ids)
         assert post(b'no image')[0] == 400 and post(b'')[0] == 400
         assert post(png(images[0])[:-2000])[0] == 400
         status, text = post(png(np.zeros((101, 100, 3), np.uint8)))
