@@ -117,7 +117,7 @@ def test_the_reference_computes_the_same(tmp_path, monkeypatch):
     assert all(row['difference'] < 1e-5 and row['memory (MB)'] > 100 for row in rows)
 
 
-@pytest.mark.parametrize('beside', [True, False])
+@pytest.mark.parametrize('beside', [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_stream_gives_the_classes_of_the_reference(beside, tmp_path, monkeypatch):
     pytest.importorskip('torch')
     from ann_jax.benchmark import stream, torch_ann
