@@ -255,7 +255,7 @@ def test_exports_use_the_authors_names():
 
 
 SETTINGS = {'variant': 'full', 'sampling': 'average', 'share': 'query_key', 'stem_widths': (2, 2, 4)}
-SETTINGS |= {'depth': 50, 'output_stride': 8, 'multi_grid': (1, 1, 1), 'avg_down': False}
+SETTINGS |= {'depth': 50, 'output_stride': 8, 'multi_grid': (1, 1, 1), 'avg_down': False, 'decoder': 'none'}
 
 
 @pytest.mark.parametrize('layout', ['authors', 'mmsegmentation'])

@@ -87,7 +87,7 @@ def test_hidden_and_system_files_are_left_out_everywhere(tmp_path):
     assert find_images(tmp_path / 'images') == [tmp_path / 'images/train/a.png']
     config = load_config('folder')
     config.predict.input = f'{tmp_path}/images/**/*.png'
-    assert predict._files(config, tmp_path / 'out') == (
+    assert predict._files(config, tmp_path / 'out', ['overlays']) == (
         [tmp_path / 'images/train/a.png'],
         tmp_path / 'images',
     )

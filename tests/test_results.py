@@ -138,6 +138,7 @@ def ink(picture):
 def test_names_in_any_script_or_their_numbers(monkeypatch, caplog):
     monkeypatch.setattr(lettering.shutil, 'which', lambda name: None)
     lettering._font.cache_clear()
+    lettering._tell.cache_clear()
     latin = lettering._fonts()[:1]
     monkeypatch.setattr(lettering, '_fonts', lambda: latin)
     named, numbered = (lettering.legend([1], ('a', name), COLORS, 320) for name in ('道路', 'class 1'))
