@@ -19,6 +19,7 @@ import optax
 from absl import flags
 from flax import linen as nn
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ann_jax import build, command
 from ann_jax.benchmark.counting import Counts, count
@@ -106,6 +107,20 @@ class Step(NamedTuple):
         with jax.set_mesh(mesh):
             # A share of `space` crops, parameters included, is what all devices together do for one crop.
             return count(self.function, *self.arguments(mesh, 1, height, width))
+
+
+def step_of(config: ConfigDict, classes: int) -> Step:
+    """The training step of a config."""
+    model, tx = build.model(config, classes), build.optimizer(config)
+    function = make_train_step(
+        model,
+        tx,
+        loss=build.loss(config, classes),
+        normalize=build.normalize(config),
+        seed=config.seed,
+        **build.step_settings(config),
+    )
+    return Step(function, model, tx, build.state_settings(config))
 
 
 def partitioned(function: Callable, mesh: Mesh, *args: Any) -> str:
@@ -248,11 +263,7 @@ def main(argv=None):
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', 8)
     jax.config.update('jax_enable_compilation_cache', False)  # a program found there is not partitioned again
-    model, tx = build.model(config, classes), build.optimizer(config)
-    loss, normalize = build.loss(config, classes), build.normalize(config)
-    settings = build.step_settings(config)
-    function = make_train_step(model, tx, loss=loss, normalize=normalize, seed=config.seed, **settings)
-    print(tables(Step(function, model, tx, build.state_settings(config)), *config.augment.crop))
+    print(tables(step_of(config, classes), *config.augment.crop))
 
 
 if __name__ == '__main__':

@@ -36,9 +36,7 @@ from ann_jax.models.fold import folded_shapes
 from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
-from ann_jax.tools.cost_model import COLLECTIVES, size_of
-from ann_jax.training.state import abstract_state
-from ann_jax.training.step import make_train_step
+from ann_jax.tools.cost_model import COLLECTIVES, size_of, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,25 +98,15 @@ def devices_of(topology: str) -> list[jax.Device]:
 
 def step_program(config: ConfigDict, mesh: Mesh, classes: int, batch: int, size: tuple[int, int]) -> Any:
     """The lowered training step of a config."""
-    model, tx = build.model(config, classes), build.optimizer(config)
-    function = make_train_step(
-        model,
-        tx,
-        loss=build.loss(config, classes),
-        normalize=build.normalize(config),
-        seed=config.seed,
-        **build.step_settings(config),
-    )
-    state = abstract_state(model, tx, replicated(mesh), **build.state_settings(config))
-    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
+    step = step_of(config, classes)
     program = jit(
-        function,
+        step.function,
         mesh,
         in_shardings=(replicated(mesh), split_batch(mesh)),
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )
-    return program.lower(state, {'image': array(batch, *size, 3), 'label': array(batch, *size)})
+    return program.lower(*step.arguments(mesh, batch, *size))
 
 
 def inference_program(config: ConfigDict, mesh: Mesh, classes: int, batch: int, size: tuple[int, int]) -> Any:
