@@ -26,10 +26,9 @@ def get_config(argument=None):
     config.loss.min_kept = 1000
     # The look-alikes cover 6 % of the pixels, but are what the benchmark is about.
     config.loss.class_weights = tuple(4.0 if name in LOOK_ALIKES else 1.0 for name in CLASSES)
-    # A pair of look-alikes is learned all at once, or not at all: with these, both in nine of ten seeds.
-    config.optim.update(
-        learning_rate=0.1, weight_decay=1e-4, schedule='cosine', warmup_steps=100, clip_norm=1.0
-    )
+    # A pair of look-alikes is learned all at once, or not at all: with SGD, one of ten seeds missed the cars.
+    config.optim.update(name='adamw', learning_rate=0.002, weight_decay=0.01, decay='kernels')
+    config.optim.update(schedule='cosine', warmup_steps=100, clip_norm=1.0)
     config.train.update(steps=1200, batch_size=4, log_every=20, checkpoint_every=600, eval_every=600)
     config.eval.update(batch_size=0, pictures=8)
     return finish(config, argument)

@@ -194,10 +194,12 @@ def _refuse_other_state(saved, config, workdir, differing):
     """Refuses settings of the optimizer with which its saved state cannot go on."""
     if not any(name.startswith(('opt_state/', 'ema/')) for name in differing):
         return
-    lines = [line for line in differences(saved, config.to_dict()) if line.startswith(OF_STATE)]
-    if lines:
+    changes = differences(saved, config.to_dict())
+    if lines := [line for line in changes if line.startswith(OF_STATE)]:
         run = history.flat(saved)
-        flags = ' '.join(_flag(name, run[name]) for name in (line.split(':')[0] for line in lines))
+        # All of the optimizer: the learning rate of one rarely suits another.
+        names = [line.split(':')[0] for line in changes if line.startswith('optim.')]
+        flags = ' '.join(_flag(name, run[name]) for name in names)
         raise ConfigError(
             f'{workdir} holds a run whose optimizer keeps another state ({"; ".join(lines)}): use those '
             f'settings ({flags}), or start a new run from its weights with --config.init.from={workdir} and '
