@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ann_jax import buckets
-from ann_jax.buckets import BucketError, remote
+from ann_jax.buckets import copies, paths
+from ann_jax.buckets.paths import remote
+from ann_jax.buckets.reasons import BucketError
 from ann_jax.errors import ConfigError, DataError, SaveError
 
 _KINDS = {
@@ -90,11 +91,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         SaveError: it cannot be written; a file that was there is as it was.
     """
     if remote(path):
-        target = buckets.place(path)
+        target = paths.place(path)
         with writing(path), tempfile.TemporaryDirectory(prefix='ann_jax_') as folder:
             draft = Path(folder, f'draft{target.suffix}')
             yield draft
-            buckets.upload(draft, target)
+            copies.upload(draft, target)
         return
     place = Path(os.path.realpath(path))  # through links, which stay
     if what := special(place):
@@ -131,7 +132,7 @@ def making(folder: Path, last: str) -> Iterator[Path]:
         if remote(folder):
             with tempfile.TemporaryDirectory(prefix='ann_jax_') as made:
                 yield Path(made)
-                buckets.upload_folder(Path(made), folder, last)
+                copies.upload_folder(Path(made), folder, last)
             return
         draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
         try:
@@ -166,7 +167,7 @@ def move(folder: Path, target: Path) -> None:
         OSError: it cannot be done.
     """
     if remote(folder):
-        buckets.move(folder, target)
+        copies.move(folder, target)
     else:
         folder.rename(target)
 

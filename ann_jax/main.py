@@ -15,7 +15,8 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ann_jax import buckets, command
+from ann_jax import command
+from ann_jax.buckets import paths, reasons
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.runs.signals import end_by_ctrl_c
 
@@ -91,7 +92,7 @@ def main(_argv):
     file = command.find_config(config_flags.get_config_filename(flags.FLAGS['config']))
     try:
         validate(config)
-        workdir = buckets.place(_WORKDIR.value or f'runs/{file.path.stem}')
+        workdir = paths.place(_WORKDIR.value or f'runs/{file.path.stem}')
         processes.join(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
         main_process = processes.is_main()
         if not main_process:
@@ -116,7 +117,7 @@ def main(_argv):
                 case 'report':
                     report.report(_WORKDIR.value or '')
                 case 'setup':
-                    setup.setup(config, buckets.place(_WORKDIR.value or ''))
+                    setup.setup(config, paths.place(_WORKDIR.value or ''))
                 case 'check':
                     sys.exit(check.check(config))
                 case 'browse':
@@ -129,7 +130,7 @@ def main(_argv):
         text = text or memory.exhausted(error, _MODE.value, config)
         if not text and isinstance(error, (ConfigError, DataError, SaveError, FloatingPointError)):
             text = str(error)
-        if not text and (why := buckets.reason(error)):
+        if not text and (why := reasons.reason(error)):
             text = f'{_WORKDIR.value}: {why}'
         if count > 1:
             processes.leave(f'error: {text}' if text else traceback.format_exc())

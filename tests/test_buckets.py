@@ -21,7 +21,7 @@ import pytest
 from bucket_server import BucketServer, Refusal
 from small import small_folder
 
-from ann_jax import buckets
+from ann_jax.buckets import conditional, copies, paths
 from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.files import replacing, write_json
@@ -33,7 +33,7 @@ from ann_jax.runs.lock import lock
 from ann_jax.runs.log import log_file
 from ann_jax.weights.opening import open_weights
 
-# Not imported yet: `buckets` sets up what gcsfs reads when it is.
+# Not imported yet: `buckets.paths` sets up what gcsfs reads when it is.
 if importlib.util.find_spec('gcsfs') is None:
     pytest.skip('ann_jax[gcs] is not installed', allow_module_level=True)
 
@@ -60,7 +60,7 @@ def server():
 def run(server, request):
     """A new folder in the bucket."""
     server.before = lambda method, name: None
-    return buckets.place(f'gs://bucket/{request.node.name}')
+    return paths.place(f'gs://bucket/{request.node.name}')
 
 
 def refusing(status, text=''):
@@ -86,13 +86,13 @@ def refusing(status, text=''):
 )
 def test_what_cannot_hold_a_run_is_refused(path, said, server):
     with pytest.raises(ConfigError, match=said) as raised:
-        buckets.place(path)
+        paths.place(path)
     assert '\n' not in str(raised.value)
 
 
 def test_a_path_of_this_machine_stays_one():
-    assert buckets.place('~/a') == Path.home() / 'a' and buckets.place(Path('b/c')) == Path('b/c')
-    assert not buckets.remote(buckets.place('gs')) and buckets.fetched('a/*.png') == 'a/*.png'
+    assert paths.place('~/a') == Path.home() / 'a' and paths.place(Path('b/c')) == Path('b/c')
+    assert not paths.remote(paths.place('gs')) and copies.fetched('a/*.png') == 'a/*.png'
 
 
 @pytest.mark.parametrize(
@@ -103,24 +103,24 @@ def test_a_path_of_this_machine_stays_one():
     ],
 )
 def test_a_bucket_that_refuses_is_told_in_one_line(status, said, server, run):
-    buckets._open.cache_clear()
+    paths._open.cache_clear()
     server.before = refusing(status, 'trainer@x does not have storage.objects.list access')
     with pytest.raises(ConfigError, match=said) as raised:
-        buckets.place('gs://bucket/run')
+        paths.place('gs://bucket/run')
     assert '\n' not in str(raised.value)
 
 
 def test_a_bucket_that_is_slow_or_silent_is_told(server, run, monkeypatch, caplog):
-    buckets._open.cache_clear()
-    monkeypatch.setattr(buckets, '_SLOW', 0.1)
+    paths._open.cache_clear()
+    monkeypatch.setattr(paths, '_SLOW', 0.1)
     server.before = lambda method, name: time.sleep(0.2)
     with caplog.at_level(logging.WARNING):
-        buckets.place('gs://bucket/run')
+        paths.place('gs://bucket/run')
     assert re.search(r'took 0\.[2-9] s to answer.*: use a bucket in the region', caplog.text)
-    buckets._open.cache_clear()
-    monkeypatch.setattr(buckets, '_TIMEOUT', 0.1)
+    paths._open.cache_clear()
+    monkeypatch.setattr(paths, '_TIMEOUT', 0.1)
     with pytest.raises(ConfigError, match=r'does not answer .*: check the network'):
-        buckets.place('gs://bucket/run')
+        paths.place('gs://bucket/run')
 
 
 def test_files_are_whole_or_absent(server, run):
@@ -133,7 +133,7 @@ def test_files_are_whole_or_absent(server, run):
         draft.write_text('half')
         raise KeyError
     assert (run / 'a b' / 'ü.bin').read_bytes() == big and len(server.names('test_files')) == 1
-    assert Path(buckets.fetched(f'{run}/a b'), 'ü.bin').read_bytes() == big
+    assert Path(copies.fetched(f'{run}/a b'), 'ü.bin').read_bytes() == big
     server.before = refusing(403)
     with pytest.raises(SaveError, match=r'cannot write gs://.*c\.json: it refuses this account.*is intact$'):
         write_json(run / 'c.json', {})
@@ -173,23 +173,23 @@ def test_a_second_run_is_refused_and_a_lost_lock_ends_the_first(server, run, mon
 def test_the_lock_of_a_process_that_was_killed_here_is_taken_at_once(run, monkeypatch):
     ended = subprocess.Popen([sys.executable, '-c', ''])
     ended.wait()
-    buckets.write_if(run / 'lock', f'process {ended.pid} on here\n{locks._machine()}\n', 0)
+    conditional.write_if(run / 'lock', f'process {ended.pid} on here\n{locks._machine()}\n', 0)
     monkeypatch.setattr(time, 'sleep', lambda _: pytest.fail('it waits'))
     with lock(run):
         pass
 
 
 def test_of_two_writers_on_the_same_condition_one_fails(run):
-    first = buckets.write_if(run / 'lock', 'a', 0)
-    assert buckets.write_if(run / 'lock', 'a', 0) == first  # asked again: the first answer was lost
+    first = conditional.write_if(run / 'lock', 'a', 0)
+    assert conditional.write_if(run / 'lock', 'a', 0) == first  # asked again: the first answer was lost
     for generation in (0, first + 1):
-        with pytest.raises(buckets.Changed):
-            buckets.write_if(run / 'lock', 'b', generation)
-    assert buckets.read(run / 'lock') == ('a', first)
+        with pytest.raises(conditional.Changed):
+            conditional.write_if(run / 'lock', 'b', generation)
+    assert conditional.read(run / 'lock') == ('a', first)
 
 
 def test_the_log_goes_on_and_the_curves_come_back(server, run, monkeypatch):
-    monkeypatch.setattr(buckets, '_EVERY', 0.05)
+    monkeypatch.setattr(copies, '_EVERY', 0.05)
     logger = logging.getLogger('ann_jax.modes.train')
     for number in (1, 2):
         with log_file(run), contextlib.closing(TensorBoard(run / 'tensorboard', number)) as events:
@@ -246,7 +246,7 @@ def test_checkpoints_come_back_and_neither_damage_nor_half_of_one_nor_a_refusal_
         assert checkpoints.steps == [2] and server.names(f'{run.name}/damaged.3/')
         assert not server.names(f'{run.name}/3/')
     with contextlib.closing(Checkpoints(run)) as checkpoints:
-        monkeypatch.setattr(buckets, '_LONG', 0.2)
+        monkeypatch.setattr(paths, '_LONG', 0.2)
         server.before = lambda method, name: time.sleep(0.4 if name.endswith('/5/commit_success.txt') else 0)
         saved(checkpoints, 5)
     assert re.search(r'checkpoints.*: saving takes over .* s, and the run waits', caplog.text)
@@ -321,7 +321,7 @@ def finished(processes):
 
 
 def parameters(workdir):
-    with contextlib.closing(Checkpoints(buckets.place(workdir) / 'checkpoints')) as checkpoints:
+    with contextlib.closing(Checkpoints(paths.place(workdir) / 'checkpoints')) as checkpoints:
         return jax.tree.leaves(checkpoints.read(6, ['params', 'batch_stats', 'opt_state']))
 
 
@@ -334,7 +334,7 @@ def test_two_processes_are_killed_while_saving_and_resume_bit_for_bit(server, st
     for name in ('config.json', 'metrics.json', 'log.txt', 'log-1.txt', 'report.html'):
         assert server.objects[f'whole/{name}'][0], name
     assert 'whole/lock' not in server.objects and server.names('whole/pictures/')
-    curves = read_scalars(buckets.place(whole) / 'tensorboard')
+    curves = read_scalars(paths.place(whole) / 'tensorboard')
     assert curves['train/loss'].keys() == set(range(1, 7)) and 'val/miou' in curves
 
     saving = threading.Event()

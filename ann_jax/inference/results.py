@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ann_jax.buckets import place
+from ann_jax.buckets.paths import place
 from ann_jax.data.decode.rasters import Raster, whole
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import replacing, write_csv, write_json

@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ann_jax import build
-from ann_jax.buckets import place
+from ann_jax.buckets.paths import place
 from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.report import Report

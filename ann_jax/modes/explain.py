@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ann_jax import build
-from ann_jax.buckets import fetched, place
+from ann_jax.buckets.copies import fetched
+from ann_jax.buckets.paths import place
 from ann_jax.data.datasets import read_label
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.files import replacing

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ann_jax import __version__
-from ann_jax.buckets import place
+from ann_jax.buckets.paths import place
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.files import making
 from ann_jax.kernels.forms import with_forms_of

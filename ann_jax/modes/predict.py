@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ann_jax import build
-from ann_jax.buckets import fetched, place
+from ann_jax.buckets.copies import fetched
+from ann_jax.buckets.paths import place
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
 from ann_jax.data.decode.rasters import has_place, write_with_place

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import __version__, build
-from ann_jax.buckets import place, remote
+from ann_jax.buckets.paths import place, remote
 from ann_jax.config import validate
 from ann_jax.data.datasets import InRegions, Subset
 from ann_jax.data.decode.levels import AUTO

@@ -25,8 +25,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ann_jax import __version__, buckets
-from ann_jax.buckets import remote, telling_if_slow
+from ann_jax import __version__
+from ann_jax.buckets import reasons
+from ann_jax.buckets.paths import remote, telling_if_slow
 from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
 from ann_jax.files import move, special, write_json, writing
 from ann_jax.parallel import processes
@@ -434,7 +435,7 @@ class Checkpoints:
             )
 
     def _cannot_save(self, error):
-        if why := buckets.reason(error):
+        if why := reasons.reason(error):
             return SaveError(
                 f'cannot save a checkpoint to {self.folder}: {why}; earlier checkpoints are intact'
             )
@@ -458,7 +459,7 @@ def _refuse_special(folder):
 
 
 def _damaged(folder, why):
-    if isinstance(why, Exception) and (reason := buckets.unavailable(why)):
+    if isinstance(why, Exception) and (reason := reasons.unavailable(why)):
         return DataError(f'cannot read {folder}: {reason}')  # and not another checkpoint either
     text = ' '.join(str(why).split())
     return Damaged(f'{folder} is damaged ({text[:300] or type(why).__name__})')

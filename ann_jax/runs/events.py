@@ -13,7 +13,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
 
-from ann_jax.buckets import Growing, remote
+from ann_jax.buckets.copies import Growing
+from ann_jax.buckets.paths import remote
 from ann_jax.files import make_folder, modified
 
 

@@ -16,8 +16,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ann_jax import buckets
-from ann_jax.buckets import BucketError, remote
+from ann_jax.buckets import conditional
+from ann_jax.buckets.paths import remote
+from ann_jax.buckets.reasons import BucketError
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.files import writing
 
@@ -101,28 +102,28 @@ def _lease(workdir):
         lease.end.set()
         thread.join()
         with contextlib.suppress(BucketError):
-            buckets.remove_if(path, lease.generation)
+            conditional.remove_if(path, lease.generation)
 
 
 def _take(workdir, path):
     """Writes the lock if nobody holds it; returns its text and generation."""
     text = f'{_name()}\n{_machine()}\n{uuid.uuid4().hex}\n'
-    holder, generation = buckets.read(path)
+    holder, generation = conditional.read(path)
     if generation and not _is_dead(holder):
         name = holder.partition('\n')[0]
         logger.info('%s: waiting up to %.0f s to see whether %s still runs', path, GONE, name)
         until = time.monotonic() + GONE
         while time.monotonic() < until:
             time.sleep(min(1, GONE / 10))
-            if (now := buckets.read(path)) != (holder, generation):
+            if (now := conditional.read(path)) != (holder, generation):
                 if now[1]:
                     raise _in_use(workdir, now[0])
                 generation = 0  # it has ended
                 break
     try:
-        return text, buckets.write_if(path, text, generation)
-    except buckets.Changed:
-        raise _in_use(workdir, buckets.read(path)[0]) from None
+        return text, conditional.write_if(path, text, generation)
+    except conditional.Changed:
+        raise _in_use(workdir, conditional.read(path)[0]) from None
 
 
 class _Lease:
@@ -135,8 +136,8 @@ class _Lease:
     def renew(self):
         while not self.end.wait(RENEWED):
             try:
-                self.generation = buckets.write_if(self._path, self._text, self.generation)
-            except buckets.Changed:
+                self.generation = conditional.write_if(self._path, self._text, self.generation)
+            except conditional.Changed:
                 self._lost = True
                 logger.error('%s was taken over: this run ends at its next checkpoint', self._path)
                 return
@@ -146,7 +147,7 @@ class _Lease:
     def check(self):
         if self._lost:
             with writing(self._path):
-                holder = buckets.read(self._path)[0].partition('\n')[0]
+                holder = conditional.read(self._path)[0].partition('\n')[0]
             raise SaveError(
                 f'{self._path.parent} was taken over by another run ({holder or "gone"}) while this one did '
                 'not answer: nothing more is written to it; stop the other one before you resume here'

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ann_jax import files
-from ann_jax.buckets import place
+from ann_jax.buckets.paths import place
 from ann_jax.data.scene_objects import LOOK_ALIKES
 from ann_jax.runs.record import suffix
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ann_jax.buckets import fetched, place, remote
+from ann_jax.buckets.copies import fetched
+from ann_jax.buckets.paths import place, remote
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError, DataError, unknown

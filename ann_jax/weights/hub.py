@@ -11,7 +11,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
-from ann_jax.buckets import place
+from ann_jax.buckets.paths import place
 from ann_jax.errors import ConfigError
 
 # Files of a foreign network, by preference; beside each lies a config.json.

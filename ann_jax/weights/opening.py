@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 
 from ann_jax import __version__
-from ann_jax.buckets import fetched, remote
+from ann_jax.buckets.copies import fetched
+from ann_jax.buckets.paths import remote
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import refuse_special

@@ -1,0 +1,110 @@
+"""Why a bucket does not do what it is asked, in one line with a cure."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+
+_GRANT = 'grant it roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket'
+_LOG_IN = 'run gcloud auth application-default login, or name a key file in GOOGLE_APPLICATION_CREDENTIALS'
+_LIBRARIES = {'aiohttp', 'asyncio', 'gcsfs', 'google', 'requests', 'socket', 'urllib3'}
+# What tensorstore, gcsfs and Google's client say, whose errors have no common type.
+_STATUS = re.compile(
+    r'HTTP response code: (?P<code>\d{3})|CURL error|(?P<refused>^Forbidden: )|'
+    r'^(?P<status>\d{3}) [A-Z]+ https?://'
+)
+_SILENT = re.compile(r'tim(ed? ?out|eout)|connect|unreachable|resolve', re.IGNORECASE)
+_OVERLOADED = (408, 429, 500, 502, 503, 504)
+
+
+class BucketError(OSError):
+    """A bucket cannot be read or written; the message says why and what to do."""
+
+
+def reason(error: BaseException) -> str:
+    """Why a bucket does not do what it is asked, and what to do; '' if the error is not that of a bucket."""
+    found = _cause(error) if _in_use() else None
+    return _told(*found) if found else ''
+
+
+def unavailable(error: BaseException) -> str:
+    """As `reason`, but '' too if the bucket did answer, such as that there is no such object."""
+    found = _cause(error) if _in_use() else None
+    if found is None:
+        return ''
+    seen, status, text = found
+    if status:
+        failed = status in (401, 403, *_OVERLOADED)
+    else:
+        failed = isinstance(seen, BucketError) or _is_of_login(seen) or _is_silent(seen, text)
+    return _told(*found) if failed else ''
+
+
+def _in_use():
+    """Whether a bucket has been named: then its libraries are there, and a silent one may be meant."""
+    return 'gcsfs' in sys.modules
+
+
+def _cause(error):
+    """The error of a library in a chain of errors, the status of its answer or 0, and its text; or None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = ' '.join(str(seen).split()) or type(seen).__name__
+        found = _STATUS.search(text)
+        library = type(seen).__module__.partition('.')[0]
+        if found or library in _LIBRARIES or isinstance(seen, (BucketError, TimeoutError)):
+            code = str(getattr(seen, 'code', ''))
+            if found and not code.isdigit():
+                code = found['code'] or found['status'] or ('403' if found['refused'] else '0')
+            return seen, int(code) if code.isdigit() else 0, text
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _is_of_login(error):
+    return type(error).__module__.startswith('google.auth')
+
+
+def _is_silent(error, text):
+    return bool(_SILENT.search(f'{type(error).__name__} {text}'))
+
+
+def _told(error, status, text):
+    if isinstance(error, BucketError):
+        return text
+    short = re.sub(r'^\d{3} [A-Z]+ \S+ ', '', text)[:200]  # without the address that was asked
+    if _is_of_login(error):
+        return f'there are no credentials that work ({short}): {_LOG_IN}'
+    if status == 401:
+        return f'it does not know who asks (401): {_LOG_IN}'
+    if status == 403:
+        return f'it refuses this account (403; {short}): {_GRANT}'
+    if status == 404:
+        return f'there is no such bucket or object (404; {short}): create the bucket, or correct its name'
+    if status in _OVERLOADED:
+        return f'it is overloaded ({status}): run the same again, and the run goes on'
+    if _is_silent(error, text):
+        return (
+            f'it does not answer ({short}): check the network and STORAGE_EMULATOR_HOST, which must be unset '
+            'unless it is an emulator; then run the same again'
+        )
+    return short
+
+
+def explained(error: BaseException) -> str:
+    """As `reason`, of an error that can only be that of a bucket."""
+    if isinstance(error, FileNotFoundError):
+        return _told(error, 404, str(error))
+    if 'roject was not passed' in str(error):
+        return 'no project is known: set GOOGLE_CLOUD_PROJECT'
+    found = _cause(error)
+    return _told(*found) if found else f'{type(error).__name__}: {error}'[:300]
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """Turns what the libraries raise into a `BucketError`."""
+    try:
+        yield
+    except Exception as error:
+        raise BucketError(explained(error)) from error
