@@ -23,7 +23,8 @@ from ann_jax.modes.evaluate import evaluate
 from ann_jax.modes.resume import FIXED, first_state, keep_settings
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.runs import history
-from ann_jax.runs.checkpoints import Checkpoints, Damaged, _digest_json, read_facts
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.runs.facts import Damaged, digest_json, read_facts
 from ann_jax.training.step import make_train_step
 from ann_jax.weights.opening import open_weights
 from configs import scenes
@@ -54,7 +55,7 @@ def copy_of(commit, folder):
 def config_of(commit, **more):
     """Today's config file with the settings that the run has, as its command would give them again."""
     config = scenes.get_config('runlocal')
-    config.optim.update(schedule='poly', warmup_steps=0, clip_norm=0.0)  # as it was
+    config.optim.update(name='sgd', decay='all', schedule='poly', warmup_steps=0, clip_norm=0.0)  # as it was
     known = history.flat(config.to_dict())
     saved = {name: value for name, value in history.flat(saved_config(commit)).items() if name in known}
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
@@ -68,7 +69,7 @@ def change_facts(run, change, step=400):
     facts = json.loads(file.read_text())
     facts.pop('checksum')
     change(facts)
-    file.write_text(json.dumps(facts | {'checksum': _digest_json(facts)}))
+    file.write_text(json.dumps(facts | {'checksum': digest_json(facts)}))
 
 
 def resumed(config, run):
@@ -193,10 +194,11 @@ def saved_classes(run):
 
 
 def test_an_early_run_goes_on_to_its_end(environment, tmp_path):
-    """By the command that began it, on one device."""
+    """By the command that began it, on one device, with the optimizer that the config had."""
     run = copy_of('f5baaa6', tmp_path)
     c = history.flat(saved_config('f5baaa6'))
     c |= {'train.steps': 402, 'train.eval_every': 402, 'train.checkpoint_every': 402}
+    c |= {'optim.name': 'sgd', 'optim.decay': 'all'}
     names = [name for name in c if name.startswith(('model.', 'loss.', 'optim.', 'train.'))]
     flags = [f'--config.{name}={tuple(c[name]) if isinstance(c[name], list) else c[name]}' for name in names]
     command = [

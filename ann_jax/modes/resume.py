@@ -20,7 +20,8 @@ from ann_jax.models.initializers import initial_variables
 from ann_jax.models.settings import BACKBONE_FACTS, unknown_settings
 from ann_jax.parallel.arrays import replicated
 from ann_jax.runs import history
-from ann_jax.runs.checkpoints import Checkpoints, Damaged, read_facts, unknown_parts
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.runs.facts import Damaged, read_facts, unknown_parts
 from ann_jax.training.state import TrainState, abstract_state, create_state
 from ann_jax.weights.folder import Weights, as_tuples
 from ann_jax.weights.opening import open_weights

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ann_jax.config import adopt
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.runs import history
-from ann_jax.runs.checkpoints import read_facts
+from ann_jax.runs.facts import read_facts
 from ann_jax.typing import Backbone
 from ann_jax.weights.folder import Weights
 from ann_jax.weights.hub import located

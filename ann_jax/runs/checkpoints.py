@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,74 +31,11 @@ from ann_jax.buckets.paths import remote, telling_if_slow
 from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
 from ann_jax.files import move, special, write_json, writing
 from ann_jax.parallel import processes
+from ann_jax.runs.facts import Damaged, damaged, digest_json, read_facts, unknown_items
 from ann_jax.runs.history import not_understood
 from ann_jax.runs.log import hide_late_calls
 
 logger = logging.getLogger(__name__)
-
-
-ITEMS = ('state', 'facts')
-# In the first commits, the config took the place of the facts, and the score was saved with the state.
-EARLY_ITEMS = ('config', 'metrics')
-COMMITTED = 'commit_success.txt'  # in a bucket, what orbax writes last into a checkpoint
-FACTS = {'config', 'classes', 'colors', 'backbone', 'started_from', 'version', 'arrays'}
-
-
-class Damaged(DataError):
-    """A checkpoint whose content is not what was saved."""
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Reads the facts of the checkpoint in a folder; those of the first commits hold only the config.
-
-    Raises:
-        Damaged: they are not what was saved, or the folder is not a checkpoint.
-        VersionError: it has no facts that this version can read.
-    """
-    if remote(folder) and folder.is_dir() and not (folder / COMMITTED).exists():
-        raise Damaged(f'{folder} is not complete: it was being saved when the run ended')
-    items = _items(folder)
-    item = next((name for name in ('facts', 'config') if name in items), None)
-    if item is None:
-        if _unknown_items(folder):
-            raise not_understood(
-                folder,
-                None,
-                f'it holds {", ".join(sorted(items))} in place of {" and ".join(ITEMS)}',
-            )
-        files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        if files and not items:
-            raise Damaged(f'{folder} is not a checkpoint: it holds {", ".join(files[:5])}')
-    try:
-        facts = dict(ocp.JsonCheckpointHandler().restore(folder / (item or 'facts')))
-    except Exception as error:
-        raise _damaged(folder, error) from error
-    if item == 'config':
-        return {'config': facts}
-    checksum = facts.pop('checksum', None)
-    if checksum is not None and checksum != _digest_json(facts):
-        raise _damaged(folder, 'its facts are not what was saved')
-    return facts
-
-
-def unknown_parts(folder: Path, facts: Mapping[str, Any]) -> set[str]:
-    """Names of items and facts in a checkpoint that this version does not know."""
-    return _unknown_items(folder) | (facts.keys() - FACTS)
-
-
-def _unknown_items(folder):
-    return _items(folder).keys() - {*ITEMS, *EARLY_ITEMS}
-
-
-def _items(folder):
-    """Items of a checkpoint, on disk or in orbax's record of it -> whether they are on disk."""
-    try:
-        record = json.loads((folder / '_CHECKPOINT_METADATA').read_text(encoding='utf-8'))['item_handlers']
-        names = set(record) if isinstance(record, dict) else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        names = set()
-    there = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
-    return {name: name in there for name in names | there}
 
 
 @dataclass(frozen=True)
@@ -153,7 +90,7 @@ class Checkpoints:
             )
         arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
         facts = facts | {'version': __version__, 'arrays': arrays}
-        facts = facts | {'checksum': _digest_json(facts)}
+        facts = facts | {'checksum': digest_json(facts)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
         try:
             with telling_if_slow(self.folder, 'saving'):
@@ -260,7 +197,7 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             state = self._manager.restore(step, args=args)['state']
         except Exception as error:  # any error: the names and shapes fit, so the files are to blame
-            raise _damaged(self.folder / str(step), error) from error
+            raise damaged(self.folder / str(step), error) from error
         self._verify(step, state)
         return state
 
@@ -285,7 +222,7 @@ class Checkpoints:
         try:
             content = ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=args)
         except Exception as error:
-            raise _damaged(folder, error) from error
+            raise damaged(folder, error) from error
         self._verify(step, content)
         return content
 
@@ -319,7 +256,7 @@ class Checkpoints:
         try:
             return ocp.PyTreeCheckpointHandler().metadata(folder / 'state').tree
         except Exception as error:
-            raise _damaged(folder, error) from error
+            raise damaged(folder, error) from error
 
     def _verify(self, step, tree):
         arrays = self.facts(step).get('arrays')
@@ -328,7 +265,7 @@ class Checkpoints:
             return
         for name, x in _leaves(jax.device_get(tree)):
             if name not in arrays or _digest(np.asarray(x)) != arrays[name][-1]:
-                raise _damaged(self.folder / str(step), f'{name} is not what was saved')
+                raise damaged(self.folder / str(step), f'{name} is not what was saved')
 
     def facts(self, step: int) -> dict[str, Any]:
         """Reads the facts of a checkpoint, see `read_facts`.
@@ -410,7 +347,7 @@ class Checkpoints:
         branches = jax.tree_util.tree_leaves_with_path(like, is_leaf=lambda tree: tree is not like)
         known = {jax.tree_util.keystr(path, simple=True) for path, _ in branches}
         unknown = {name.split('/')[0] for name in arrays} - known
-        unknown |= _unknown_items(folder)
+        unknown |= unknown_items(folder)
         if unknown:
             raise not_understood(
                 folder,
@@ -458,13 +395,6 @@ def _refuse_special(folder):
                     raise DataError(f'{path} is {what}, not a file of a checkpoint: move it away')
 
 
-def _damaged(folder, why):
-    if isinstance(why, Exception) and (reason := reasons.unavailable(why)):
-        return DataError(f'cannot read {folder}: {reason}')  # and not another checkpoint either
-    text = ' '.join(str(why).split())
-    return Damaged(f'{folder} is damaged ({text[:300] or type(why).__name__})')
-
-
 def _leaves(tree):
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in flat]
@@ -477,7 +407,3 @@ def _kind(array):
 def _digest(array):
     # NumPy's stubs declare the buffer only for Python 3.12; `.data` would refuse bfloat16.
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()  # type: ignore[arg-type]
-
-
-def _digest_json(facts):
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,8 @@ from ann_jax.buckets.paths import remote
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import refuse_special
-from ann_jax.runs.checkpoints import Checkpoints, unknown_parts
+from ann_jax.runs.checkpoints import Checkpoints
+from ann_jax.runs.facts import unknown_parts
 from ann_jax.runs.history import complete, note, note_unknown, saved_config
 from ann_jax.weights import folder
 from ann_jax.weights.converter import convert
