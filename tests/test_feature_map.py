@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from reference import assert_close, nchw, nhwc, normal, quick, random_variables, torch_gradients
 
+from ann_jax.kernels.forms import with_forms_of
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.layers import BatchNorm, Conv, average_pool, max_pool
 
@@ -66,7 +67,8 @@ def test_average_pooling_counts_what_is_real():
     assert not of_input[~INSIDE[..., 0]].any()
 
 
-def test_batch_normalisation_counts_what_is_real():
+@pytest.mark.parametrize('platform', ['cpu', 'any'])
+def test_batch_normalisation_counts_what_is_real(platform):
     """Against torch on the real pixels, in a row: outputs, running statistics and gradients."""
     torch = pytest.importorskip('torch')
     images, maps = canvases(3)
@@ -85,7 +87,6 @@ def test_batch_normalisation_counts_what_is_real():
     )
     cotangent = normal(3, 12, 11, 3, seed=1)  # not zero outside: what lies there must not matter
 
-    @jax.jit
     def run(params, array):
         def apply(params, array):
             y, updates = module.apply(
@@ -99,7 +100,7 @@ def test_batch_normalisation_counts_what_is_real():
         y, pull, updates = jax.vjp(apply, params, array, has_aux=True)
         return y, updates, *pull(jnp.asarray(cotangent))
 
-    ours, updates, of_params, of_input = run(variables['params'], maps.array)
+    ours, updates, of_params, of_input = quick(with_forms_of(platform, run))(variables['params'], maps.array)
     inside = lambda x: row([x[i, :h, :w] for i, (h, w) in enumerate(SIZES)])
     assert_close(inside(np.asarray(ours)), output)
     assert_close(inside(np.asarray(of_input)), gradients[0])

@@ -7,6 +7,7 @@ import pytest
 from reference import assert_close, hwio, nchw, nhwc, normal, oihw, quick, shapes, torch_gradients
 
 from ann_jax.errors import ConfigError
+from ann_jax.kernels.forms import with_forms_of
 from ann_jax.models.layers import BatchNorm, Conv, ConvBN, Dropout2d, max_pool
 
 # kernel size, stride, dilation, height, width, bias
@@ -77,8 +78,8 @@ def norm_variables(channels):
 
 # The third has a mean that a variance as E[x^2] - E[x]^2 would not survive.
 @pytest.mark.parametrize(('shape', 'offset'), [((2, 5, 7, 3), 0), ((3, 1, 1, 4), 1), ((2, 6, 5, 3), 300)])
-@pytest.mark.parametrize('train', [True, False])
-def test_batch_norm_equals_torch(shape, offset, train):
+@pytest.mark.parametrize(('train', 'platform'), [(True, 'cpu'), (True, 'any'), (False, 'any')])
+def test_batch_norm_equals_torch(shape, offset, train, platform):
     torch = pytest.importorskip('torch')
     x, cotangent = normal(*shape) + offset, normal(*shape, seed=5)
     variables = norm_variables(shape[-1])
@@ -91,7 +92,6 @@ def test_batch_norm_equals_torch(shape, offset, train):
         variables['params']['bias'],
     )
 
-    @quick
     def run(params, x):
         def apply(params, x):
             y, stats = BatchNorm().apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
@@ -100,7 +100,7 @@ def test_batch_norm_equals_torch(shape, offset, train):
         y, pull, updates = jax.vjp(apply, params, x, has_aux=True)
         return y, updates['batch_stats'], *pull(cotangent)
 
-    ours, stats, grad_params, grad_x = run(variables['params'], x)
+    ours, stats, grad_params, grad_x = quick(with_forms_of(platform, run))(variables['params'], x)
     # Numbers around 300 have 1.5e-5 of room between them, whoever subtracts their mean.
     bound = 1e-5 if offset < 100 else 1e-4
     assert_close(ours, nhwc(output), bound)

@@ -4,11 +4,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32
 
 from ann_jax.kernels import Array
+from ann_jax.kernels.forms import by_platform
 from ann_jax.kernels.masking import Size, count_pixels, mask
 from ann_jax.kernels.reductions import sum_pixels
+from ann_jax.parallel.mesh import shards
 
 
 def normalize(
@@ -40,13 +43,50 @@ def _normalize(x, scale, bias, inside, pixels, epsilon):
 
 
 def _forward(x, scale, bias, inside, pixels, epsilon):
-    y = x.astype(jnp.float32)
-    mean = _sum(y, inside) / pixels
-    # Two passes: E[x^2] - E[x]^2 loses too many digits if the mean is large.
-    var = _sum(jnp.square(y - mean), inside) / pixels
+    mean, var = by_platform(x, inside, pixels, cpu=_in_two_passes, default=_in_one_pass)
     inverse = jax.lax.rsqrt(var + epsilon)
-    y = (y - mean) * (scale * inverse) + bias
+    y = (x.astype(jnp.float32) - mean) * (scale * inverse) + bias
     return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse, inside, pixels)
+
+
+# Both find the mean and the variance; E[x^2] - E[x]^2 would lose too many digits if the mean is large.
+
+
+def _in_two_passes(x, inside, pixels):
+    x = x.astype(jnp.float32)
+    mean = _sum(x, inside) / pixels
+    return mean, _sum(jnp.square(x - mean), inside) / pixels
+
+
+def _in_one_pass(x, inside, pixels):
+    """Reads x once, and devices exchange numbers once.
+
+    Each device sums the differences from its first pixel, and their squares. These sums are gathered, and put
+    together after Chan, Golub and LeVeque (1983).
+    """
+    data, rows = shards(x)
+    if x.shape[0] % data or x.shape[1] % rows:
+        return _in_two_passes(x, inside, pixels)
+    split = lambda x: x.reshape(data, x.shape[0] // data, rows, x.shape[1] // rows, *x.shape[2:])
+    inside = None if inside is None else split(jnp.broadcast_to(inside, (*x.shape[:3], 1)))
+    x = _clean(split(x).astype(jnp.float32), inside)
+    first = x[:, :1, :, :1, :1]
+    x = _clean(x - first, inside)
+    number = x.size // x.shape[-1] / (data * rows) if inside is None else inside.sum((1, 3, 4))
+    sums = x.sum((1, 3, 4))
+    number = jnp.broadcast_to(jnp.asarray(number, jnp.float32), sums.shape)
+    found = jnp.stack([first[:, 0, :, 0, 0], sums, jnp.square(x).sum((1, 3, 4)), number])
+    found = found.reshape(len(found), data * rows, -1)
+    if data * rows > 1:
+        # Over both axes at a time, or XLA gathers over one after the other.
+        found = jax.lax.with_sharding_constraint(found, P(None, ('data', 'space')))
+        found = jax.lax.with_sharding_constraint(found, P())
+    first, sums, squares, number = found
+    about = first[0]
+    own = sums / jnp.maximum(number, 1)  # the mean of each device, from its first pixel
+    mean = about + (number * (first - about) + sums).sum(0) / pixels
+    squares = squares - sums * own + number * jnp.square(first - mean + own)
+    return mean, jnp.maximum(squares.sum(0) / pixels, 0)
 
 
 def _backward(epsilon, residual, gradients):
