@@ -72,20 +72,20 @@ def _in_one_pass(x, inside, pixels):
     x = _clean(split(x).astype(jnp.float32), inside)
     first = x[:, :1, :, :1, :1]
     x = _clean(x - first, inside)
-    number = x.size // x.shape[-1] / (data * rows) if inside is None else inside.sum((1, 3, 4))
-    sums = x.sum((1, 3, 4))
-    number = jnp.broadcast_to(jnp.asarray(number, jnp.float32), sums.shape)
-    found = jnp.stack([first[:, 0, :, 0, 0], sums, jnp.square(x).sum((1, 3, 4)), number])
-    found = found.reshape(len(found), data * rows, -1)
+    own = [first[:, 0, :, 0, 0], x.sum((1, 3, 4)), jnp.square(x).sum((1, 3, 4))]
+    if inside is not None:
+        own.append(jnp.broadcast_to(inside.sum((1, 3, 4)).astype(jnp.float32), own[0].shape))
+    found = jnp.stack(own).reshape(len(own), data * rows, -1)
     if data * rows > 1:
         # Over both axes at a time, or XLA gathers over one after the other.
         found = jax.lax.with_sharding_constraint(found, P(None, ('data', 'space')))
         found = jax.lax.with_sharding_constraint(found, P())
-    first, sums, squares, number = found
+    first, sums, squares = found[:3]
+    number = found[3] if inside is not None else pixels / (data * rows)
     about = first[0]
-    own = sums / jnp.maximum(number, 1)  # the mean of each device, from its first pixel
+    shift = sums / jnp.maximum(number, 1)  # of the mean of each device from its first pixel
     mean = about + (number * (first - about) + sums).sum(0) / pixels
-    squares = squares - sums * own + number * jnp.square(first - mean + own)
+    squares = squares - sums * shift + number * jnp.square(first - mean + shift)
     return mean, jnp.maximum(squares.sum(0) / pixels, 0)
 
 
