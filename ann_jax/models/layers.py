@@ -85,7 +85,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', zeros, None, features)
         running_var = self.variable('batch_stats', 'var', ones, None, features)
         if train:
-            y, mean, var = normalize(x.array, scale, bias, EPSILON, x.size)
+            y, mean, var = normalize(x.array, scale, bias, EPSILON, x.size, running_mean.value)
             if not self.is_initializing():
                 pixels = jnp.asarray(count_pixels(x.array.shape, x.size), jnp.float32)
                 unbiased = var * (pixels / jnp.maximum(pixels - 1, 1))

@@ -70,15 +70,6 @@ def row_shards(x: jax.Array | np.ndarray) -> int:
     """Number of devices that share the rows of each image of `x` in the ambient mesh; 1 without a mesh.
 
     Raises:
-        ConfigError: as `shards`.
-    """
-    return shards(x)[1]
-
-
-def shards(x: jax.Array | np.ndarray) -> tuple[int, int]:
-    """In how many parts the ambient mesh splits a batch `x`, and the rows of each image; 1 without a mesh.
-
-    Raises:
         ConfigError: x is on a mesh that splits rows, but this mesh has not been entered.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -88,10 +79,9 @@ def shards(x: jax.Array | np.ndarray) -> tuple[int, int]:
                 'the arrays are on a mesh that splits the rows of images (its axis `space`), but the '
                 'function was called outside it: call it under jax.set_mesh(mesh), in each thread'
             )
-        return 1, 1
+        return 1
     # Inside a shard_map, every device works on its own.
-    data, space = (1 if name in mesh.manual_axes else mesh.shape.get(name, 1) for name in ('data', 'space'))
-    return data, space
+    return 1 if 'space' in mesh.manual_axes else mesh.shape.get('space', 1)
 
 
 def has_accelerator() -> bool:

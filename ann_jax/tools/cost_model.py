@@ -9,7 +9,6 @@ compiled for eight simulated devices: this takes a minute or two on two cores, a
 import math
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,11 +49,9 @@ CHIPS = (
     Chip('H200 SXM', 989e12, 4800e9, 450e9, 8, 50e9),
 )
 COUNTS = 1, 8, 64, 256
-DEVICES = 8  # simulated
 MESHES = (8, 1), (4, 2), (1, 8)
 LATENCY = 10e-6  # assumed seconds before the first byte of a message
 COLLECTIVES = 'all-reduce', 'collective-permute', 'all-gather', 'all-to-all', 'reduce-scatter'
-OF_ALL = 'all-reduce', 'all-gather'  # those that sum, or put together, what all devices have
 ITEMSIZE = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'u16': 2, 'u8': 1, 's8': 1, 'pred': 1}
 
 
@@ -63,7 +60,7 @@ class Collective(NamedTuple):
 
     kind: str  # of `COLLECTIVES`
     bytes: int  # of the result
-    chain: tuple[int, int]  # the longest chain that ends here: how many of `OF_ALL`, and how many others
+    chain: tuple[int, int]  # the longest chain that ends here: how many all-reduces, and how many others
     operation: str  # of the network, which it belongs to
 
 
@@ -71,7 +68,6 @@ class Exchanges(NamedTuple):
     """The exchanges of a device in a step; messages are counted along the longest chain, in order."""
 
     sums: int  # bytes of all-reduces
-    gathers: int  # bytes of all-gathers, those of all devices together
     halos: int  # bytes of all else
     sum_messages: int
     halo_messages: int
@@ -169,7 +165,7 @@ def collectives(program: str) -> list[Collective]:
             before + within for before, within in zip(longest(operands), longest(called), strict=True)
         )
         if kind in COLLECTIVES and not kind == kinds.get(operands[0]) == 'all-reduce':
-            sums, others = (sums + 1, others) if kind in OF_ALL else (sums, others + 1)
+            sums, others = (sums + 1, others) if kind == 'all-reduce' else (sums, others + 1)
             operation = re.search(r'op_name="([^"]*)"', rest)
             found.append(Collective(kind, size_of(shapes), (sums, others), operation[1] if operation else ''))
         chains[name] = sums, others
@@ -185,12 +181,9 @@ def size_of(shapes: str) -> int:
 
 def exchanges(found: list[Collective]) -> Exchanges:
     """The totals of the exchanges in a program."""
-    size: Counter[str] = Counter()
-    for each in found:
-        size[each.kind] += each.bytes
+    sums = sum(each.bytes for each in found if each.kind == 'all-reduce')
     chain = max((each.chain for each in found), key=sum, default=(0, 0))
-    sums, gathers = (size.pop(kind, 0) for kind in OF_ALL)
-    return Exchanges(sums, gathers, size.total(), *chain)
+    return Exchanges(sums, sum(each.bytes for each in found) - sums, *chain)
 
 
 def predict(counts: Counts, exchanged: Exchanges, chip: Chip, chips: int) -> Times:
@@ -198,8 +191,7 @@ def predict(counts: Counts, exchanged: Exchanges, chip: Chip, chips: int) -> Tim
     return Times(
         compute=counts.flops / chip.flops,
         memory=counts.bytes / chip.memory,
-        sums=all_reduce(exchanged.sums, chip, chips, exchanged.sum_messages)
-        + all_gather(exchanged.gathers / DEVICES, chip, chips),
+        sums=all_reduce(exchanged.sums, chip, chips, exchanged.sum_messages),
         halos=exchanged.halos / chip.link + exchanged.halo_messages * LATENCY,
     )
 
@@ -212,15 +204,6 @@ def all_reduce(size: float, chip: Chip, chips: int, messages: int = 1) -> float:
     if far > 1:
         time += 2 * (far - 1) / far * size / near / chip.network
     return time + (messages * LATENCY if chips > 1 else 0)
-
-
-def all_gather(share: float, chip: Chip, chips: int) -> float:
-    """Seconds, besides messages, in which each chip gets `share` bytes of every other, in rings."""
-    near = min(chips, chip.domain)
-    time = (chips - 1) * share / chip.link
-    if chips > near:  # what other domains have comes in through all chips of this one
-        time += (chips - near) * share / near / chip.network
-    return time
 
 
 def headline(counts: Counts, height: int, width: int) -> str:
@@ -255,8 +238,7 @@ def tables(step: Step, height: int, width: int) -> str:
     ]
     for data, space in MESHES:
         each = exchanged[data, space]
-        sums, halos = (each.sums + each.gathers) / 1e6, each.halos / 1e6
-        cells = f'{sums:.1f} | {each.sum_messages} | {halos:.1f} | {each.halo_messages}'
+        cells = f'{each.sums / 1e6:.1f} | {each.sum_messages} | {each.halos / 1e6:.1f} | {each.halo_messages}'
         lines.append(f'| {data} x {space} | {cells} |')
     lines += [
         '',
