@@ -322,6 +322,8 @@ def finish(
             key_channels=16,
             head_channels=32,
             aux_channels=16,
+            decoder_channels=16,
+            dtype='float32',  # the others are slow on CPUs
         )
         config.loss.min_kept = 1000
         # The embedded scenes that stand in for missing data have their own classes.

@@ -1,8 +1,8 @@
-r"""ANN on CamVid (SegNet's split: 367 training images, 480 x 360 and 11 classes).
+r"""ANN on CamVid (SegNet's split: 367 training images, 480 x 360 and 11 classes), from random weights.
 
     python -m ann_jax.main --config=configs/camvid.py --config.dataset.root=/data/camvid --workdir=runs/camvid
 
-In about an hour on two CPU cores, with a small backbone:
+This is for one GPU. On two CPU cores, with a small backbone, in about an hour:
 
     python -m ann_jax.main --config=configs/camvid.py:small --config.dataset.root=/data/camvid \
         --workdir=runs/camvid_small
@@ -11,16 +11,47 @@ The root holds images/{train,val,test} and labels/{train,val,test}, or train, tr
 ... as in SegNet's release. `configs/camvid.py:classes=32` reads the original 960 x 720 images and labels
 in 701_StillsRaw_full/ and LabeledApproved_full/: 31 classes, and Void, which is not scored.
 
-Arguments: `variant` (a row of Table 6), `small`, `classes` (11 or 32), `runlocal`.
+Arguments: `paper` (the paper's recipe and network), `small` (the same with a small backbone), `proxy` (a
+smaller one, to compare recipes in minutes: see docs/recipes.md), `variant` (a row of Table 6), `classes` (11
+or 32), `runlocal`.
 """
 
 from ann_jax.config import IMAGENET_RGB, defaults, finish, parse_argument
 from ann_jax.errors import ConfigError
 
 
+def _improve(config):
+    """What docs/recipes.md recommends."""
+    # Logits at stride 4, for poles and signs, at half the cost of output stride 8: time for more crops.
+    config.model.update(output_stride=16, decoder='stage2', dtype='bfloat16')
+    config.augment.update(jitter=(0.2, 0.3, 0.3, 0.03), jitter_share=0.5)
+    config.optim.update(learning_rate=0.04, warmup_steps=500, ema_decay=0.999)
+    config.train.update(steps=15_000, batch_size=16, eval_every=1500)
+
+
+def _shrink_to_proxy(config):
+    """A network and a schedule that compare recipes on two CPU cores in minutes."""
+    config.augment.crop = (180, 240)
+    config.model.update(
+        depth=10,
+        width=16,
+        stem_widths=(8, 8, 16),
+        output_stride=16,
+        key_channels=32,
+        head_channels=64,
+        aux_channels=32,
+        decoder='stage2',
+        decoder_channels=32,
+    )
+    config.loss.min_kept = 11_000
+    config.optim.learning_rate = 0.05
+    config.train.update(steps=2000, batch_size=4, log_every=100, eval_every=2000)
+    config.eval.pictures = 0
+
+
 def get_config(argument=None):
-    """ANN-ResNet-50 trained from scratch; `small`: ResNet-18 of half the width at output stride 16."""
-    argument = parse_argument(argument, small=False, classes=11)
+    """ANN-ResNet-50 with the recipe of docs/recipes.md; `paper`, `small`, `proxy`: with the paper's."""
+    argument = parse_argument(argument, paper=False, small=False, proxy=False, classes=11)
     if argument['classes'] not in (11, 32):
         raise ConfigError(f'classes must be 11 or 32, not {argument["classes"]}')
     config = defaults()
@@ -45,4 +76,8 @@ def get_config(argument=None):
         config.loss.min_kept = 20_000
         config.optim.learning_rate = 0.05
         config.train.update(steps=2000, log_every=20, checkpoint_every=250, eval_every=500)
+    elif argument['proxy']:
+        _shrink_to_proxy(config)
+    elif not argument['paper']:
+        _improve(config)
     return finish(config, argument)

@@ -53,6 +53,23 @@ def test_settings_of_the_paper(name):
     assert (c.input.bgr, tuple(c.input.mean)) == (True, (102.9801, 115.9465, 122.7717))
 
 
+def test_what_camvid_changes_of_the_paper():
+    ours, paper = (get_config('camvid', argument).to_dict() for argument in (None, 'paper'))
+    changed = {line.split(':')[0] for line in differences(paper, ours)}
+    assert changed == {
+        'augment.jitter', 'augment.jitter_share', 'model.decoder', 'model.dtype', 'model.output_stride',
+        'optim.ema_decay', 'optim.learning_rate', 'optim.warmup_steps',
+        'train.batch_size', 'train.eval_every', 'train.steps',
+    }  # fmt: skip
+    for argument in ('small', 'proxy'):  # a smaller network, no other recipe
+        changed = {
+            line.split(':')[0] for line in differences(paper, get_config('camvid', argument).to_dict())
+        }
+        assert not {name for name in changed if name.startswith('loss.') and name != 'loss.min_kept'}
+        assert not {name for name in changed if name.startswith('augment.') and name != 'augment.crop'}
+        assert {name for name in changed if name.startswith('optim.')} == {'optim.learning_rate'}
+
+
 def test_cityscapes_weights_and_test_set_schedule():
     weights = get_config('cityscapes').loss.class_weights
     assert len(weights) == 19
