@@ -97,8 +97,8 @@ def test_event_files_are_readable(finished):
         assert values and min(values) >= 0
     assert {'val/miou', 'val/iou/sky', 'val/iou/moving_car'} <= set(events.Tags()['scalars'])
     rates = [event.value for event in events.Scalars('train/learning_rate')]
-    cosine = [0.05 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
-    np.testing.assert_allclose(rates, [0, 0.05, *cosine], rtol=1e-6)
+    cosine = [0.001 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
+    np.testing.assert_allclose(rates, [0, 0.001, *cosine], rtol=1e-6)
 
 
 def test_the_same_command_does_nothing_more_and_evaluate_gives_the_best_score(finished, run):

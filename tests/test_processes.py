@@ -31,6 +31,7 @@ SMALL = [
     '--config.dataset.scenes.train_count=9',
     '--config.augment.crop=33,49',
     '--config.optim.learning_rate=0.01',
+    '--config.optim.ema_decay=0.9',  # of which the scores are
     '--config.eval.limit=3',  # unequal shares
     '--config.eval.batch_size=4',
 ]
