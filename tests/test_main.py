@@ -96,6 +96,7 @@ def test_event_files_are_readable(finished):
         values = [event.value for event in events.Scalars(f'train/{name}')]
         assert values and min(values) >= 0
     assert {'val/miou', 'val/iou/sky', 'val/iou/moving_car'} <= set(events.Tags()['scalars'])
+    assert 'illegal' not in finished[1].stderr + finished[1].stdout  # of the name of a curve
     rates = [event.value for event in events.Scalars('train/learning_rate')]
     cosine = [0.001 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
     np.testing.assert_allclose(rates, [0, 0.001, *cosine], rtol=1e-6)

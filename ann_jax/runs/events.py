@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import struct
 import sys
 import time
@@ -56,7 +57,7 @@ class TensorBoard:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds points to curves."""
-        self._add(step, (summary.scalar(name, value) for name, value in values.items()))
+        self._add(step, (summary.scalar(_tag(name), value) for name, value in values.items()))
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Adds pictures, (H, W, 3) uint8, as JPEG, at most 1024 pixels wide and high."""
@@ -80,6 +81,11 @@ class TensorBoard:
     def _write(self, event):
         event.wall_time = time.time()
         self._file.write_event(event)
+
+
+def _tag(name):
+    """The name of a curve: what it may not hold becomes _, which the package does too, but with a warning."""
+    return re.sub(r'[^-/\w.]', '_', name)
 
 
 def _image(name, picture):
