@@ -30,6 +30,23 @@ def _improve(config):
     config.train.update(steps=15_000, batch_size=16, eval_every=1500)
 
 
+def _shrink(config):
+    """ResNet-18 of half the width at output stride 16."""
+    config.augment.crop = (240, 320)
+    config.model.update(
+        depth=18,
+        width=32,
+        stem_widths=(16, 16, 32),
+        output_stride=16,
+        key_channels=64,
+        head_channels=128,
+        aux_channels=64,
+    )
+    config.loss.min_kept = 20_000
+    config.optim.learning_rate = 0.05
+    config.train.update(steps=2000, log_every=20, checkpoint_every=250, eval_every=500)
+
+
 def _shrink_to_proxy(config):
     """A network and a schedule that compare recipes on two CPU cores in minutes."""
     config.augment.crop = (180, 240)
@@ -55,6 +72,8 @@ def get_config(argument=None):
     argument = parse_argument(argument, paper=False, small=False, proxy=False, classes=11)
     if argument['classes'] not in (11, 32):
         raise ConfigError(f'classes must be 11 or 32, not {argument["classes"]}')
+    if argument['small'] and argument['proxy']:
+        raise ConfigError('small and proxy are two networks: give one of them')
     config = defaults()
     config.dataset.name = 'camvid' if argument['classes'] == 11 else 'camvid32'
     config.input = IMAGENET_RGB
@@ -64,19 +83,7 @@ def get_config(argument=None):
     config.optim.update(learning_rate=0.02, weight_decay=5e-4)
     config.train.update(steps=20_000, batch_size=8, eval_every=1000)
     if argument['small']:
-        config.augment.crop = (240, 320)
-        config.model.update(
-            depth=18,
-            width=32,
-            stem_widths=(16, 16, 32),
-            output_stride=16,
-            key_channels=64,
-            head_channels=128,
-            aux_channels=64,
-        )
-        config.loss.min_kept = 20_000
-        config.optim.learning_rate = 0.05
-        config.train.update(steps=2000, log_every=20, checkpoint_every=250, eval_every=500)
+        _shrink(config)
     elif argument['proxy']:
         _shrink_to_proxy(config)
     elif not argument['paper']:

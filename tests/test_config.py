@@ -69,6 +69,8 @@ def test_what_camvid_changes_of_the_paper():
         assert not {name for name in changed if name.startswith('loss.') and name != 'loss.min_kept'}
         assert not {name for name in changed if name.startswith('augment.') and name != 'augment.crop'}
         assert {name for name in changed if name.startswith('optim.')} == {'optim.learning_rate'}
+    with pytest.raises(ConfigError, match='small and proxy.*give one'):
+        get_config('camvid', 'small,proxy')
 
 
 def test_cityscapes_weights_and_test_set_schedule():
