@@ -34,13 +34,14 @@ if importlib.util.find_spec('beartype'):  # of the extra `dev`; wheels are teste
 @pytest.fixture(scope='module')
 def compiled_fast():
     """Programs of a mesh, which run once here, need not run fast."""
+    import jax
     from reference import FAST
 
     from ann_jax.parallel import programs
 
-    options = programs.compiler_options('cpu') | FAST
+    options = programs.compiler_options(jax.devices()[0]) | FAST
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, 'compiler_options', lambda platform: options)
+        patch.setattr(programs, 'compiler_options', lambda device: options)
         yield
 
 

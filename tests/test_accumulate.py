@@ -20,7 +20,7 @@ from ann_jax.typing import IGNORE
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 CLASSES = 3
-OPTIONS = compiler_options('cpu') | FAST
+OPTIONS = compiler_options(jax.devices()[0]) | FAST
 WEIGHTS = (0.5, 1.0, 2.0)
 
 

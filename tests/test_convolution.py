@@ -11,7 +11,7 @@ from ann_jax.kernels.products import product
 from ann_jax.kernels.reductions import global_norm, sum_of_squares, sum_pixels
 from ann_jax.kernels.winograd import tiles, winograd
 from ann_jax.parallel.mesh import make_mesh
-from ann_jax.parallel.programs import compiler_options, jit
+from ann_jax.parallel.programs import compiler_options, jit, known
 
 
 @pytest.fixture
@@ -145,8 +145,9 @@ def test_inference_takes_winograds_products_earlier_than_training(bounds):
 
 
 def test_the_compiler_knows_its_options():
-    options = compiler_options('cpu')
-    assert options and compiler_options('gpu') is None
+    options = compiler_options(jax.devices()[0])
+    assert len(options) == 2
+    assert known({'xla_no_such_option': True}, jax.devices()[0]) == {}
     x = np.ones((256, 256), np.float32)
     program = jit(lambda x: x @ x, make_mesh(jax.devices()[:1])).lower(x).compile()
     assert 'ynn' not in program.as_text()

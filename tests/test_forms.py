@@ -72,8 +72,10 @@ def test_a_step_is_lowered_for_devices_that_are_not_there():
     train, *args = step()
     found = {platform: lowered(train, platform, *args) for platform in PLATFORMS}
     # The gradient of the max pooling keeps the number of a neighbour, on every platform.
-    assert [count(found[name])['optimization_barrier'] for name in ('cuda', 'rocm', 'tpu')] == [2, 2, 2]
-    assert count(found['cpu'])['optimization_barrier'] > 100
+    barriers = {name: count(found[name])['optimization_barrier'] for name in PLATFORMS}
+    assert barriers['tpu'] == 2
+    # GPUs read the input of each normalisation twice in its gradient.
+    assert 2 < barriers['cuda'] == barriers['rocm'] < 100 < barriers['cpu']
     # The gradient of a dilated kernel by XLA alone has strides, see `convolution`.
     strides = r'stride = \[(?:2|4), (?:2|4)\].{,80}rhs_dilate = \[1, 1\]'
     assert len(re.findall(strides, found['tpu'])) > len(re.findall(strides, found['cuda']))

@@ -19,6 +19,7 @@ def normalize(
     epsilon: float,
     size: Size = None,
     about: Float32[Array, ' C'] | float = 0.0,
+    relu: bool = False,
 ) -> tuple[Float[jax.Array, 'B H W C'], Float32[jax.Array, ' C'], Float32[jax.Array, ' C']]:
     """Normalises each channel by its mean and (biased) variance over the valid pixels of the batch.
 
@@ -28,6 +29,7 @@ def normalize(
         epsilon: added to the variance.
         size: size of the images if they do not fill x.
         about: guess of the mean, such as the running mean, for accelerators; a far one costs them digits.
+        relu: whether a ReLU follows.
 
     Returns:
         The map in the dtype of x, the mean and the variance; no gradients flow through the last two. Pixels
@@ -35,19 +37,26 @@ def normalize(
     """
     pixels = jnp.asarray(count_pixels(x.shape, size), jnp.float32)
     about = jnp.broadcast_to(jnp.asarray(about, jnp.float32), x.shape[-1:])
-    return _normalize(x, scale, bias, about, None if size is None else mask(x.shape, size), pixels, epsilon)
+    inside = None if size is None else mask(x.shape, size)
+    return _normalize(x, scale, bias, about, inside, pixels, epsilon, relu)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _normalize(x, scale, bias, about, inside, pixels, epsilon):
-    return _forward(x, scale, bias, about, inside, pixels, epsilon)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _normalize(x, scale, bias, about, inside, pixels, epsilon, relu):
+    return _forward(x, scale, bias, about, inside, pixels, epsilon, relu)[0]
 
 
-def _forward(x, scale, bias, about, inside, pixels, epsilon):
+def _forward(x, scale, bias, about, inside, pixels, epsilon, relu):
     mean, var = by_platform(x, about, inside, pixels, default=_about_a_guess, cpu=_in_two_passes)
     inverse = jax.lax.rsqrt(var + epsilon)
+    y = _apply(x, scale, bias, mean, inverse)
+    y = jnp.maximum(y, 0) if relu else y
+    return (y, mean, var), (x, scale, bias, mean, inverse, inside, pixels, y if relu else None)
+
+
+def _apply(x, scale, bias, mean, inverse):
     y = (x.astype(jnp.float32) - mean) * (scale * inverse) + bias
-    return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse, inside, pixels)
+    return y.astype(x.dtype)
 
 
 # Each finds the mean and the variance. E[x^2] - E[x]^2 would lose too many digits where the mean is large.
@@ -72,16 +81,45 @@ def _about_a_guess(x, about, inside, pixels):
     return about + off, jnp.maximum(squares - jnp.square(off), rounding)
 
 
-def _backward(epsilon, residual, gradients):
-    x, scale, mean, inverse, inside, pixels = residual
-    gradient = _clean(gradients[0].astype(jnp.float32), inside)
-    normal = (x.astype(jnp.float32) - mean) * inverse
+def _backward(epsilon, relu, residual, gradients):
+    del epsilon
+    x, scale, *rest = residual
+    *_, inverse, inside, pixels, _ = rest
+    # GPUs compute the gradient before the ReLU twice, or else they would keep it as one more map.
+    again = functools.partial(by_platform, gpu=jax.lax.optimization_barrier, default=_same)
+    x = again(x)
+    gradient, normal = _parts(relu, gradients[0], x, scale, *rest)
     of_bias, of_scale = sum_pixels(gradient), _sum(gradient * normal, inside)
+    gradient, normal = _parts(relu, gradients[0], again(x), scale, *rest)
     gradient = (gradient - (of_bias + normal * of_scale) / pixels) * (scale * inverse)
     return _clean(gradient, inside).astype(x.dtype), of_scale, of_bias, None, None, None
 
 
 _normalize.defvjp(_forward, _backward)
+
+
+def _same(x):
+    return x
+
+
+def _parts(relu, gradient, x, scale, bias, mean, inverse, inside, pixels, y):
+    """The gradient before the ReLU, and the normalised map."""
+    del pixels
+    if relu:
+        gradient = by_platform(
+            gradient, y, x, scale, bias, mean, inverse, cpu=_where_positive, default=_where_it_was_positive
+        )
+    return _clean(gradient.astype(jnp.float32), inside), (x.astype(jnp.float32) - mean) * inverse
+
+
+def _where_positive(gradient, y, *_):
+    return jnp.where(y > 0, gradient, 0)
+
+
+def _where_it_was_positive(gradient, y, *given):
+    """Without y, which would be one more map to read: the input is read anyway."""
+    del y
+    return jnp.where(_apply(*given) > 0, gradient, 0)
 
 
 def _clean(x, inside):

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from ann_jax.kernels import Array
 from ann_jax.kernels.forms import by_platform
@@ -26,7 +26,7 @@ def _forward(x, kernel):
 
 
 def _backward(residual, gradient):
-    return by_platform(*residual, gradient, cpu=_flat_backward, default=_plain_backward)
+    return by_platform(*residual, gradient, cpu=_flat_backward, gpu=_gpu_backward, default=_plain_backward)
 
 
 _product.defvjp(_forward, _backward)
@@ -38,6 +38,22 @@ def _plain_forward(x, kernel):
 
 def _plain_backward(x, kernel, gradient):
     return jax.vjp(_plain_forward, x, kernel)[1](gradient)
+
+
+def _gpu_backward(x, kernel, gradient):
+    """With the gradient of the kernel as that of a convolution: cuDNN sums over pixels in place."""
+    if x.ndim != 4:
+        return _plain_backward(x, kernel, gradient)
+    convolution = lambda kernel: jax.lax.conv_general_dilated(
+        x, kernel[None, None], (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    return gradient @ kernel.T, *jax.vjp(convolution, kernel)[1](gradient)
+
+
+def sum_of_products(x: Float[Array, '*pixels C'], y: Float[Array, '*pixels D']) -> Float32[jax.Array, 'C D']:
+    """The sum of the outer products of all pixels."""
+    pixels = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, y, ((pixels, pixels), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _flat(x):

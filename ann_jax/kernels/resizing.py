@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Integer, Num
 
 from ann_jax.kernels import Array, Dim
+from ann_jax.kernels.forms import by_platform
 from ann_jax.kernels.masking import Size, per_image, size_of
 from ann_jax.parallel.mesh import row_shards
 
@@ -96,12 +97,23 @@ def _resize_backward(size, align_corners, residual, gradient):
     rows = linear_matrix(height, size[0], align_corners)
     columns = linear_matrix(width, size[1], align_corners)
     gradient = gradient.astype(jnp.float32)
-    gradient = jnp.einsum('pw,bopc->bowc', columns, gradient, precision='highest')
-    gradient = jnp.einsum('oh,bowc->bhwc', rows, gradient, precision='highest')
+    gradient = by_platform(rows, columns, gradient, gpu=_rows_first, default=_columns_first)
     return (gradient.astype(residual.dtype),)
 
 
 resize_bilinear.defvjp(_resize_forward, _resize_backward)
+
+
+def _columns_first(rows, columns, gradient):
+    gradient = jnp.einsum('pw,bopc->bowc', columns, gradient, precision='highest')
+    return jnp.einsum('oh,bowc->bhwc', rows, gradient, precision='highest')
+
+
+def _rows_first(rows, columns, gradient):
+    # As products of whole rows of pixels, for which the large map is not transposed.
+    rows = jnp.broadcast_to(rows, (len(gradient), *rows.shape))
+    gradient = jnp.einsum('boh,bopc->bhpc', rows, gradient, precision='highest')
+    return jnp.einsum('pw,bhpc->bhwc', columns, gradient, precision='highest')
 
 
 def resize_images(

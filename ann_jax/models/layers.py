@@ -13,6 +13,8 @@ from jax.typing import DTypeLike
 from ann_jax.errors import ConfigError
 from ann_jax.kernels import pooling
 from ann_jax.kernels.convolution import convolve
+from ann_jax.kernels.expansion import normalize_product
+from ann_jax.kernels.forms import computed_once
 from ann_jax.kernels.masking import count_pixels
 from ann_jax.kernels.normalization import normalize
 from ann_jax.models.feature_map import FeatureMap
@@ -47,6 +49,11 @@ class Conv(nn.Module):
         y = convolve(array, kernel, stride=self.stride, dilation=self.dilation) + bias
         return x.strided(y, self.stride)
 
+    def widens(self, x: FeatureMap) -> bool:
+        """Whether this is a 1x1 convolution in bfloat16 to no fewer channels, see `normalize_product`."""
+        plain = self.kernel_size == 1 and self.stride == 1 and not self.bias
+        return plain and self.dtype == jnp.bfloat16 and x.channels <= self.features
+
     @nn.compact
     def weights(self, inputs: int) -> tuple[jax.Array, jax.Array | float]:
         """The kernel (k, k, inputs, features) and the bias (features,), or 0, in `dtype`."""
@@ -68,34 +75,69 @@ class BatchNorm(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
+    def __call__(
+        self,
+        x: FeatureMap,
+        train: bool,
+        *,
+        conv: Conv | None = None,
+        shortcut: FeatureMap | None = None,
+        relu: bool = False,
+    ) -> FeatureMap:
         """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`.
+
+        What comes before and after it in a network can be given as well, to be computed together.
+
+        Args:
+            x: features.
+            train: whether to normalise by the statistics of the batch.
+            conv: a convolution that comes first.
+            shortcut: what a residual block adds.
+            relu: whether a ReLU comes last.
 
         Raises:
             ConfigError: the network is `folded` but its variables are not.
         """
         x = FeatureMap.of(x)
-        features = (x.channels,)
+        together = conv is not None and train and not self.folded and conv.widens(x)
+        if conv is not None and not together:
+            x = conv(x)
+        features = (conv.features if conv is not None else x.channels,)
         if self.folded:
             if self.has_variable('params', 'scale'):
                 raise ConfigError(f'{"/".join(self.path)} is not folded: call fold(model, variables)')
-            return x.with_array(x.array + self.param('bias', zeros, features).astype(x.array.dtype))
+            y = x.array + self.param('bias', zeros, features).astype(x.array.dtype)
+            return x.with_array(_finish(y, shortcut, relu))
         scale = self.param('scale', ones, features)
         bias = self.param('bias', zeros, features)
         running_mean = self.variable('batch_stats', 'mean', zeros, None, features)
         running_var = self.variable('batch_stats', 'var', ones, None, features)
-        if train:
-            y, mean, var = normalize(x.array, scale, bias, EPSILON, x.size, running_mean.value)
-            if not self.is_initializing():
-                pixels = jnp.asarray(count_pixels(x.array.shape, x.size), jnp.float32)
-                unbiased = var * (pixels / jnp.maximum(pixels - 1, 1))
-                m = self.momentum
-                running_mean.value = m * running_mean.value + (1 - m) * mean
-                running_var.value = m * running_var.value + (1 - m) * unbiased
-            return x.with_array(y)
-        y = x.array.astype(jnp.float32) - running_mean.value
-        y = y * (scale * jax.lax.rsqrt(running_var.value + EPSILON)) + bias
-        return x.with_array(y.astype(x.array.dtype))
+        if not train:
+            y = x.array.astype(jnp.float32) - running_mean.value
+            y = y * (scale * jax.lax.rsqrt(running_var.value + EPSILON)) + bias
+            return x.with_array(_finish(y.astype(x.array.dtype), shortcut, relu))
+        if conv is not None and together:
+            kernel, _ = conv.weights(x.channels)
+            array, added = x.array.astype(conv.dtype), None if shortcut is None else shortcut.array
+            y, mean, var = normalize_product(array, kernel[0, 0], scale, bias, EPSILON, x.size, added, relu)
+        else:
+            about, ends = running_mean.value, relu and shortcut is None
+            y, mean, var = normalize(x.array, scale, bias, EPSILON, x.size, about, ends)
+            y = _finish(y, shortcut, relu and not ends)
+        if not self.is_initializing():
+            pixels = jnp.asarray(count_pixels(x.array.shape, x.size), jnp.float32)
+            unbiased = var * (pixels / jnp.maximum(pixels - 1, 1))
+            m = self.momentum
+            running_mean.value = m * running_mean.value + (1 - m) * mean
+            running_var.value = m * running_var.value + (1 - m) * unbiased
+        return x.with_array(y)
+
+
+def _finish(y, shortcut, relu):
+    """What a residual block does with a normalised map."""
+    y = y if shortcut is None else shortcut.array + y
+    y = nn.relu(y) if relu else y
+    return y if shortcut is None else computed_once(y)
 
 
 class ConvBN(nn.Module):
@@ -125,12 +167,11 @@ class ConvBN(nn.Module):
 
     def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
         """(B, H, W, C) -> (B, H', W', features) in `dtype`."""
-        return self.finish(self.conv(x), train)
+        return self.bn(x, train, conv=self.conv, relu=self.relu)
 
     def finish(self, x: FeatureMap, train: bool) -> FeatureMap:
         """Applies what follows the convolution."""
-        x = self.bn(x, train)
-        return relu(x) if self.relu else x
+        return self.bn(x, train, relu=self.relu)
 
 
 def relu(x: FeatureMap) -> FeatureMap:

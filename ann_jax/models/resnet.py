@@ -12,9 +12,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from ann_jax.errors import ConfigError, unknown
-from ann_jax.kernels.forms import computed_once
 from ann_jax.models.feature_map import FeatureMap
-from ann_jax.models.layers import BatchNorm, Conv, average_pool, max_pool, relu
+from ann_jax.models.layers import BatchNorm, Conv, average_pool, max_pool
 
 # Depth -> (bottleneck blocks, blocks per stage). Depth 10 is for laptops and for receptive-field studies.
 DEPTHS = {
@@ -69,17 +68,23 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
         """(B, H, W, C) -> (B, H / stride, W / stride, width or 4 * width)."""
-        y, convolutions = x, self.convolutions()
-        for i, (features, kernel, stride, dilation) in enumerate(convolutions, 1):
-            y = Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}')(y)
-            y = BatchNorm(folded=self.folded, name=f'bn{i}')(y, train)
-            y = relu(y) if i < len(convolutions) else y
-        if x.array.shape != y.array.shape:
-            averages = self.avg_down and self.stride == 2
-            x, stride = (average_pool(x), 1) if averages else (x, self.stride)
-            x = Conv(y.channels, stride=stride, dtype=self.dtype, name='downsample_0')(x)
-            x = BatchNorm(folded=self.folded, name='downsample_1')(x, train)
-        return y.with_array(computed_once(nn.relu(x.array + y.array)))
+        *first, last = (
+            (
+                Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f'conv{i}'),
+                BatchNorm(folded=self.folded, name=f'bn{i}'),
+            )
+            for i, (features, kernel, stride, dilation) in enumerate(self.convolutions(), 1)
+        )
+        y = x = FeatureMap.of(x)
+        for conv, bn in first:
+            y = bn(y, train, conv=conv, relu=True)
+        (conv, bn), stride = last, self.stride
+        if stride > 1 or x.channels != conv.features:
+            if self.avg_down and stride == 2:
+                x, stride = average_pool(x), 1
+            shortcut = Conv(conv.features, stride=stride, dtype=self.dtype, name='downsample_0')
+            x = BatchNorm(folded=self.folded, name='downsample_1')(x, train, conv=shortcut)
+        return bn(y, train, conv=conv, shortcut=x, relu=True)
 
 
 class Stem(nn.Module):
@@ -94,8 +99,8 @@ class Stem(nn.Module):
         """(B, H, W, 3) -> (B, H / 2, W / 2, widths[-1])."""
         kernel = 7 if len(self.widths) == 1 else 3
         for i, features in enumerate(self.widths, 1):
-            x = Conv(features, kernel, stride=2 if i == 1 else 1, dtype=self.dtype, name=f'conv{i}')(x)
-            x = relu(BatchNorm(folded=self.folded, name=f'bn{i}')(x, train))
+            conv = Conv(features, kernel, stride=2 if i == 1 else 1, dtype=self.dtype, name=f'conv{i}')
+            x = BatchNorm(folded=self.folded, name=f'bn{i}')(x, train, conv=conv, relu=True)
         return x
 
 

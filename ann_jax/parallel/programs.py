@@ -54,10 +54,11 @@ def jit(function: Callable, mesh: Mesh, *, deterministic: bool = False, **option
             whose choice may differ from one start to the next. CPUs and TPUs need no such thing.
         **options: passed to `jax.jit`.
     """
-    platform = mesh.devices.flat[0].platform
-    compiler = compiler_options(platform)
-    if deterministic and platform not in ('cpu', 'tpu'):
-        compiler = (compiler or {}) | {'xla_gpu_deterministic_ops': True}
+    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    device = (here or mesh.devices.flat)[0]
+    compiler = compiler_options(device)
+    if deterministic and device.platform not in ('cpu', 'tpu'):
+        compiler = compiler | {'xla_gpu_deterministic_ops': True}
     return Program(jax.jit(function, compiler_options=compiler, **options), mesh)
 
 
@@ -93,19 +94,33 @@ def on_devices(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 @functools.cache
-def compiler_options(platform: str) -> dict[str, Any] | None:
-    """Options of `jax.jit` for network programs; None on platforms other than CPUs.
+def compiler_options(device: jax.Device) -> dict[str, Any]:
+    """Options of `jax.jit` for network programs; without those that this version of XLA does not know.
 
     On CPUs, XLA passes products and convolutions to YNNPACK, which is up to 1.5 times slower than XLA's own
-    code; the option is left out for versions of XLA that do not know it. XLA also removes barriers, which
-    `computed_once` and rematerialisation depend on.
+    code. XLA also removes barriers, which `computed_once` and rematerialisation depend on.
+
+    On GPUs, XLA's own products split a sum over pixels to fill the chip, and for that copy both maps, padded
+    to a number of pixels that divides. cuBLAS splits it in place, and adds a bias or a map to a product.
+
+    On TPUs, XLA moves parts of a row into the batch where a chip has few images. The copies to and fro are
+    half of the bytes of a step.
     """
-    if platform != 'cpu':
-        return None
-    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+    if device.platform == 'cpu':
+        removed = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+        return known({'xla_cpu_experimental_ynn_fusion_type': ''}, device) | removed
+    if device.platform == 'tpu':
+        names = 'xla_tpu_run_space_to_batch', 'xla_tpu_run_space_to_batch_on_new_platforms'
+        return known(dict.fromkeys(names, 'false'), device)
+    return known({'xla_gpu_enable_triton_gemm': False}, device)
+
+
+def known(options: dict[str, Any], device: jax.Device) -> dict[str, Any]:
+    """The options if the compiler for a device, which need not be there, knows them all; else none."""
+    place = jax.sharding.SingleDeviceSharding(device)
+    x = jax.ShapeDtypeStruct((), np.float32, sharding=place)
     try:
-        with jax.default_device(jax.local_devices(backend='cpu')[0]):
-            jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options=options, out_shardings=place).lower(x).compile()
     except jax.errors.JaxRuntimeError:
-        options = {}
-    return options | {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+        return {}
+    return options
