@@ -1,11 +1,13 @@
 """What is said about accelerators and their memory, which programs are kept, and traces of steps."""
 
+import json
 import logging
 import os
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ann_jax.config import defaults, validate
@@ -16,6 +18,7 @@ from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.runs.history import flat
 from ann_jax.runs.profile import Trace, parse_steps
+from ann_jax.tools import accelerator_check
 from configs import cityscapes
 
 
@@ -169,3 +172,30 @@ def test_a_trace_holds_its_steps(tmp_path, caplog):
             assert bool(list(tmp_path.rglob('*.xplane.pb'))) == (number >= 3)
         trace.close()
     assert 'steps 2 to 3 are traced in' in caplog.text
+
+
+def test_the_check_compares_with_the_cpu_and_reports_what_fails(monkeypatch, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for dtype in ('float32', 'bfloat16'):
+        for function, *args in accelerator_check._functions(rng, dtype).values():
+            assert max(accelerator_check._beside_cpu(function, args, rng)) == 0  # on the CPU itself
+    assert accelerator_check._difference(np.ones(4), np.full(4, 2.0)) == 0.5
+
+    def fails(small, folder):
+        raise ValueError('no such kernel')
+
+    rows = {
+        'equality': lambda *_: [{'what': 'pooling', 'equal': False}, {'what': 'resizing', 'equal': True}],
+        'blocks': fails,
+        'camvid': lambda *_: [{'median (ms)': 1.0}],
+    }
+    monkeypatch.setattr(accelerator_check, 'PARTS', rows)
+    assert accelerator_check.main([str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert 'error: blocks failed' in printed
+    assert 'error: not what the CPU computes: pooling\n' in printed
+    found = json.loads((tmp_path / 'check.json').read_text())
+    assert found['camvid'] == [{'median (ms)': 1.0}]
+    assert found['blocks'] == [{'error': 'ValueError: no such kernel'}]
+    monkeypatch.setattr(accelerator_check, 'PARTS', {'equality': lambda *_: [{'what': 'x', 'equal': True}]})
+    assert accelerator_check.main([str(tmp_path)]) == 0

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ann_jax.benchmark.counting import count
+from ann_jax.benchmark import counting
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import Program, jit
 
@@ -70,7 +70,7 @@ def count_flops(function: Callable, program: Any, *args: Any) -> float | None:
     """
     if on_cpu():
         return (program.cost_analysis() or {}).get('flops')
-    return count(function, *args).flops
+    return counting.count_flops(function, *args)
 
 
 def random(shape: Sequence[int], dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:

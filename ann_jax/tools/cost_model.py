@@ -1,9 +1,10 @@
-"""What a training step costs on 1 to 256 chips: computed from its program, not measured.
+"""What a training step exchanges on 1 to 256 chips, and how long that takes at least: computed, not measured.
 
     python -m ann_jax.tools.cost_model --config=configs/cityscapes.py --config.model.dtype=bfloat16
 
-prints the tables of docs/scaling.md, which says what is counted and what is assumed. The step is traced, and
-compiled for eight simulated devices: this takes a minute or two on two cores, and no accelerator.
+prints the tables of docs/scaling.md, which says what is counted and what is assumed. The step is compiled for
+eight simulated devices: this takes a minute or two on two cores, and no accelerator. What a chip computes and
+keeps, the compiler says: see `ann_jax/tools/tpu_programs.py`.
 """
 
 import math
@@ -22,7 +23,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax import build, command
-from ann_jax.benchmark.counting import Counts, count
 from ann_jax.kernels.forms import with_forms_of
 from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
@@ -35,20 +35,17 @@ class Chip(NamedTuple):
     """The manufacturer's figures for one chip; rates per second, those of links in one direction."""
 
     name: str
-    flops: float  # bfloat16, dense
-    memory: float  # bytes
     link: float  # bytes to the chips of its domain, over all its links
     domain: int  # chips that these links connect
     network: float  # bytes to all others
 
 
 CHIPS = (
-    Chip('TPU v5e', 197e12, 819e9, 200e9, 256, 0),
-    Chip('TPU v5p', 459e12, 2765e9, 600e9, 8960, 0),
-    Chip('H100 SXM', 989e12, 3350e9, 450e9, 8, 50e9),
-    Chip('H200 SXM', 989e12, 4800e9, 450e9, 8, 50e9),
+    Chip('TPU v5e', 200e9, 256, 0),
+    Chip('TPU v5p', 600e9, 8960, 0),
+    Chip('H100 or H200 SXM', 450e9, 8, 50e9),
 )
-COUNTS = 1, 8, 64, 256
+COUNTS = 8, 64, 256
 MESHES = (8, 1), (4, 2), (1, 8)
 LATENCY = 10e-6  # assumed seconds before the first byte of a message
 COLLECTIVES = 'all-reduce', 'collective-permute', 'all-gather', 'all-to-all', 'reduce-scatter'
@@ -73,20 +70,6 @@ class Exchanges(NamedTuple):
     halo_messages: int
 
 
-class Times(NamedTuple):
-    """Seconds of a step: lower bounds, each part on its own."""
-
-    compute: float
-    memory: float
-    sums: float
-    halos: float
-
-    @property
-    def step(self) -> float:
-        """The whole step, if no exchange is hidden behind computation."""
-        return max(self.compute, self.memory) + self.sums + self.halos
-
-
 class Step(NamedTuple):
     """A step of training, to be counted on any mesh."""
 
@@ -100,13 +83,6 @@ class Step(NamedTuple):
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
         batch = {'image': array(images, height, width, 3), 'label': array(images, height, width)}
         return abstract_state(self.model, self.tx, replicated(mesh), **(self.settings or {})), batch
-
-    def counts(self, height: int, width: int, space: int = 1) -> Counts:
-        """What a device computes and moves in a step of one crop per device, each over `space` devices."""
-        mesh = make_mesh(jax.devices()[:space], space=space)
-        with jax.set_mesh(mesh):
-            # A share of `space` crops, parameters included, is what all devices together do for one crop.
-            return count(self.function, *self.arguments(mesh, 1, height, width))
 
 
 def step_of(config: ConfigDict, classes: int) -> Step:
@@ -186,14 +162,10 @@ def exchanges(found: list[Collective]) -> Exchanges:
     return Exchanges(sums, sum(each.bytes for each in found) - sums, *chain)
 
 
-def predict(counts: Counts, exchanged: Exchanges, chip: Chip, chips: int) -> Times:
-    """Times of a step on several chips."""
-    return Times(
-        compute=counts.flops / chip.flops,
-        memory=counts.bytes / chip.memory,
-        sums=all_reduce(exchanged.sums, chip, chips, exchanged.sum_messages),
-        halos=exchanged.halos / chip.link + exchanged.halo_messages * LATENCY,
-    )
+def time_of(exchanged: Exchanges, chip: Chip, chips: int) -> tuple[float, float]:
+    """Seconds of a step's sums and halos, if nothing is hidden behind computation."""
+    halos = exchanged.halos / chip.link + exchanged.halo_messages * LATENCY
+    return all_reduce(exchanged.sums, chip, chips, exchanged.sum_messages), halos
 
 
 def all_reduce(size: float, chip: Chip, chips: int, messages: int = 1) -> float:
@@ -206,50 +178,24 @@ def all_reduce(size: float, chip: Chip, chips: int, messages: int = 1) -> float:
     return time + (messages * LATENCY if chips > 1 else 0)
 
 
-def headline(counts: Counts, height: int, width: int) -> str:
-    """The cost of a crop, in one line."""
-    return f'{counts.flops / 1e12:.2f} TFLOP and {counts.bytes / 1e9:.1f} GB per crop of {height} x {width}.'
-
-
 def tables(step: Step, height: int, width: int) -> str:
     """The figures of docs/scaling.md, in Markdown."""
-    counts = {space: step.counts(height, width, space) for _, space in MESHES}
+    lines = [
+        '| data x space | MB of sums | messages | MB of halos | messages |',
+        '|---|---|---|---|---|',
+    ]
     exchanged = {}
     for data, space in MESHES:
         mesh = make_mesh(data=data, space=space)
         program = partitioned(step.function, mesh, *step.arguments(mesh, 8, height, width))
-        exchanged[data, space] = exchanges(collectives(program))
-    milliseconds = lambda *times: ' | '.join(f'{1e3 * time:.1f}' for time in times)
-    lines = [
-        headline(counts[1], height, width),
-        '',
-        '| chip | chips | compute | memory | sums | step | images/s |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for chip in CHIPS:
-        for chips in COUNTS:
-            times = predict(counts[1], exchanged[8, 1], chip, chips)
-            cells = milliseconds(times.compute, times.memory, times.sums, times.step)
-            lines.append(f'| {chip.name} | {chips} | {cells} | {chips / times.step:.0f} |')
-    lines += [
-        '',
-        '| data x space | MB of sums | messages | MB of halos | messages |',
-        '|---|---|---|---|---|',
-    ]
-    for data, space in MESHES:
-        each = exchanged[data, space]
+        exchanged[space] = each = exchanges(collectives(program))
         cells = f'{each.sums / 1e6:.1f} | {each.sum_messages} | {each.halos / 1e6:.1f} | {each.halo_messages}'
         lines.append(f'| {data} x {space} | {cells} |')
-    lines += [
-        '',
-        '| data x space | chip | compute | memory | sums | halos | step | images/s |',
-        '|---|---|---|---|---|---|---|---|',
-    ]
-    for data, space in MESHES:
-        for chip in CHIPS:
-            times = predict(counts[space], exchanged[data, space], chip, 8)
-            cells = milliseconds(*times, times.step)
-            lines.append(f'| {data} x {space} | {chip.name} | {cells} | {8 / times.step:.0f} |')
+    lines += ['', '| chip | chips | space | sums | halos |', '|---|---|---|---|---|']
+    for chip in CHIPS:
+        for chips, space in [*((chips, 1) for chips in COUNTS), *((8, space) for _, space in MESHES[1:])]:
+            sums, halos = (f'{1e3 * seconds:.1f}' for seconds in time_of(exchanged[space], chip, chips))
+            lines.append(f'| {chip.name} | {chips} | {space} | {sums} | {halos} |')
     return '\n'.join(lines)
 
 
