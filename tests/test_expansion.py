@@ -107,10 +107,11 @@ def test_bfloat16_is_as_exact_as_with_the_map():
 
 def test_equal_pixels_are_not_blown_up():
     _, kernel, scale, bias, *_ = arguments()
-    y, *_ = quick(lambda x: normalize_product(x, kernel, scale, bias, EPSILON))(
-        np.full((2, 4, 4, INPUTS), 3000.1, np.float32)
-    )
-    assert np.abs(np.asarray(y) - bias).max() < 1e-2
+    run = quick(lambda x: normalize_product(x, kernel, scale, bias, EPSILON))
+    for seed in range(5):
+        y, *_ = run(np.broadcast_to(1000 * normal(INPUTS, seed=seed), (2, 7, 9, INPUTS)))
+        # The mean is as exact as a sum of numbers of this size, and is not divided by less than its error.
+        assert np.abs(np.asarray(y) - bias).max() < 10
 
 
 @pytest.mark.parametrize('inputs', [16, 64])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from reference import FAST, assert_close, normal
+from reference import FAST, assert_close, normal, quick, torch_gradients
 
 from ann_jax.kernels.forms import with_forms_of
 from ann_jax.kernels.normalization import normalize
@@ -57,6 +57,29 @@ def test_equal_pixels_are_not_blown_up():
     program, placed = compiled(make_mesh(jax.devices()[:1]), np.full((2, 4, 4, CHANNELS), 3000.1, np.float32))
     y, *_ = program(placed)
     assert np.abs(np.asarray(y) - BIAS).max() < 1e-2
+
+
+@pytest.mark.parametrize('platform', ['any', 'cpu', 'cuda'])
+@pytest.mark.parametrize('relu', [False, True])
+def test_gradients_of_every_form(platform, relu):
+    torch = pytest.importorskip('torch', reason='the reference is torch, which is not installed')
+    x, cotangent = normal(2, 9, 7, CHANNELS) + 1, normal(2, 9, 7, CHANNELS, seed=3) + 0.3
+
+    def reference(x, scale, bias):
+        y = torch.nn.functional.batch_norm(
+            x.reshape(-1, CHANNELS), None, None, scale, bias, training=True, eps=1e-5
+        ).reshape(x.shape)
+        return torch.relu(y) if relu else y
+
+    y, gradients = torch_gradients(reference, cotangent, x, SCALE, BIAS)
+
+    def ours(x, scale, bias):
+        y, pull = jax.vjp(lambda *args: normalize(*args, 1e-5, None, 1.0, relu)[0], x, scale, bias)
+        return y, *pull(cotangent)
+
+    found = quick(with_forms_of(platform, ours))(x, SCALE, BIAS)
+    for each, expected in zip(found, (y, *gradients), strict=True):
+        assert_close(each, expected)
 
 
 def test_devices_sum_once():

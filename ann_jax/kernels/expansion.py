@@ -58,7 +58,7 @@ def _normalize(x, kernel, scale, bias, shortcut, inside, pixels, epsilon, relu):
 def _forward(x, kernel, scale, bias, shortcut, inside, pixels, epsilon, relu):
     weights = kernel.astype(jnp.float32)
     # Else XLA makes the ReLU that gives x a part of one product, and stores what is before that as well.
-    x = by_platform(x, gpu=jax.lax.optimization_barrier, default=_same)
+    x = _stored(x)
     mean = sum_pixels(x.astype(jnp.float32)) / pixels
     squares = sum_of_products(x, x) / pixels
     covariance = squares - mean[:, None] * mean
@@ -73,9 +73,15 @@ def _forward(x, kernel, scale, bias, shortcut, inside, pixels, epsilon, relu):
     y = (x @ kernel).astype(jnp.float32) * factor + offset
     y = y.astype(x.dtype)
     y = y if shortcut is None else y + shortcut
-    y = jnp.maximum(y, 0) if relu else y
+    # Else XLA keeps the product for the gradient as well, and computes y again.
+    y = _stored(jnp.maximum(y, 0)) if relu else y
     residual = x, kernel, scale, mean, covariance, inverse, y if relu else None, inside, pixels
     return (y, of_product, var), (*residual, shortcut is not None)
+
+
+def _stored(x):
+    """On GPUs, a map that all its users read."""
+    return by_platform(x, gpu=jax.lax.optimization_barrier, default=_same)
 
 
 def _same(x):

@@ -1,6 +1,7 @@
 """Batch normalisation with the statistics of the batch, and its gradient."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,19 @@ def normalize(
     return _normalize(x, scale, bias, about, inside, pixels, epsilon, relu)
 
 
+class Kept(NamedTuple):
+    """What the gradient needs; y is the map after a ReLU."""
+
+    x: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+    mean: jax.Array
+    inverse: jax.Array
+    inside: jax.Array | None
+    pixels: jax.Array
+    y: jax.Array | None
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _normalize(x, scale, bias, about, inside, pixels, epsilon, relu):
     return _forward(x, scale, bias, about, inside, pixels, epsilon, relu)[0]
@@ -51,7 +65,7 @@ def _forward(x, scale, bias, about, inside, pixels, epsilon, relu):
     inverse = jax.lax.rsqrt(var + epsilon)
     y = _apply(x, scale, bias, mean, inverse)
     y = jnp.maximum(y, 0) if relu else y
-    return (y, mean, var), (x, scale, bias, mean, inverse, inside, pixels, y if relu else None)
+    return (y, mean, var), Kept(x, scale, bias, mean, inverse, inside, pixels, y if relu else None)
 
 
 def _apply(x, scale, bias, mean, inverse):
@@ -81,18 +95,16 @@ def _about_a_guess(x, about, inside, pixels):
     return about + off, jnp.maximum(squares - jnp.square(off), rounding)
 
 
-def _backward(epsilon, relu, residual, gradients):
+def _backward(epsilon, relu, kept, gradients):
     del epsilon
-    x, scale, *rest = residual
-    *_, inverse, inside, pixels, _ = rest
     # GPUs compute the gradient before the ReLU twice, or else they would keep it as one more map.
     again = functools.partial(by_platform, gpu=jax.lax.optimization_barrier, default=_same)
-    x = again(x)
-    gradient, normal = _parts(relu, gradients[0], x, scale, *rest)
-    of_bias, of_scale = sum_pixels(gradient), _sum(gradient * normal, inside)
-    gradient, normal = _parts(relu, gradients[0], again(x), scale, *rest)
-    gradient = (gradient - (of_bias + normal * of_scale) / pixels) * (scale * inverse)
-    return _clean(gradient, inside).astype(x.dtype), of_scale, of_bias, None, None, None
+    kept = kept._replace(x=again(kept.x))
+    gradient, normal = _parts(relu, gradients[0], kept)
+    of_bias, of_scale = sum_pixels(gradient), _sum(gradient * normal, kept.inside)
+    gradient, normal = _parts(relu, gradients[0], kept._replace(x=again(kept.x)))
+    gradient = (gradient - (of_bias + normal * of_scale) / kept.pixels) * (kept.scale * kept.inverse)
+    return _clean(gradient, kept.inside).astype(kept.x.dtype), of_scale, of_bias, None, None, None
 
 
 _normalize.defvjp(_forward, _backward)
@@ -102,9 +114,9 @@ def _same(x):
     return x
 
 
-def _parts(relu, gradient, x, scale, bias, mean, inverse, inside, pixels, y):
+def _parts(relu, gradient, kept):
     """The gradient before the ReLU, and the normalised map."""
-    del pixels
+    x, scale, bias, mean, inverse, inside, _, y = kept
     if relu:
         gradient = by_platform(
             gradient, y, x, scale, bias, mean, inverse, cpu=_where_positive, default=_where_it_was_positive
