@@ -19,7 +19,7 @@ MORE = (
     '*.cff',
     'docs/**/*',
     'examples/**/*',
-    'scripts/*.py',
+    'scripts/*',
     'tests/**/*',
 )
 

@@ -7,4 +7,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # PyTorch, which is measured beside, needs memory next to jax.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
-exec python -m ann_jax.tools.accelerator_check "${1:-runs/accelerator_check}" "${@:2}"
+exec python scripts/accelerator_check.py "${1:-runs/accelerator_check}" "${@:2}"

@@ -13,7 +13,7 @@ import pytest
 from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError
 from ann_jax.modes import memory
-from ann_jax.parallel import accelerators
+from ann_jax.parallel import accelerators, programs
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.runs.history import flat
@@ -141,13 +141,15 @@ def test_deterministic_programs_of_a_gpu_are_compiled_so(monkeypatch):
     seen = []
     monkeypatch.setattr(jax, 'jit', lambda function, **options: seen.append(options['compiler_options']))
 
+    monkeypatch.setattr(programs, 'compiler_options', lambda device: {'for': device.platform})
+
     class Devices:
-        flat = [type('Device', (), {'platform': 'gpu'})()]
+        flat = [type('Device', (), {'platform': 'gpu', 'process_index': 0})()]
 
     mesh = type('Mesh', (), {'devices': Devices})()
     for deterministic in (False, True):
         jit(jnp.sum, mesh, deterministic=deterministic)
-    assert seen == [None, {'xla_gpu_deterministic_ops': True}]
+    assert seen == [{'for': 'gpu'}, {'for': 'gpu', 'xla_gpu_deterministic_ops': True}]
     monkeypatch.undo()
     plain, strict = (jit(jnp.cos, make_mesh(jax.devices()[:1]), deterministic=d) for d in (False, True))
     assert plain(jnp.ones(3)).tolist() == strict(jnp.ones(3)).tolist()

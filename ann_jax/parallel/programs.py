@@ -100,8 +100,8 @@ def compiler_options(device: jax.Device) -> dict[str, Any]:
     On CPUs, XLA passes products and convolutions to YNNPACK, which is up to 1.5 times slower than XLA's own
     code. XLA also removes barriers, which `computed_once` and rematerialisation depend on.
 
-    On GPUs, XLA's own products split a sum over pixels to fill the chip, and for that copy both maps, padded
-    to a number of pixels that divides. cuBLAS splits it in place, and adds a bias or a map to a product.
+    On GPUs, XLA splits a sum over pixels to fill the chip, and for that copies both maps, padded to a number
+    of pixels that divides. cuBLAS splits it in place.
 
     On TPUs, XLA moves parts of a row into the batch where a chip has few images. The copies to and fro are
     half of the bytes of a step.
@@ -112,7 +112,7 @@ def compiler_options(device: jax.Device) -> dict[str, Any]:
     if device.platform == 'tpu':
         names = 'xla_tpu_run_space_to_batch', 'xla_tpu_run_space_to_batch_on_new_platforms'
         return known(dict.fromkeys(names, 'false'), device)
-    return known({'xla_gpu_enable_triton_gemm': False}, device)
+    return known({'xla_gpu_experimental_force_split_k': 1}, device)
 
 
 def known(options: dict[str, Any], device: jax.Device) -> dict[str, Any]:
