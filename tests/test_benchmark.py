@@ -155,6 +155,15 @@ def test_every_second_round_goes_backwards():
     assert ''.join(order[:8]) == 'baabbaab' and [row['contestant'] for row in rows] == ['a', 'b']
 
 
+def test_short_runs_are_queued_on_accelerators(monkeypatch):
+    """Two runs to see how long one takes, then a hundred at a time that are waited for together."""
+    monkeypatch.setattr('ann_jax.benchmark.contest.on_cpu', lambda: False)
+    monkeypatch.setattr('ann_jax.benchmark.contest._device_growth', lambda contestants: {'a': None})
+    runs, waits = [], []
+    contest({'a': Contestant(lambda: runs.append(0), wait=waits.append)}, 3, RATES)
+    assert (len(runs), len(waits)) == (2 + 3 * 100, 2 + 3)
+
+
 def test_devices_tell_their_memory_and_functions_their_operations(monkeypatch):
     """As on GPUs: the device has a mark that only rises, and the compiler does not count for libraries."""
     monkeypatch.setattr('ann_jax.benchmark.contest.on_cpu', lambda: False)

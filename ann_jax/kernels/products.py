@@ -1,4 +1,4 @@
-"""Matrix products of feature maps with small kernels, with gradients that are fast on CPUs."""
+"""Matrix products of feature maps with small kernels, with gradients that are fast on CPUs and GPUs."""
 
 import jax
 import jax.numpy as jnp

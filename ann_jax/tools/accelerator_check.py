@@ -12,6 +12,7 @@ Prints short tables and writes check.json into the folder. A part that fails is 
 """
 
 import argparse
+import importlib.util
 import json
 import re
 import sys
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ann_jax import __version__, build
+from ann_jax import __version__
 from ann_jax.benchmark.contest import Contestant, contest, peak, table
 from ann_jax.command import load_config
 from ann_jax.kernels.convolution import convolve
@@ -39,8 +40,8 @@ from ann_jax.kernels.resizing import resize_bilinear
 from ann_jax.models.initializers import initial_variables
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
+from ann_jax.tools.cost_model import step_of
 from ann_jax.training.state import create_state
-from ann_jax.training.step import make_train_step
 
 Row = dict[str, Any]
 
@@ -191,20 +192,15 @@ def _config(name, dtype) -> ConfigDict:
 
 
 def _step(config, classes):
-    model, tx = build.model(config, classes), build.optimizer(config)
-    step = make_train_step(
-        model,
-        tx,
-        loss=build.loss(config, classes),
-        normalize=build.normalize(config),
-        seed=0,
-        **build.step_settings(config),
-    )
-    return step, create_state(initial_variables(model, 0), tx, **build.state_settings(config))
+    """A step and its first state."""
+    step = step_of(config, classes)
+    return step.function, create_state(initial_variables(step.model, 0), step.tx, **(step.settings or {}))
 
 
 def beside_torch(small: bool, folder: Path) -> list[Row]:
     """ANN-ResNet-101 beside PyTorch: inference at 1024 x 2048, and a step of 8 crops of 769 x 769."""
+    if not importlib.util.find_spec('torch'):
+        return [{'contestant': "none: pip install 'ann_jax[convert]'"}]
     from ann_jax.benchmark.reference import reference
 
     config = _config('cityscapes', 'bfloat16')
