@@ -29,9 +29,17 @@ def test_collectives_are_counted_where_they_end():
 
 
 def test_rows_are_read_and_written():
-    assert Row.parse('inference,v5p:2x2x4,2,96x208') == ('inference', 'v5p:2x2x4', 2, 96, 208)
+    assert Row.parse('inference,v5p:2x2x4,2,96x208') == ('inference', 'v5p:2x2x4', 2, 96, 208, 1)
+    assert Row.parse('step,v5e:4x8,1,769x769,2').images == 2
     assert [str(Row.parse(text)) for text in ROWS] == list(ROWS)
-    for bad in ('step,v5e:4x8,1', 'train,v5e:4x8,1,9x9', 'step,v5e,1,9x9', 'step,v5e:4x8,1,9'):
+    bad_rows = (
+        'step,v5e:4x8,1',
+        'train,v5e:4x8,1,9x9',
+        'step,v5e,1,9x9',
+        'step,v5e:4x8,1,9',
+        'step,v5e:4x8,1,9x9,',
+    )
+    for bad in bad_rows:
         with pytest.raises(ConfigError, match='is not WHAT,TOPOLOGY,SPACE,HEIGHTxWIDTH'):
             Row.parse(bad)
 
@@ -48,24 +56,43 @@ def test_shapes_of_the_folded_network_are_those_of_folding():
 def test_what_is_known_is_not_compiled_again(monkeypatch, tmp_path, capsys):
     path = tmp_path / 'known.json'
     figures = {'chips': 4, 'images': 2, 'memory': 5e9, 'flops': 3e12, 'bytes': 7e10, 'seconds': 1, 'jax': '1'}
-    path.write_text(json.dumps({'step,v5e:2x2,2,9x9': figures | {'collectives': {'all-reduce': [3, 2e6]}}}))
     compiled = []
 
     def measured(row, *_):
         compiled.append(str(row))
-        return figures | {'collectives': {}}
+        return figures | {
+            'images': 2 * row.images,
+            'collectives': {'all-reduce': [3, 2e6]} if row.space > 1 else {},
+        }
 
     monkeypatch.setattr(tpu_programs, 'measured', measured)
-    rows = 'step,v5e:2x2,2,9x9 inference,v5e:2x2,1,9x9'
-    tpu_programs.main(['--config=scenes', f'--rows={rows}', f'--output={path}'])
-    assert compiled == ['inference,v5e:2x2,1,9x9'] and set(json.loads(path.read_text())) == set(rows.split())
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[2] == (
-        '| step, 9 x 9, v5e:2x2, space 2 | 4 | 2 | 5.00 GB | 3.00 | 70.0 | 3 all-reduce (2.0 MB) |'
-    )
-    assert printed[3].endswith('| 70.0 | none |')
+    first, *others = rows = ['step,v5e:2x2,2,9x9', 'step,v5e:2x2,2,9x9,4', 'inference,v5e:2x2,1,9x9']
+    tpu_programs.main(['--config=scenes', f'--rows={first}', f'--output={path}'])
+    tpu_programs.main(['--config=scenes', f'--rows={" ".join(rows)}', f'--output={path}'])
+    assert compiled == [first, *others] and list(json.loads(path.read_text())['rows']) == rows
+    printed = capsys.readouterr().out.splitlines()[-3:]
+    assert printed[:2] == [
+        f'| step, 9 x 9, v5e:2x2, space 2 | 4 | {images} | 5.00 GB | 3.00 | 70.0 | 3 all-reduce (2.0 MB) |'
+        for images in (2, 8)
+    ]
+    assert printed[2].endswith('| 70.0 | none |')
     with pytest.raises(SystemExit, match='error: .*is not WHAT'):
         tpu_programs.main(['--config=scenes', '--rows=nonsense', f'--output={path}'])
+
+
+def test_rows_of_other_settings_are_not_taken(monkeypatch, tmp_path):
+    path = tmp_path / 'known.json'
+    monkeypatch.setattr(tpu_programs, 'measured', lambda *_: pytest.fail('compiled'))
+    path.write_text('{"step,v5e:2x2,2,9x9": {}}')
+    with pytest.raises(
+        SystemExit, match='known.json has rows with another classes, .*: name another file by'
+    ):
+        tpu_programs.main(['--config=scenes', '--rows=step,v5e:2x2,2,9x9', f'--output={path}'])
+    settings = {'classes': 19, 'model.dtype': 'float32'}
+    path.write_text(json.dumps({'settings': settings, 'rows': {}}))
+    assert tpu_programs.known(path, settings)['rows'] == {}
+    with pytest.raises(ConfigError, match='rows with another model.dtype: '):
+        tpu_programs.known(path, settings | {'model.dtype': 'bfloat16'})
 
 
 @pytest.mark.slow
@@ -76,7 +103,7 @@ def test_a_step_compiles_for_a_tpu(tmp_path, capsys):
     rows = 'step,v5e:2x2,2,33x65 inference,v5e:2x2,1,33x65'
     output = tmp_path / 'found.json'
     tpu_programs.main(['--config=scenes:runlocal', '--classes=5', f'--rows={rows}', f'--output={output}'])
-    step, inference = json.loads(output.read_text()).values()
+    step, inference = json.loads(output.read_text())['rows'].values()
     assert step['chips'] == 4 and step['images'] == 2 and inference['images'] == 4
     assert step['collectives'].keys() >= {'all-reduce', 'collective-permute'} and not inference['collectives']
     with pytest.raises(SystemExit, match='v9:2x2 cannot be compiled for'):

@@ -9,8 +9,9 @@ is
 
     step or inference, topology, chips that share an image (`mesh.space`), height x width
 
-with one image for each such group of chips, or `--images=N`. A step of ANN-ResNet-101 compiles for 20 to 25
-minutes on two cores. Rows that `--output=FILE` holds are not compiled again.
+with one image for each such group of chips, or as many as a fifth field says: `step,v5e:4x8,1,769x769,2`. A
+step of ANN-ResNet-101 compiles for 20 to 25 minutes on two cores. Rows that `--output=FILE` holds are not
+compiled again.
 """
 
 import json
@@ -36,6 +37,7 @@ from ann_jax.models.fold import folded_shapes
 from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
+from ann_jax.runs import history
 from ann_jax.tools.cost_model import COLLECTIVES, size_of, step_of
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 # Those of docs/scaling.md.
 ROWS = (
     'step,v5e:4x8,1,769x769',
+    'step,v5e:4x8,1,769x769,2',
     'step,v5e:8x16,1,769x769',
     'step,v5e:4x8,2,1024x2048',
     'step,v5e:4x8,4,1024x2048',
@@ -60,24 +63,28 @@ class Row(NamedTuple):
     space: int  # devices that share the rows of an image
     height: int
     width: int
+    images: int = 1  # of each group of such devices
 
     @classmethod
     def parse(cls, text: str) -> 'Row':
-        """Reads 'step,v5e:4x8,1,769x769'.
+        """Reads 'step,v5e:4x8,1,769x769', or with the number of images behind it.
 
         Raises:
             ConfigError: it has another form.
         """
-        match = re.fullmatch(r'(step|inference),(\w+:\d+x\d+(?:x\d+)?),(\d+),(\d+)x(\d+)', text)
+        pattern = r'(step|inference),(\w+:\d+x\d+(?:x\d+)?),(\d+),(\d+)x(\d+)(?:,(\d+))?'
+        match = re.fullmatch(pattern, text)
         if not match:
             raise ConfigError(
-                f'{text!r} is not WHAT,TOPOLOGY,SPACE,HEIGHTxWIDTH, as in step,v5e:4x8,1,769x769'
+                f'{text!r} is not WHAT,TOPOLOGY,SPACE,HEIGHTxWIDTH, or that and ,IMAGES, '
+                'as in step,v5e:4x8,1,769x769'
             )
-        what, topology, *numbers = match.groups()
+        what, topology, *numbers = match.groups(default='1')
         return cls(what, topology, *map(int, numbers))
 
     def __str__(self):
-        return f'{self.what},{self.topology},{self.space},{self.height}x{self.width}'
+        images = f',{self.images}' if self.images > 1 else ''
+        return f'{self.what},{self.topology},{self.space},{self.height}x{self.width}{images}'
 
 
 def devices_of(topology: str) -> list[jax.Device]:
@@ -124,7 +131,7 @@ def inference_program(config: ConfigDict, mesh: Mesh, classes: int, batch: int, 
     return program.lower(jax.tree.map(placed, folded_shapes(model)), images)
 
 
-def measured(row: Row, config: ConfigDict, classes: int, images: int) -> dict[str, Any]:
+def measured(row: Row, config: ConfigDict, classes: int) -> dict[str, Any]:
     """Compiles a program, and returns what the compiler says of the share of one chip.
 
     Raises:
@@ -132,7 +139,7 @@ def measured(row: Row, config: ConfigDict, classes: int, images: int) -> dict[st
     """
     mesh = make_mesh(devices_of(row.topology), space=row.space)
     lower = {'step': step_program, 'inference': inference_program}[row.what]
-    batch = images * mesh.shape['data']
+    batch = row.images * mesh.shape['data']
     lowered = lower(config, mesh, classes, batch, (row.height, row.width))
     start = time.perf_counter()
     compiled = lowered.compile()
@@ -183,29 +190,47 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return '\n'.join(lines)
 
 
+def known(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings and the rows of a file, if it is there.
+
+    Raises:
+        ConfigError: its rows are of other settings.
+    """
+    if not path.is_file():
+        return {'settings': settings, 'rows': {}}
+    found = json.loads(path.read_text(encoding='utf-8'))
+    other = [key for key, value in settings.items() if found.get('settings', {}).get(key) != value]
+    if other:
+        raise ConfigError(
+            f'{path} has rows with another {", ".join(other[:5])}: name another file by --output'
+        )
+    return found
+
+
 def main(argv=None):
     """Compiles what is missing, and prints the table."""
     argv, given = command.arguments(argv), flags.FlagValues()
     command.define_config('Config file of the run.', given, argv)
     flags.DEFINE_integer('classes', 19, 'Classes of the dataset.', flag_values=given)
-    flags.DEFINE_integer('images', 1, 'Images for each chip, or group of chips.', flag_values=given)
     flags.DEFINE_string('output', 'tpu_programs.json', 'File that keeps the figures.', flag_values=given)
     flags.DEFINE_string('rows', ' '.join(ROWS), 'Programs, with blanks between them.', flag_values=given)
     command.parse(argv, __doc__, given)
     logging.basicConfig(format='%(message)s', level=logging.INFO)
     jax.config.update('jax_platforms', 'cpu')
     path = Path(given.output)
-    found = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
     try:
         rows = [Row.parse(text) for text in given.rows.split()]
+        # By way of JSON, whose lists are tuples in a config.
+        settings = json.loads(json.dumps({'classes': given.classes} | history.flat(given.config.to_dict())))
+        found = known(path, settings)
         for row in rows:
-            if str(row) not in found:
+            if str(row) not in found['rows']:
                 logger.info('compiling %s', row)
-                found[str(row)] = measured(row, given.config, given.classes, given.images)
+                found['rows'][str(row)] = measured(row, given.config, given.classes)
                 files.write_json(path, found)
     except ConfigError as error:
         sys.exit(f'error: {error}')
-    print(table({str(row): found[str(row)] for row in rows}))
+    print(table({str(row): found['rows'][str(row)] for row in rows}))
 
 
 if __name__ == '__main__':
