@@ -55,6 +55,11 @@ def test_a_video_becomes_a_video_and_ids(folder, tmp_path, capsys):
         assert np.abs(np.float32(overlay) - expected).mean() < 12  # H.264 halves the resolution of colours
 
     (tmp_path / 'damaged.mp4').write_bytes((tmp_path / 'drive.mp4').read_bytes()[:600])
+    config.predict.input = str(tmp_path / 'd*.m*')  # the rest is segmented
+    assert predict(config, tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert 'cannot read the video' in printed and 'damaged.mp4' in printed
+    assert '2 of 3 videos segmented; 1 problems, see above' in printed
     config.predict.input = str(tmp_path / 'damaged.mp4')
     with pytest.raises(DataError, match=r'cannot read the video .*damaged.mp4'):
         predict(config, tmp_path)

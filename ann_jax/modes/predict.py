@@ -47,7 +47,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         backbone: of the weights, if it is not from this package.
 
     Returns:
-        Exit status: 0, or 1 if an image could not be used.
+        Exit status: 0, or 1 if an image or a video could not be used.
 
     Raises:
         ConfigError: there are no images, or an output is unknown.
@@ -56,23 +56,11 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     """
     c = config.predict
     c.input, c.truth = fetched(c.input), fetched(c.truth)
-    kinds = [name.strip() for name in c.write.split(',')]
-    for name in kinds:
-        if name not in OUTPUTS:
-            raise ConfigError(unknown('predict.write', name, OUTPUTS))
-    for kind in formats.NEEDS.keys() & {*kinds}:
-        optional(formats.NEEDS[kind], f'predict.write={kind}')  # fails now, and not at each image
-    if 'panels' in kinds:
-        if not Path(c.truth or 'unset').expanduser().is_dir():
-            raise ConfigError(
-                f'predict.write=panels needs a folder of labels in --config.predict.truth, not {c.truth!r}'
-            )
-        build.dataset(config)  # defines what labels mean; fails now if it cannot
-    kinds.sort(key='panels'.__eq__)  # last, because a label may be missing
+    kinds = _kinds(config)
     out = place(c.output or workdir / 'predictions')
     files, root = _files(config, out, kinds)
-    targets = _targets([path.relative_to(root) for path in files])
-    if videos := [file for file in files if is_video(file)]:
+    videos = [file for file in files if is_video(file)]
+    if videos:
         if len(videos) < len(files):
             raise ConfigError(f'predict.input={c.input} names videos and images: name one kind at a time')
         check_outputs(kinds)
@@ -91,14 +79,57 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         **{name: config.eval[name] for name in PROTOCOL_SETTINGS},
         **{name: config.dataset[name] for name in READING_SETTINGS},
     )
-    if videos:
-        for file in videos:
-            segment_video(segmenter, file, out, targets[file.relative_to(root)], kinds, c.batch_size)
-        return 0
+    segment = _segment_videos if videos else _segment_images
+    return 1 if segment(segmenter, files, root, out, kinds, config) else 0
+
+
+def _kinds(config):
+    """What is to be written; refuses what cannot be, before any image is read."""
+    c = config.predict
+    kinds = [name.strip() for name in c.write.split(',')]
+    for name in kinds:
+        if name not in OUTPUTS:
+            raise ConfigError(unknown('predict.write', name, OUTPUTS))
+    for kind in formats.NEEDS.keys() & {*kinds}:
+        optional(formats.NEEDS[kind], f'predict.write={kind}')
+    if 'panels' in kinds:
+        if not Path(c.truth or 'unset').expanduser().is_dir():
+            raise ConfigError(
+                f'predict.write=panels needs a folder of labels in --config.predict.truth, not {c.truth!r}'
+            )
+        build.dataset(config)  # defines what labels mean
+    return sorted(kinds, key='panels'.__eq__)  # last, because a label may be missing
+
+
+def _segment_videos(segmenter, files, root, out, kinds, config):
+    """Returns what kept videos from being segmented."""
+    targets = _targets([path.relative_to(root) for path in files])
+    errors: list[str] = []
+    for file in files:
+        try:
+            segment_video(
+                segmenter, file, out, targets[file.relative_to(root)], kinds, config.predict.batch_size
+            )
+        except DataError as error:
+            errors.append(str(error))
+    if len(errors) == len(files):
+        raise DataError('\n'.join(errors))
+    for problem in errors:
+        print(problem)
+    if errors:
+        print(
+            f'{len(files) - len(errors)} of {len(files)} videos segmented; {len(errors)} problems, see above'
+        )
+    return errors
+
+
+def _segment_images(segmenter, files, root, out, kinds, config):
+    """Returns what kept images from being segmented."""
+    targets = _targets([path.relative_to(root) for path in files])
     errors: list[str] = []
     areas: list[list[str | int]] = []  # a row per image
     done = 0
-    results = segmenter.stream(files, errors, batch_size=c.batch_size)
+    results = segmenter.stream(files, errors, batch_size=config.predict.batch_size)
     with tqdm(total=len(files), desc='predict', unit='image') as bar:
         for result in results:
             assert result.path is not None
@@ -122,7 +153,7 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         print(f'submission written to {_zip(out / "submission", len(files))}')
     problems = f'; {len(errors)} problems, see above' if errors else ''
     print(f'{done} of {len(files)} images segmented; {", ".join(kinds)} written to {out}{problems}')
-    return 1 if errors else 0
+    return errors
 
 
 def _files(config, out, kinds):
