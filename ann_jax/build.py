@@ -245,9 +245,13 @@ def state_settings(config: ConfigDict) -> dict[str, Any]:
     return {'factors': factors, 'ema': config.optim.ema_decay > 0}
 
 
-def step_settings(config: ConfigDict) -> dict[str, Any]:
-    """What a step does around the optimizer, whichever that is, see `make_step_parts`."""
+def step_settings(config: ConfigDict, loss: Callable) -> dict[str, Any]:
+    """What a step does with a network and an optimizer, whichever they are, see `make_step_parts`."""
     return {
+        'loss': loss,
+        'normalize': normalize(config),
+        'seed': config.seed,
+        'skip_not_finite': config.train.not_finite == 'skip',
         'clip_norm': config.optim.clip_norm,
         'factors': state_settings(config)['factors'],
         'frozen_norm': groups.parse_names(config.train.frozen_norm),
@@ -258,7 +262,7 @@ def step_settings(config: ConfigDict) -> dict[str, Any]:
 def parameter_counts(config: ConfigDict, params: Any) -> str:
     """How many parameters there are, and how many of them are frozen, in words."""
     count = count_parameters(params)
-    frozen = count - count_parameters(groups.trained(params, step_settings(config)['factors']))
+    frozen = count - count_parameters(groups.trained(params, state_settings(config)['factors']))
     return f'{count:,} parameters' + (f', {frozen:,} of them frozen' if frozen else '')
 
 
@@ -268,7 +272,7 @@ def check_frozen_norm(config: ConfigDict, batch_stats: Any) -> None:
     Raises:
         ConfigError: `train.frozen_norm` names one.
     """
-    groups.check(step_settings(config)['frozen_norm'], batch_stats, 'train.frozen_norm')
+    groups.check(groups.parse_names(config.train.frozen_norm), batch_stats, 'train.frozen_norm')
 
 
 def loss(config: ConfigDict, num_classes: int) -> Callable:

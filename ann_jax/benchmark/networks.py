@@ -84,14 +84,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     samples = build.source(config, config.dataset.train_split)
     classes = samples.dataset.num_classes
     model, tx = build.model(config, classes), build.optimizer(config)
-    train_step = make_train_step(
-        model,
-        tx,
-        loss=build.loss(config, classes),
-        normalize=build.normalize(config),
-        seed=config.seed,
-        **build.step_settings(config),
-    )
+    train_step = make_train_step(model, tx, **build.step_settings(config, build.loss(config, classes)))
     start = time.perf_counter()
     variables = initial_variables(model, config.seed)
     state = jax.device_put(create_state(variables, tx, **build.state_settings(config)))

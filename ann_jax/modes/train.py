@@ -225,12 +225,7 @@ def _step(config, model, tx, loss, mine_over_batch, mesh):
     Processes get signals at different steps, or only one gets any: the metrics of a step tell all of them
     whether one has, so that they stop after the same step.
     """
-    settings = build.step_settings(config) | {
-        'loss': loss,
-        'normalize': build.normalize(config),
-        'seed': config.seed,
-        'skip_not_finite': config.train.not_finite == 'skip',
-    }
+    settings = build.step_settings(config, loss)
     if config.train.accumulate > 1:
         parts = make_step_parts(model, tx, **settings)
         totals = build.batch_totals(config)

@@ -88,14 +88,7 @@ class Step(NamedTuple):
 def step_of(config: ConfigDict, classes: int) -> Step:
     """The training step of a config."""
     model, tx = build.model(config, classes), build.optimizer(config)
-    function = make_train_step(
-        model,
-        tx,
-        loss=build.loss(config, classes),
-        normalize=build.normalize(config),
-        seed=config.seed,
-        **build.step_settings(config),
-    )
+    function = make_train_step(model, tx, **build.step_settings(config, build.loss(config, classes)))
     return Step(function, model, tx, build.state_settings(config))
 
 
