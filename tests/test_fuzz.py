@@ -43,7 +43,13 @@ def test_the_judge_sees_what_is_wrong(tmp_path, monkeypatch):
     def raises(error):
         raise error
 
-    monkeypatch.setattr(fuzz, 'LIMIT', 1)
+    def works():
+        while True:
+            pass
+
+    monkeypatch.setattr(fuzz, 'SECONDS_OF_CPU', 1)
+    assert fuzz.judge(works)[0] == 'HANG'
+    monkeypatch.setattr(fuzz, 'SECONDS', 1)
     cases = {
         'TRACEBACK': lambda: 1 / 0,
         'HANG': lambda: time.sleep(5),
