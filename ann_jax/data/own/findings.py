@@ -1,7 +1,8 @@
 """What a survey says about a dataset: what would be learned wrong, or not at all, and what helps."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ann_jax.data.own.survey import FEW_LEVELS, Survey
@@ -30,98 +31,165 @@ def findings(split: str, dataset: Any, found: Survey, *, train: bool) -> list[Fi
     drawn = getattr(dataset, 'name', '') == 'scenes'  # the embedded scenes, which are as they should be
     if drawn or not found.read:
         return []
-    tell: list[Finding] = []
-    add = lambda kind, text, fatal=False: tell.append(Finding(kind, f'{split}: {text}', fatal))
-    some = found.read < found.total
-    labels = f'the {found.read} labels sampled' if some else f'the {found.read} labels'
     layouts = getattr(dataset, 'layouts', ())
-    own = layouts[0].own if layouts else None
-    labelled, ignored = found.pixels[:-1].sum(), found.pixels[-1]
-    if not labelled:
-        add('no labelled pixel', f'every pixel of {labels} is ignored; {_cure_of_blank(own, found)}', True)
-        return tell
-    absent = [name for name, n in zip(dataset.classes, found.pixels[:-1], strict=True) if not n]
-    values_are_classes = own and not own.label_map and not found.painted
-    if len(dataset.classes) == 1:
-        add('one class', f'{dataset.classes[0]} is the only class: name the background too')
-    last = len(dataset.classes) - 1
-    masks = values_are_classes and found.pixels[0] == labelled and ignored
-    if masks:
-        add(
-            'masks of 0 and 255',
-            f'{labels} hold only 0 and 255, and 255 is ignored, so no pixel is {_list(dataset.classes[1:])}: '
-            f'if 255 is a class, set --config.dataset.label_map=0:0,255:1',
-            fatal=train,
+    given = _Split(split, dataset.classes, layouts[0].own if layouts else None, found, train)
+    judges = _JUDGES if given.labelled else (_no_labelled_pixel,)
+    told = (judge(given) for judge in judges)
+    return [each._replace(text=f'{split}: {each.text}') for each in told if each]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What is known of a split."""
+
+    name: str
+    classes: Sequence[str]
+    own: Any  # the `OwnRules` of a dataset of the user, if it is one
+    found: Survey
+    train: bool
+
+    @property
+    def labels(self) -> str:
+        sampled = ' sampled' if self.found.read < self.found.total else ''
+        return f'the {self.found.read} labels{sampled}'
+
+    @property
+    def labelled(self) -> int:
+        return self.found.pixels[:-1].sum()
+
+    @property
+    def ignored(self) -> int:
+        return self.found.pixels[-1]
+
+    @property
+    def absent(self) -> list[str]:
+        return [name for name, n in zip(self.classes, self.found.pixels[:-1], strict=True) if not n]
+
+    @property
+    def values_are_classes(self) -> bool:
+        return bool(self.own) and not self.own.label_map and not self.found.painted
+
+    @property
+    def all_masks(self) -> bool:
+        """Whether all labels hold class 0 and 255 alone."""
+        return self.values_are_classes and self.found.pixels[0] == self.labelled and self.ignored > 0
+
+
+def _no_labelled_pixel(split):
+    if not split.own:
+        cure = 'the labels of test sets are often not published: choose another split'
+    elif split.found.painted:
+        cure = 'give the colours of the labels a line each in the class file'
+    else:
+        cure = 'give values a class with --config.dataset.label_map, such as 0:0,255:1'
+    return Finding('no labelled pixel', f'every pixel of {split.labels} is ignored; {cure}', fatal=True)
+
+
+def _one_class(split):
+    if len(split.classes) == 1:
+        return Finding('one class', f'{split.classes[0]} is the only class: name the background too')
+
+
+def _masks(split):
+    """Masks in which 255, which is ignored, may be a class."""
+    masks, kind = split.found.masks, 'masks of 0 and 255'
+    last = len(split.classes) - 1
+    if split.all_masks:
+        return Finding(
+            kind,
+            f'{split.labels} hold only 0 and 255, and 255 is ignored, so no pixel is '
+            f'{_list(split.classes[1:])}: if 255 is a class, set --config.dataset.label_map=0:0,255:1',
+            fatal=split.train,
         )
-    elif values_are_classes and found.masks and len(dataset.classes) == 2:
-        add(
-            'masks of 0 and 255',
-            f'{len(found.masks)} of {labels} hold only 0 and 255, such as that of {found.masks[0]}, but '
-            f'others hold 1: if 255 is {dataset.classes[1]} in these, set '
-            f'--config.dataset.label_map=0:0,1:1,255:1',
+    if not split.values_are_classes or not masks:
+        return None
+    some = f'{len(masks)} of {split.labels} hold only 0 and 255, such as that of {masks[0]}, but others hold'
+    if len(split.classes) == 2:
+        return Finding(
+            kind,
+            f'{some} 1: if 255 is {split.classes[1]} in these, set --config.dataset.label_map=0:0,1:1,255:1',
         )
-    elif values_are_classes and _MANY * len(found.masks) > found.read and not absent:
-        add(
-            'masks of 0 and 255',
-            f'{len(found.masks)} of {labels} hold only 0 and 255, such as that of {found.masks[0]}, but '
-            f'others hold more: set --config.dataset.label_map=0-{last}:0-{last},255:ignore, with the class '
-            f'of 255 in place of ignore if it has one',
+    if _MANY * len(masks) > split.found.read and not split.absent:
+        return Finding(
+            kind,
+            f'{some} more: set --config.dataset.label_map=0-{last}:0-{last},255:ignore, with the class of '
+            '255 in place of ignore if it has one',
         )
-    elif absent:
-        rule = 'cannot be learned' if train else 'is not scored'
-        cure = '--mode=check counts all' if some else 'add samples with it, or leave out the class'
-        if values_are_classes and ignored:
-            cure += (
-                f'; if 255, which is ignored, is such a class, write it in place of ignore in '
-                f'--config.dataset.label_map=0-{last}:0-{last},255:ignore'
-            )
-        add(
-            'classes never seen' if train else f'classes absent from {split}',
-            f'no pixel of {labels} is {_list(absent)}; what no label has {rule}: {cure}',
+
+
+def _absent_classes(split):
+    if not split.absent or _masks(split):
+        return None
+    rule = 'cannot be learned' if split.train else 'is not scored'
+    sampled = split.found.read < split.found.total
+    cure = '--mode=check counts all' if sampled else 'add samples with it, or leave out the class'
+    if split.values_are_classes and split.ignored:
+        last = len(split.classes) - 1
+        cure += (
+            '; if 255, which is ignored, is such a class, write it in place of ignore in '
+            f'--config.dataset.label_map=0-{last}:0-{last},255:ignore'
         )
-    if found.black and own and (0, 0, 0) not in (*own.listed, *own.ignored):
-        add(
+    return Finding(
+        'classes never seen' if split.train else f'classes absent from {split.name}',
+        f'no pixel of {split.labels} is {_list(split.absent)}; what no label has {rule}: {cure}',
+    )
+
+
+def _black_ignored(split):
+    if split.found.black and split.own and (0, 0, 0) not in (*split.own.listed, *split.own.ignored):
+        share = 100 * split.found.black / split.found.pixels.sum()
+        return Finding(
             'black ignored',
-            f'{100 * found.black / found.pixels.sum():.1f} % of the pixels of {labels} are ignored because '
-            f'they are black, which has no line in the class file: add one, such as '
-            f"'background 0 0 0' or 'ignore 0 0 0'",
+            f'{share:.1f} % of the pixels of {split.labels} are ignored because they are black, which has no '
+            "line in the class file: add one, such as 'background 0 0 0' or 'ignore 0 0 0'",
         )
-    if ignored > labelled and not masks:
-        cure = ': give their values a class with --config.dataset.label_map' if own else ''
-        add(
-            'mostly ignored',
-            f'{100 * ignored / (ignored + labelled):.0f} % of the pixels of {labels} are ignored{cure}',
-        )
-    if found.clash:
-        add(*_palettes_differ(*found.clash))
-    if found.lossy:
-        add(
+
+
+def _mostly_ignored(split):
+    if split.ignored > split.labelled and not split.all_masks:
+        share = 100 * split.ignored / (split.ignored + split.labelled)
+        cure = ': give their values a class with --config.dataset.label_map' if split.own else ''
+        return Finding('mostly ignored', f'{share:.0f} % of the pixels of {split.labels} are ignored{cure}')
+
+
+def _palettes(split):
+    if split.found.clash:
+        return Finding(*_palettes_differ(*split.found.clash))
+
+
+def _lossy_labels(split):
+    if lossy := split.found.lossy:
+        return Finding(
             'JPEG labels',
-            f'{len(found.lossy)} labels are JPEG or lossy WebP, so edges are inexact, such as that of '
-            f'{found.lossy[0]}: save labels as PNG from what they were made of',
+            f'{len(lossy)} labels are JPEG or lossy WebP, so edges are inexact, such as that of {lossy[0]}: '
+            'save labels as PNG from what they were made of',
         )
-    if found.flat:
-        name, low, high = found.flat[0]
-        cure = 'remove blank ones, and save others scaled to 0 to 255'
-        if len(found.flat) == found.decoded and max(high for _, _, high in found.flat) > 1:  # it is for all
-            cure = (
-                'set --config.dataset.image_range=auto (or LOW,HIGH, the values in the files that become 0 '
-                'and 255)'
-            )
-        add(
-            'images of few levels',
-            f'{len(found.flat)} of {found.decoded} images use less than {FEW_LEVELS} of the 256 levels, such '
-            f'as {name} ({low} to {high}): {cure}',
-        )
-    return tell
 
 
-def _cure_of_blank(own, found):
-    if not own:
-        return 'the labels of test sets are often not published: choose another split'
-    if found.painted:
-        return 'give the colours of the labels a line each in the class file'
-    return 'give values a class with --config.dataset.label_map, such as 0:0,255:1'
+def _flat_images(split):
+    if not (flat := split.found.flat):
+        return None
+    name, low, high = flat[0]
+    cure = 'remove blank ones, and save others scaled to 0 to 255'
+    if len(flat) == split.found.decoded and max(high for _, _, high in flat) > 1:  # it is for all
+        cure = 'set --config.dataset.image_range=auto (or LOW,HIGH, the values that become 0 and 255)'
+    return Finding(
+        'images of few levels',
+        f'{len(flat)} of {split.found.decoded} images use less than {FEW_LEVELS} of the 256 levels, such as '
+        f'{name} ({low} to {high}): {cure}',
+    )
+
+
+_JUDGES: tuple[Callable[[_Split], Finding | None], ...] = (
+    _one_class,
+    _masks,
+    _absent_classes,
+    _black_ignored,
+    _mostly_ignored,
+    _palettes,
+    _lossy_labels,
+    _flat_images,
+)
 
 
 def repeats(split: str, names: Sequence[Sequence[str]]) -> list[Finding]:
