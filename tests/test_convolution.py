@@ -58,8 +58,9 @@ def test_wide_convolution_and_its_gradients_equal_torch(bounds, widest, size, di
 
 
 # Rows of x, inputs and features, so that both forms of each gradient are used.
+@pytest.mark.parametrize('platform', ['cpu', 'cuda', 'any'])
 @pytest.mark.parametrize('sizes', [(7, 40, 30), (7, 30, 40), (300, 12, 9), (300, 9, 12), (1, 1, 1)])
-def test_product_and_its_gradients_equal_their_definition(sizes):
+def test_product_and_its_gradients_equal_their_definition(sizes, platform):
     rows, inputs, features = sizes
     x, kernel, gradient = (
         normal(rows, inputs),
@@ -69,12 +70,15 @@ def test_product_and_its_gradients_equal_their_definition(sizes):
 
     def ours(x, kernel, gradient):
         y, pull = jax.vjp(product, x.reshape(1, rows, 1, inputs), kernel)
-        return y, *pull(gradient.reshape(y.shape))
+        alone, vectors = product(x.reshape(1, rows, 1, inputs), kernel), product(x, kernel)
+        return y, *pull(gradient.reshape(y.shape)), alone, vectors
 
-    y, of_input, of_kernel = quick(ours)(x, kernel, gradient)
-    assert y.shape == (1, rows, 1, features)
+    picked = forms.with_forms_of(platform, ours)
+    y, of_input, of_kernel, alone, vectors = quick(picked)(x, kernel, gradient)
+    assert y.shape == alone.shape == (1, rows, 1, features)
     x, kernel, gradient = (a.astype(np.float64) for a in (x, kernel, gradient))
-    assert_close(y[0, :, 0], x @ kernel)
+    for each in (y[0, :, 0], alone[0, :, 0], vectors):
+        assert_close(each, x @ kernel)
     assert_close(of_input[0, :, 0], gradient @ kernel.T)
     assert_close(of_kernel, x.T @ gradient)
 

@@ -65,15 +65,18 @@ def plain(x, kernel, scale, bias, epsilon, size, shortcut, relu):
 
 
 @pytest.mark.parametrize(('adds', 'relu'), [(False, False), (False, True), (True, True), (True, False)])
-@pytest.mark.parametrize(('data', 'space'), [(1, 1), (8, 1), (4, 2)])
-def test_by_definition(adds, relu, data, space):
+@pytest.mark.parametrize(
+    ('data', 'space', 'platform'),
+    [(1, 1, 'any'), (8, 1, 'any'), (4, 2, 'any'), (1, 1, 'cuda'), (4, 2, 'cuda')],
+)
+def test_by_definition(adds, relu, data, space, platform):
     *given, shortcut, cotangent = arguments()
     shortcut = shortcut if adds else None
     mesh = make_mesh(jax.devices()[: data * space], data=data, space=space)
     pixels, whole = NamedSharding(mesh, P('data', 'space')), NamedSharding(mesh, P())
     split = (pixels, whole, whole, whole, pixels if adds else None, pixels)
     with jax.set_mesh(mesh):
-        program = jax.jit(with_forms_of('any', lambda *args: found(*args, relu)), in_shardings=split)
+        program = jax.jit(with_forms_of(platform, lambda *args: found(*args, relu)), in_shardings=split)
         ours = program.lower(*given, shortcut, cotangent).compile(compiler_options=FAST)(
             *jax.device_put((*given, shortcut, cotangent), split)
         )
@@ -94,11 +97,12 @@ def test_images_that_do_not_fill_their_canvas():
             assert not np.asarray(each)[:, 11:].any()
 
 
-def test_bfloat16_is_as_exact_as_with_the_map():
+@pytest.mark.parametrize('platform', ['any', 'cuda'])
+def test_bfloat16_is_as_exact_as_with_the_map(platform):
     given = arguments((4, 24, 24))
     rounded = [jnp.asarray(x, jnp.float32 if x.ndim == 1 else jnp.bfloat16) for x in given]
     reference = exact(*(np.asarray(x, np.float32) for x in rounded), False)
-    ours = quick(lambda *args: found(*args, False))(*rounded)
+    ours = quick(with_forms_of(platform, lambda *args: found(*args, False)))(*rounded)
     theirs = quick(lambda *args: found(*args, False, normalizes=plain))(*rounded)
     for each, with_map, expected in zip(ours, theirs, reference, strict=True):
         norm = lambda x, expected=expected: np.linalg.norm(np.asarray(x, np.float64) - expected)

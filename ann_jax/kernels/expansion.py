@@ -16,7 +16,7 @@ from jaxtyping import BFloat16, Float32
 from ann_jax.kernels import Array
 from ann_jax.kernels.forms import by_platform
 from ann_jax.kernels.masking import Size, clean, count_pixels, mask
-from ann_jax.kernels.products import sum_of_products
+from ann_jax.kernels.products import product_by_cudnn, sum_of_products
 from ann_jax.kernels.reductions import sum_pixels
 
 
@@ -70,13 +70,23 @@ def _forward(x, kernel, scale, bias, shortcut, inside, pixels, epsilon, relu):
     inverse = jax.lax.rsqrt(var + epsilon)
     factor = scale * inverse
     offset = bias - of_product * factor
-    y = (x @ kernel).astype(jnp.float32) * factor + offset
-    y = y.astype(x.dtype)
+    y = by_platform(x, kernel, factor, offset, gpu=_scaled_by_cudnn, default=_scaled)
     y = y if shortcut is None else y + shortcut
     # Else XLA keeps the product for the gradient as well, and computes y again.
     y = _stored(jnp.maximum(y, 0)) if relu else y
     residual = x, kernel, scale, mean, covariance, inverse, y if relu else None, inside, pixels
     return (y, of_product, var), (*residual, shortcut is not None)
+
+
+def _scaled(x, kernel, factor, offset):
+    """x @ kernel * factor + offset."""
+    return ((x @ kernel).astype(jnp.float32) * factor + offset).astype(x.dtype)
+
+
+def _scaled_by_cudnn(x, kernel, factor, offset):
+    """In the form that takes what follows as well."""
+    kernel = (kernel.astype(jnp.float32) * factor).astype(x.dtype)
+    return product_by_cudnn(x, kernel) + offset.astype(x.dtype)
 
 
 def _stored(x):

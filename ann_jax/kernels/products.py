@@ -18,11 +18,11 @@ def product(x: Float[Array, '*rows C'], kernel: Float[Array, 'C D']) -> Float[ja
 
 @jax.custom_vjp
 def _product(x, kernel):
-    return by_platform(x, kernel, cpu=_flat_forward, default=_plain_forward)
+    return by_platform(x, kernel, cpu=_flat_forward, gpu=_gpu_inference, default=_plain_forward)
 
 
 def _forward(x, kernel):
-    return _product(x, kernel), (x, kernel)
+    return by_platform(x, kernel, cpu=_flat_forward, default=_plain_forward), (x, kernel)
 
 
 def _backward(residual, gradient):
@@ -40,14 +40,26 @@ def _plain_backward(x, kernel, gradient):
     return jax.vjp(_plain_forward, x, kernel)[1](gradient)
 
 
+def product_by_cudnn(x: Float[Array, 'B H W C'], kernel: Float[Array, 'C D']) -> Float[jax.Array, 'B H W D']:
+    """x @ kernel as a convolution, which XLA gives to cuDNN.
+
+    A bias, then a map to be added, then a ReLU, all in the dtype of x, become parts of it: the result is
+    written once. cuDNN takes any number of pixels; for cuBLAS, XLA pads copies to a multiple of 8.
+    """
+    dimensions = 'NHWC', 'HWIO', 'NHWC'
+    return jax.lax.conv_general_dilated(x, kernel[None, None], (1, 1), 'VALID', dimension_numbers=dimensions)
+
+
+def _gpu_inference(x, kernel):
+    return product_by_cudnn(x, kernel) if x.ndim == 4 else x @ kernel
+
+
 def _gpu_backward(x, kernel, gradient):
     """With the gradient of the kernel as that of a convolution: cuDNN sums over pixels in place."""
     if x.ndim != 4:
         return _plain_backward(x, kernel, gradient)
-    convolution = lambda kernel: jax.lax.conv_general_dilated(
-        x, kernel[None, None], (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-    return gradient @ kernel.T, *jax.vjp(convolution, kernel)[1](gradient)
+    _, of_kernel = jax.vjp(lambda kernel: product_by_cudnn(x, kernel), kernel)
+    return gradient @ kernel.T, *of_kernel(gradient)
 
 
 def sum_of_products(x: Float[Array, '*pixels C'], y: Float[Array, '*pixels D']) -> Float32[jax.Array, 'C D']:
