@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from reference import assert_close
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.batching import in_batches
+from ann_jax.parallel import arrays
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
@@ -19,6 +21,19 @@ pytestmark = pytest.mark.usefixtures('compiled_fast')
 @pytest.fixture(scope='module')
 def segmenter(folder, compiled_fast):
     return ann_jax.load(folder)
+
+
+def test_kernels_lie_as_convolutions_of_gpus_take_them(segmenter, folder, monkeypatch):
+    monkeypatch.setitem(arrays.KERNELS, 'cpu', arrays.KERNELS['gpu'])
+    other = ann_jax.load(folder)
+    orders = {x.format.layout.major_to_minor for x in jax.tree.leaves(other._variables) if x.ndim == 4}
+    assert orders == {(3, 0, 1, 2)}
+    for moved in (other, pickle.loads(pickle.dumps(other))):
+        expected, found = segmenter(picture()), moved(picture())
+        assert_close(found.probabilities(), expected.probabilities())
+    for ours, theirs in zip(other.stage_maps(picture()), segmenter.stage_maps(picture()), strict=True):
+        assert_close(ours, theirs)
+    assert other.attention(picture()).keys() == segmenter.attention(picture()).keys()
 
 
 def picture(seed=0, *, channels=3):

@@ -27,7 +27,7 @@ from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.ann import VARIANTS
 from ann_jax.models.fold import fold
 from ann_jax.models.initializers import initial_variables
-from ann_jax.parallel.arrays import put_batch
+from ann_jax.parallel.arrays import put_batch, put_weights
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.training.state import count_parameters, create_state
 from ann_jax.training.step import make_train_step
@@ -51,7 +51,7 @@ def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
                 settings.model.update(variant=variant, dtype=dtype.strip())
                 model = build.model(settings, 19)
                 variables = initial_variables(model, 0)
-                folded = jax.device_put(fold(model, variables))
+                folded = put_weights(fold(model, variables), make_mesh(jax.local_devices()[:1]))
                 image = random((1, height, width, 3))
                 start = time.perf_counter()
                 name = f'{variant} {height}x{width} {dtype}'

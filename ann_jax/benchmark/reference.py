@@ -30,6 +30,8 @@ from ann_jax.benchmark.torch_ann import PLANS, TorchANN
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.fold import fold
 from ann_jax.models.initializers import shape_variables
+from ann_jax.parallel.arrays import put_weights
+from ann_jax.parallel.mesh import make_mesh
 from ann_jax.training.losses import segmentation_loss
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import create_state
@@ -161,7 +163,8 @@ def _inference(config, size):
     image, tensor = _images(1, size)
     if config.model.dtype == 'bfloat16':  # faster than autocast, which rounds the weights each time
         network, tensor = network.to(torch.bfloat16), tensor.to(torch.bfloat16)
-    folded, model = jax.device_put(fold(model, variables)), model.clone(folded=True)
+    folded = put_weights(fold(model, variables), make_mesh(jax.local_devices()[:1]))
+    model = model.clone(folded=True)
 
     def forward(variables, image):
         logits: Any = model.apply(variables, image, full_size=True)

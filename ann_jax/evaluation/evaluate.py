@@ -24,7 +24,14 @@ from ann_jax.models.ann import ANN, count_classes, image_logits
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import check_folding, fold
 from ann_jax.models.resnet import ResNet
-from ann_jax.parallel.arrays import local_rows, put_batch, replicated, split_batch, split_rows
+from ann_jax.parallel.arrays import (
+    local_rows,
+    put_batch,
+    put_weights,
+    replicated,
+    split_batch,
+    split_rows,
+)
 from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.parallel.processes import is_main
 from ann_jax.parallel.programs import jit
@@ -226,7 +233,7 @@ class Evaluation:
             Stopped: `stop` returned True, see `evaluate`.
         """
         hidden = not is_main()
-        folded = jax.device_put(fold(self._model, jax.device_get(variables)), replicated(self._mesh))
+        folded = put_weights(fold(self._model, jax.device_get(variables)), self._mesh)
         numbers = iter(range(len(self.source)))
         num_classes = self.source.dataset.num_classes
         samples = Samples(num_classes, -(-len(self._pictured) // 2), len(self.source))

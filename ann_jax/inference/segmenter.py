@@ -27,7 +27,7 @@ from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, w
 from ann_jax.inference.results import Result
 from ann_jax.inference.strips import segment_in_strips
 from ann_jax.models.fold import fold
-from ann_jax.parallel.arrays import replicated
+from ann_jax.parallel.arrays import put_weights
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.typing import Backbone
@@ -123,7 +123,7 @@ class Segmenter:
         devices = jax.local_devices() if device is None else [device]
         mesh = make_mesh(devices if space == -1 else devices[:space], data=1, space=space)
         model = weights.network(backbone, dtype=dtype).clone(folded=True)
-        self._variables = jax.device_put(variables, replicated(mesh))
+        self._variables = put_weights(variables, mesh)
         normalize = normalizer(**for_channels(weights.input, weights.in_channels))
         self._protocol = make_protocol(model, normalize, mesh, **settings)
         self._strips = None

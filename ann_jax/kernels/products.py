@@ -46,8 +46,13 @@ def product_by_cudnn(x: Float[Array, 'B H W C'], kernel: Float[Array, 'C D']) ->
     A bias, then a map to be added, then a ReLU, all in the dtype of x, become parts of it: the result is
     written once. cuDNN takes any number of pixels; for cuBLAS, XLA pads copies to a multiple of 8.
     """
-    dimensions = 'NHWC', 'HWIO', 'NHWC'
-    return jax.lax.conv_general_dilated(x, kernel[None, None], (1, 1), 'VALID', dimension_numbers=dimensions)
+    return jax.lax.conv_general_dilated(
+        jnp.asarray(x),
+        jnp.asarray(kernel)[None, None],
+        (1, 1),
+        'VALID',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
 
 
 def _gpu_inference(x, kernel):

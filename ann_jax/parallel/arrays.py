@@ -6,10 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ann_jax.parallel.mesh import row_shards
+
+# How (k, k, C, D) kernels lie in memory, slowest axis first, where that is not the order of their axes. For
+# cuDNN, each program would otherwise transpose each of them at each call.
+KERNELS = {'gpu': (3, 0, 1, 2)}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -37,6 +42,16 @@ def put_batch(
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     return {key: put(batch[key]) for key in keys}
+
+
+def put_weights(variables: Any, mesh: Mesh) -> Any:
+    """Puts weights on all devices of a mesh, for programs that only read them."""
+    place = replicated(mesh)
+    order = KERNELS.get(mesh.devices.flat[0].platform)
+    if order is None or mesh.is_multi_process:
+        return jax.device_put(variables, place)
+    kernels = Format(Layout(order), place)
+    return jax.tree.map(lambda x: jax.device_put(x, kernels if np.ndim(x) == 4 else place), variables)
 
 
 def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
