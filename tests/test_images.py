@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from ann_jax.data.decode.images import (
     from_pillow,
     unseen,
 )
-from ann_jax.data.decode.jpeg import jpeg_size
+from ann_jax.data.decode.jpeg import examine_jpeg, jpeg_size
 from ann_jax.data.decode.levels import Reading, find_range, to_levels
 from ann_jax.data.decode.reading import damaged, open_picture
 from ann_jax.data.own.settings import own_dataset
@@ -523,6 +524,24 @@ def test_a_jpeg_that_lacks_data_is_refused(progressive, mode, capfd):
     for lie in ('cut 0.1', 'cut 0.5', 'tall', 'wide', *(() if progressive else ('cut 0.95',))):
         with pytest.raises(DataError, match=r'a\.jpg.*copy or download'):
             decode_image(lying(data, lie), 'a.jpg')
+
+
+def test_what_other_threads_say_meanwhile_is_not_lost(capfd, monkeypatch):
+    decode = cv2.imdecode
+
+    def slow(*args):
+        os.write(2, b'said meanwhile\n')
+        return decode(*args)
+
+    monkeypatch.setattr(cv2, 'imdecode', slow)
+    picture = np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8)
+    whole = encoded(picture, 'jpeg', quality=90)
+    examine_jpeg(whole, 'a.jpg')
+    assert capfd.readouterr().err == 'said meanwhile\n'
+    middle = len(whole) // 2
+    with pytest.raises(DataError, match=r'a.jpg is damaged \(.*(Corrupt|Premature)'):
+        examine_jpeg(whole[:middle] + whole[middle + 40 :], 'a.jpg')
+    assert capfd.readouterr().err == 'said meanwhile\n'
 
 
 def test_odd_but_whole_jpegs_are_read(capfd):

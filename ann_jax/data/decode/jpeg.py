@@ -104,7 +104,11 @@ def examine_jpeg(data: bytes, where: object) -> None:
             os.dup2(kept, 2)
             os.close(kept)
         said.seek(0)
-        lines = said.read().decode(errors='replace').splitlines()
+        lines = said.read().splitlines(keepends=True)
+    damage = [line for line in lines if b'Corrupt JPEG' in line or b'Premature end of JPEG' in line]
     for line in lines:
-        if 'Corrupt JPEG' in line or 'Premature end of JPEG' in line:
-            raise DataError(f'the image {where} is damaged ({line.strip()}): copy or download the file again')
+        if line not in damage:  # of another thread
+            os.write(2, line)
+    if damage:
+        reason = damage[0].decode(errors='replace').strip()
+        raise DataError(f'the image {where} is damaged ({reason}): copy or download the file again')
