@@ -201,3 +201,14 @@ def test_the_check_compares_with_the_cpu_and_reports_what_fails(monkeypatch, tmp
     assert found['blocks'] == [{'error': 'ValueError: no such kernel'}]
     monkeypatch.setattr(accelerator_check, 'PARTS', {'equality': lambda *_: [{'what': 'x', 'equal': True}]})
     assert accelerator_check.main([str(tmp_path)]) == 0
+
+
+def test_without_torch_the_check_times_this_package_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerator_check.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(accelerator_check, 'peak', lambda config: [{'GFLOP/s': 1.0}])
+    named = lambda config, *_: [{'contestant': f'{config.benchmark.image_sizes} {config.model.dtype}'}]
+    monkeypatch.setattr(accelerator_check.networks, 'network', named)
+    monkeypatch.setattr(accelerator_check, '_alone', lambda name, *_: [{'contestant': name}])
+    rows = accelerator_check.beside_torch(False, tmp_path)
+    names = [row['contestant'] for row in rows]
+    assert names[:2] == ['1024x2048 bfloat16', 'step'] and "pip install 'ann_jax[convert]'" in names[2]

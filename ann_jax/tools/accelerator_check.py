@@ -4,9 +4,9 @@
 
 - equality: what has forms of its own for accelerators, with its gradients, and a training step, beside the
   CPU, on random inputs that differ from call to call;
-- times: training step and inference beside PyTorch, if it is installed, the step of `configs/camvid.py`, and
+- times: training step and inference, beside PyTorch if it is installed, the step of `configs/camvid.py`, and
   APNB beside NB;
-- profile: where the time of the step of CamVid goes, by kernel.
+- profile: where the time of the step of CamVid goes, by kernel; without PyTorch, of the other step too.
 
 Prints short tables and writes check.json into the folder. A part that fails is reported; the others go on.
 """
@@ -29,7 +29,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ann_jax import __version__
-from ann_jax.benchmark.contest import Contestant, contest, peak, table
+from ann_jax.benchmark import networks
+from ann_jax.benchmark.contest import Contestant, contest, count_flops, peak, table
 from ann_jax.command import load_config
 from ann_jax.kernels.convolution import convolve
 from ann_jax.kernels.expansion import normalize_product
@@ -199,21 +200,27 @@ def _step(config, classes):
 
 def beside_torch(small: bool, folder: Path) -> list[Row]:
     """ANN-ResNet-101 beside PyTorch: inference at 1024 x 2048, and a step of 8 crops of 769 x 769."""
-    if not importlib.util.find_spec('torch'):
-        return [{'contestant': "none: pip install 'ann_jax[convert]'"}]
-    from ann_jax.benchmark.reference import reference
-
     config = _config('cityscapes', 'bfloat16')
-    config.benchmark.update(
-        rounds=5,
-        reference_compile=not small,
-        reference_batch=2 if small else 8,
-        reference_sizes='65x129' if small else '1024x2048',
-        reference_step_sizes='65x65' if small else '769x769',
-    )
     if small:
         config.model.depth = 50
-    return reference(config, peak(config))
+        config.augment.crop = (65, 65)
+    count, image = (2, '65x129') if small else (8, '1024x2048')
+    config.benchmark.rounds = 5
+    rates = peak(config)
+    if not importlib.util.find_spec('torch'):
+        config.benchmark.update(image_sizes=image, variants='full', dtypes='bfloat16')
+        rows = _alone('step', config, CLASSES, count, rates, folder)
+        missing = {'contestant': "PyTorch is not installed: pip install 'ann_jax[convert]'"}
+        return [*networks.network(config, rates), *rows, missing]
+    from ann_jax.benchmark.reference import reference
+
+    config.benchmark.update(
+        reference_compile=not small,
+        reference_batch=count,
+        reference_sizes=image,
+        reference_step_sizes='x'.join(map(str, config.augment.crop)),
+    )
+    return reference(config, rates)
 
 
 def blocks(small: bool, folder: Path) -> list[Row]:
@@ -228,8 +235,15 @@ def blocks(small: bool, folder: Path) -> list[Row]:
 def camvid(small: bool, folder: Path) -> list[Row]:
     """The step of `configs/camvid.py` and, after it, where its time goes."""
     config = _config('camvid', 'bfloat16')
-    classes, crop = 11, (65, 65) if small else tuple(config.augment.crop)
+    if small:
+        config.augment.crop = (65, 65)
     count = 2 if small else config.train.batch_size
+    return _alone('step of CamVid', config, 11, count, peak(config), folder)
+
+
+def _alone(name, config, classes, count, rates, folder):
+    """The time of a step of `count` crops, and its profile."""
+    crop = config.augment.crop
     rng = np.random.default_rng(0)
     batch = {
         'image': jnp.asarray(rng.integers(0, 256, (count, *crop, 3), np.uint8)),
@@ -245,7 +259,8 @@ def camvid(small: bool, folder: Path) -> list[Row]:
         box[0], metrics = program(box[0], batch)
         return metrics
 
-    rows = contest({f'step of CamVid, {count} crops': Contestant(run, program)}, 5, [])
+    flops = count_flops(step, program, state, batch)
+    rows = contest({f'{name}, {count} crops': Contestant(run, program, flops)}, 5, rates)
     rows[0]['compile (s)'] = compiling
     return rows + _profile(run, folder)
 
