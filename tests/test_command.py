@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 import ann_jax
 from ann_jax import command
@@ -130,6 +131,16 @@ def test_the_command_says_which_packaged_config_it_uses(module, elsewhere):
     (elsewhere / 'camvid.py').write_text((REPOSITORY / 'configs' / 'camvid.py').read_text())
     result = call(module, '--config=camvid.py', '--mode=check')
     assert result.returncode == 1 and 'comes with' not in result.stderr
+
+
+@pytest.mark.parametrize('dashes', ['-', '--'])
+def test_of_a_setting_that_is_given_twice_the_last_counts(dashes):
+    given = flags.FlagValues()
+    twice = [f'{dashes}config.eval.scales={scale},' for scale in (1.0, 2.0)]
+    argv = command.arguments(['--config=scenes', '--config.seed=3', *twice, '--config.seed=4'])
+    command.define_config('A config.', given, argv)
+    command.parse(argv, '', given)
+    assert given.config.eval.scales == (2.0,) and given.config.seed == 4
 
 
 def test_help_is_about_the_command():
