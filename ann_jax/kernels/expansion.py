@@ -84,7 +84,7 @@ def _scaled(x, kernel, factor, offset):
 
 
 def _scaled_by_cudnn(x, kernel, factor, offset):
-    """In the form that takes what follows as well."""
+    """The same in the form that becomes one operation with the shortcut and the ReLU after it."""
     kernel = (kernel.astype(jnp.float32) * factor).astype(x.dtype)
     return product_by_cudnn(x, kernel) + offset.astype(x.dtype)
 
