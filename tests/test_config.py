@@ -57,7 +57,7 @@ def test_what_camvid_changes_of_the_paper():
     ours, paper = (get_config('camvid', argument).to_dict() for argument in (None, 'paper'))
     changed = {line.split(':')[0] for line in differences(paper, ours)}
     assert changed == {
-        'augment.jitter', 'augment.jitter_share', 'loss.terms',
+        'augment.jitter', 'augment.jitter_share', 'eval.flip', 'eval.scales', 'loss.terms',
         'model.decoder', 'model.dtype', 'model.output_stride',
         'optim.ema_decay', 'optim.learning_rate', 'optim.warmup_steps',
         'train.batch_size', 'train.eval_every', 'train.steps',
