@@ -129,12 +129,12 @@ def arguments(argv: Iterable[str] | None = None) -> list[str]:
     """
     # ml_collections parses keys as Python, where `from` is a keyword.
     rename = lambda text: re.sub(r'^--?config\.init\.from(?==|$)', '--config.init["from"]', text)
-    given = [*map(rename, sys.argv[1:] if argv is None else argv)]
     # Of a setting that is given twice the last counts; ml_collections would append a tuple to the first.
-    setting = lambda text: re.match(r'--?(config\.[^=]+)=', text)
-    latest = {match[1]: i for i, text in enumerate(given) if (match := setting(text))}
-    kept = (text for i, text in enumerate(given) if not (match := setting(text)) or latest[match[1]] == i)
-    return [sys.argv[0], *kept]
+    given: dict[int | str, str] = {}
+    for i, text in enumerate(map(rename, sys.argv[1:] if argv is None else argv)):
+        setting = re.match(r'--?(config\.[^=]+)=', text)
+        given[setting[1] if setting else i] = text
+    return [sys.argv[0], *given.values()]
 
 
 def parse(

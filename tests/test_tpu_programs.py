@@ -85,13 +85,13 @@ def test_rows_of_other_settings_are_not_taken(monkeypatch, tmp_path):
     monkeypatch.setattr(tpu_programs, 'measured', lambda *_: pytest.fail('compiled'))
     path.write_text('{"step,v5e:2x2,2,9x9": {}}')
     with pytest.raises(
-        SystemExit, match='known.json has rows with another classes, .*: name another file by'
+        SystemExit, match='known.json has rows of other settings .classes, .*: name another file by'
     ):
         tpu_programs.main(['--config=scenes', '--rows=step,v5e:2x2,2,9x9', f'--output={path}'])
     settings = {'classes': 19, 'model.dtype': 'float32'}
     path.write_text(json.dumps({'settings': settings, 'rows': {}}))
     assert tpu_programs.known(path, settings)['rows'] == {}
-    with pytest.raises(ConfigError, match='rows with another model.dtype: '):
+    with pytest.raises(ConfigError, match='rows of other settings .model.dtype.: '):
         tpu_programs.known(path, settings | {'model.dtype': 'bfloat16'})
 
 

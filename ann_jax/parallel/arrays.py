@@ -45,10 +45,10 @@ def put_batch(
 
 
 def put_weights(variables: Any, mesh: Mesh) -> Any:
-    """Puts weights on all devices of a mesh, for programs that only read them."""
+    """Puts weights on all devices of a mesh, for programs that only read them; kernels as in `KERNELS`."""
     place = replicated(mesh)
     order = KERNELS.get(mesh.devices.flat[0].platform)
-    if order is None or mesh.is_multi_process:
+    if order is None or mesh.is_multi_process:  # other orders have not been tried with several processes
         return jax.device_put(variables, place)
     kernels = Format(Layout(order), place)
     return jax.tree.map(lambda x: jax.device_put(x, kernels if np.ndim(x) == 4 else place), variables)

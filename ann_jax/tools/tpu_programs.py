@@ -202,7 +202,7 @@ def known(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     other = [key for key, value in settings.items() if found.get('settings', {}).get(key) != value]
     if other:
         raise ConfigError(
-            f'{path} has rows with another {", ".join(other[:5])}: name another file by --output'
+            f'{path} has rows of other settings ({", ".join(other[:5])}): name another file by --output'
         )
     return found
 
