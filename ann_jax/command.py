@@ -7,6 +7,7 @@ A config is a file, or the name of one that comes with the package; its argument
 
 import importlib.machinery
 import importlib.util
+import itertools
 import re
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ann_jax.errors import ConfigError, DataError, unknown
+from ann_jax.runs.history import flat
 
 
 class ConfigFile(NamedTuple):
@@ -158,6 +160,7 @@ def parse(
         print(_help(description, [flag_values[name] for name in names or flag_values]))
         sys.exit(0)
     try:
+        _refuse_unknown(argv)
         rest = flag_values(argv)
         if flag_values['config'].value is None:
             known = ', '.join(packaged_configs())
@@ -173,6 +176,25 @@ def parse(
             text = text.replace('\\n', '\n').strip('\'"\n ')
         # Of several lines the last says what is wrong.
         sys.exit(f'error: {text.strip().splitlines()[-1].strip()}')
+
+
+def _refuse_unknown(argv):
+    """Raises ConfigError for settings that the config does not have, with the closest that it has."""
+    configs = [text for flag, text in itertools.pairwise(argv) if flag in ('-config', '--config')]
+    configs += [match[1] for text in argv if (match := re.match('--?config=(.*)', text))]
+    try:
+        known = flat(load_config(configs[-1]).to_dict())
+    except (IndexError, ConfigError, DataError):  # the flag itself says what is wrong
+        return
+    for match in filter(None, (re.match(r'--?config\.([^=]+)', text) for text in argv)):
+        setting = match[1].replace('["from"]', '.from')  # see `arguments`
+        if setting in known or any(key.startswith(f'{setting}.') for key in known):
+            continue
+        group, _, name = setting.rpartition('.')
+        elsewhere = [key for key in known if key.rpartition('.')[2] == name]
+        beside = [key for key in known if key.startswith(f'{group}.')]
+        above = [group] if group in known else list(dict.fromkeys(key.partition('.')[0] for key in known))
+        raise ConfigError(unknown('setting', setting, elsewhere or beside or above))
 
 
 def _help(description, shown):

@@ -295,8 +295,8 @@ def test_check_lists_every_bad_file(run, tmp_path):
     ('config', 'arguments', 'message'),
     [
         ('cityscapes.py', [], 'set --config.dataset.root'),
-        ('cityscapes.py', ['--config.optim.learning_rat=1'], 'Did you mean "learning_rate"'),
-        ('cityscapes.py', ['--config.optm.momentum=1'], 'Did you mean "optim"'),
+        ('cityscapes.py', ['--config.optim.learning_rat=1'], "did you mean 'optim.learning_rate'"),
+        ('cityscapes.py', ['--config.optm.momentum=1'], "did you mean 'optim.momentum'"),
         (
             'scenes.py',
             ['--config.train.eval_every=0'],
