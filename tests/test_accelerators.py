@@ -88,6 +88,19 @@ def test_programs_are_kept_beside_accelerators(setting, accelerator, folder, kep
     assert kept == ([folder.format(home=tmp_path)] if folder else [])
 
 
+@pytest.mark.parametrize('setting', ['auto', ''])
+def test_programs_are_kept_where_the_environment_says(setting, monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerators, 'has_accelerator', lambda: True)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))  # as JAX_COMPILATION_CACHE_DIR does
+    try:
+        accelerators.keep_programs(setting)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+
+
 def test_programs_used_longest_ago_are_removed(kept, monkeypatch, tmp_path):
     monkeypatch.setattr(accelerators, 'has_accelerator', lambda: True)
     monkeypatch.setattr(accelerators, '_KEPT_BYTES', 250)

@@ -12,6 +12,7 @@ from reference import assert_close, error, normal, quick, random_variables, tame
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.kernels import convolution, forms
 from ann_jax.models.ann import ANN, VARIANTS
+from ann_jax.models.blocks import AFNB, APNB
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import fold
 from ann_jax.models.resnet import ResNet
@@ -119,6 +120,13 @@ def test_winograd(monkeypatch):
 def test_settings(options):
     assert_close(*both(network(**options), (50, 65)))
     assert_close(*both(network(**options), (50, 65), (64, 65)))
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_only_variants_that_sample_need_exact_sizes(variant):
+    samples = not {APNB, AFNB}.isdisjoint(VARIANTS[variant])
+    assert network(variant=variant, sampling='max').takes_canvas is not samples
+    assert network(variant=variant).takes_canvas
 
 
 @pytest.mark.parametrize('sampling', ['max', 'random'])

@@ -121,6 +121,8 @@ def test_forms_are_picked_for_exporters():
         picked = with_forms_of(platform, function)
         assert float(picked(0.0)) == expected
         assert 'platform_index' not in str(jax.make_jaxpr(picked)(0.0))
+    with pytest.raises(ValueError, match="'gpu': must be one of cpu, cuda"):
+        with_forms_of('gpu', function)
 
 
 def test_what_is_picked_is_not_kept_for_later():

@@ -9,18 +9,18 @@ import pytest
 from reference import assert_close, nchw, nhwc, normal, quick, torch_gradients
 
 from ann_jax.kernels.anchors import sample_anchors
+from ann_jax.kernels.forms import with_forms_of
 from ann_jax.kernels.resizing import resize_bilinear
 
 
-def with_gradient(function, x, cotangent):
-    """Output and gradient of sum(output * cotangent), in one compilation."""
+def with_gradient(function, x, cotangent, platform='cpu'):
+    """Output and gradient of sum(output * cotangent), in one compilation, by the forms of a platform."""
 
-    @quick
     def run(x, cotangent):
         output, pull = jax.vjp(function, x)
         return output, pull(cotangent)[0]
 
-    return run(x, cotangent)
+    return quick(with_forms_of(platform, run))(x, cotangent)
 
 
 def torch_anchors(x, kind, sizes):
@@ -117,16 +117,18 @@ RESIZES = [((7, 9), (7, 9)), ((5, 6), (1, 1)), ((1, 1), (4, 7)), ((1, 8), (6, 1)
 ]
 
 
+@pytest.mark.parametrize('platform', ['any', 'cuda'])  # the order of rows and columns in the gradient
 @pytest.mark.parametrize('align_corners', [True, False])
 @pytest.mark.parametrize(('size', 'new_size'), RESIZES)
-def test_resize_equals_interpolate(size, new_size, align_corners):
+def test_resize_equals_interpolate(size, new_size, align_corners, platform):
     torch = pytest.importorskip('torch')
     x, cotangent = normal(2, *size, 3), normal(2, *new_size, 3, seed=1)
     interpolate = functools.partial(
         torch.nn.functional.interpolate, size=new_size, mode='bilinear', align_corners=align_corners
     )
     output, (gradient,) = torch_gradients(interpolate, nchw(cotangent), nchw(x))
-    ours, ours_gradient = with_gradient(lambda x: resize_bilinear(x, new_size, align_corners), x, cotangent)
+    resize = lambda x: resize_bilinear(x, new_size, align_corners)
+    ours, ours_gradient = with_gradient(resize, x, cotangent, platform)
     assert_close(ours, nhwc(output))
     assert_close(ours_gradient, nhwc(gradient))
 

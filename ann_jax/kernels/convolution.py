@@ -14,9 +14,9 @@ from ann_jax.kernels.winograd import tiles, winograd, winograd_input_gradient, w
 from ann_jax.parallel.mesh import row_shards
 
 # Number of channels from which the CPU forms of 3x3 convolutions pay off.
-WIDE = 64  # for gradients as plain products
+WIDE = 64  # for gradients: the kernel's by Winograd, the input's as one product where the map is small
 WIDER = 128  # for Winograd without gradients: with fewer, memory traffic costs more than it saves
-WIDEST = 512  # input channels, for Winograd with gradients: with fewer, compilation takes too long
+WIDEST = 512  # input channels, for all three by Winograd: with fewer, compilation takes too long
 
 
 def convolve(
@@ -171,13 +171,14 @@ def _cpu_backward(dilation, x, kernel, gradient):
         return _direct_backward(dilation, x, kernel, gradient)
     # Behind a barrier; else x would be kept padded from the forward pass on.
     x, gradient = jax.lax.optimization_barrier((x, gradient))
-    of_input, of_kernel = _direct_backward(dilation, x, kernel, gradient)
-    if math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # larger maps take too much memory
-        of_input = _input_gradient(gradient, kernel, dilation)
-    if _tiles_fit(x, dilation):
+    of_input, of_kernel = _direct_backward(dilation, x, kernel, gradient)  # XLA drops what is replaced
+    tiled = _tiles_fit(x, dilation)
+    if tiled:
         of_kernel = winograd_kernel_gradient(x, gradient, dilation)
-        if kernel.shape[2] >= WIDEST:
-            of_input = winograd_input_gradient(gradient, kernel, dilation)
+    if tiled and kernel.shape[2] >= WIDEST:
+        of_input = winograd_input_gradient(gradient, kernel, dilation)
+    elif math.prod(gradient.shape[:3]) <= 2.5 * gradient.shape[-1]:  # larger maps take too much memory
+        of_input = _input_gradient(gradient, kernel, dilation)
     # After both, an optimizer updates the kernel in place; otherwise XLA would copy it first.
     return jax.lax.optimization_barrier((of_input, of_kernel))
 

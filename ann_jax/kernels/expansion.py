@@ -1,4 +1,4 @@
-"""Batch normalisation of 1x1 convolutions to more channels, for bfloat16, by sums over the narrower map.
+"""Batch normalisation of 1x1 convolutions to no fewer channels, for bfloat16, by sums over the narrower map.
 
 The statistics of x W follow from those of x: the mean is mean(x) W, and the variance is the diagonal of
 W^T cov(x) W. So does the gradient: what normalisation takes away from it is a multiple of x W, whose products
@@ -46,7 +46,7 @@ def normalize_product(
         two. Pixels outside the images are undefined, and receive no gradient.
     """
     pixels = jnp.asarray(count_pixels(x.shape, size), jnp.float32)
-    inside = None if size is None else mask(x.shape, size)
+    inside = mask(x.shape, size)
     return _normalize(clean(x, size), kernel, scale, bias, shortcut, inside, pixels, epsilon, relu)
 
 

@@ -14,6 +14,7 @@ import jax
 _picked: ContextVar[str | None] = ContextVar('picked', default=None)
 
 GPUS = ('cuda', 'rocm')
+PLATFORMS = ('cpu', *GPUS, 'tpu', 'any')
 
 
 def by_platform(
@@ -39,7 +40,12 @@ def with_forms_of(platform: str, function: Callable) -> Callable:
     For exporters and cost counting, which do not support a choice by platform.
 
     Returns a new function: jax caches traces by function object, and the choice is not part of the key.
+
+    Raises:
+        ValueError: the platform is not one of `PLATFORMS`.
     """
+    if platform not in PLATFORMS:
+        raise ValueError(f'platform={platform!r}: must be one of {", ".join(PLATFORMS)}')
 
     def picked(*args):
         token = _picked.set(platform)

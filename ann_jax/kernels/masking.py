@@ -31,8 +31,10 @@ def per_image(length: Length, batch: Dim) -> Int32[jax.Array, ' B']:
 
 def mask(shape: tuple[Dim, ...], size: Size) -> Bool[jax.Array, '#B #H #W 1'] | None:
     """Which pixels of (B, H, W, ...) are valid; None if all are."""
+    if size is None:
+        return None
     inside = None
-    for axis, length in enumerate(size_of(shape, size), 1):
+    for axis, length in enumerate(size, 1):
         if isinstance(length, int) and length == shape[axis]:
             continue
         index = jnp.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(4)])
@@ -43,7 +45,7 @@ def mask(shape: tuple[Dim, ...], size: Size) -> Bool[jax.Array, '#B #H #W 1'] | 
 
 def clean(x: Float[Array, 'B H W C'], size: Size) -> Float[Array, 'B H W C']:
     """The array, with zeros outside the images."""
-    inside = None if size is None else mask(x.shape, size)
+    inside = mask(x.shape, size)
     return x if inside is None else jnp.where(inside, x, 0)
 
 

@@ -38,7 +38,7 @@ def normalize(
     """
     pixels = jnp.asarray(count_pixels(x.shape, size), jnp.float32)
     about = jnp.broadcast_to(jnp.asarray(about, jnp.float32), x.shape[-1:])
-    inside = None if size is None else mask(x.shape, size)
+    inside = mask(x.shape, size)
     return _normalize(x, scale, bias, about, inside, pixels, epsilon, relu)
 
 

@@ -19,7 +19,7 @@ def max_pool(x: Float[Array, 'B H W C'], ceil: bool) -> Float[jax.Array, 'B H_ou
     index maps for this: four on CPUs, two on GPUs.
 
     Args:
-        x: features; non-negative, and zero outside the images of a canvas.
+        x: features; on canvases, non-negative in the images and zero outside them.
         ceil: as torch's `ceil_mode`.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Sums of many terms; the forms for CPUs are accurate without materialising the terms."""
+"""Sums of many terms; the forms for CPUs are accurate without materialising the terms.
+
+They are not meant to be differentiated: they serve in gradients, and on them.
+"""
 
 import math
 from typing import Any
@@ -18,7 +21,7 @@ COLUMNS = 8  # of a row at a time: short sums of short sums lose few digits
 
 
 def sum_pixels(x: Float[Array, 'B H W C']) -> Float[jax.Array, ' C']:
-    """The sum of all pixels of all images."""
+    """The sum of all pixels of all images, in the dtype of x: cast bfloat16 to float32 first."""
     if row_shards(x) > 1:  # XLA sums over the shards
         return _plain_sum(x)
     return by_platform(x, cpu=_sum_by_columns, default=_plain_sum)

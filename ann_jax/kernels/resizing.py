@@ -27,7 +27,7 @@ def resize(
         x: canvases; computed in float32.
         size: of the images on them.
         canvas: height and width of the result. If rows are split over devices, the heights of the canvas and
-            of the images grow by the same factor, up to rounding.
+            of the images change by the same factor, up to rounding.
         target: sizes of the resized images; pixels outside them are undefined.
         align_corners: whether the corner pixels' centres, or their outer corners, are kept in place.
 
@@ -146,11 +146,11 @@ def _matrices(shape, size, canvas, target, align_corners, flip=False):
     for axis in (0, 1):
         before, after = (per_image(each[axis], shape[0]) for each in (size, target))
         mirror = flip and axis == 1
-        matrices.append(linear_rows(shape[axis + 1], canvas[axis], before, after, align_corners, mirror))
+        matrices.append(_linear_matrices(shape[axis + 1], canvas[axis], before, after, align_corners, mirror))
     return matrices
 
 
-def linear_rows(
+def _linear_matrices(
     n_in: Dim,
     n_out: Dim,
     length: Integer[jax.Array, ' B'],

@@ -59,6 +59,7 @@ class ANN(nn.Module):
         align_corners: how logits are resized to the image.
         dtype: what the head computes in; the classifiers always use float32.
         folded: whether the variables come from `fold`, without the auxiliary head.
+        in_channels: of the images from which `initial_variables` takes the shapes.
     """
 
     num_classes: int
@@ -89,13 +90,13 @@ class ANN(nn.Module):
     @property
     def takes_canvas(self) -> bool:
         """Whether images may be smaller than their array; max-pooled and random anchors need exact sizes."""
-        attends = VARIANTS.get(self.variant) != (None, None)
-        samples = not attends or self.sampling in ('average', 'all')
-        return samples and getattr(self.backbone, 'takes_canvas', False)
+        samples = {APNB, AFNB} & {*VARIANTS.get(self.variant, ())}
+        of_any_size = not samples or self.sampling in ('average', 'all')
+        return of_any_size and getattr(self.backbone, 'takes_canvas', False)
 
     @nn.compact
     def __call__(self, image: Given, train: bool = False, full_size: bool = False) -> Logits[Given]:
-        """Normalised images (B, H, W, 3) -> logits of the classifier and of the auxiliary head.
+        """Normalised images (B, H, W, in_channels) -> logits of the classifier and of the auxiliary head.
 
         Args:
             image: an array that the images fill, or a `FeatureMap`.
@@ -104,12 +105,13 @@ class ANN(nn.Module):
                 or of Stage2 with a decoder, and the auxiliary ones that of Stage4.
 
         Raises:
-            ConfigError: unknown variant, sampling, share, decoder or fused stage.
+            ConfigError: unknown variant, sampling, share, decoder or fused stage; or the backbone does not
+                return four maps, or not those that canvases and split rows need.
         """
         if self.variant not in VARIANTS:
             raise ConfigError(unknown('variant', self.variant, VARIANTS))
-        if not set(self.fuse_stages) <= {2, 3, 4}:
-            raise ConfigError(f'fuse_stages must be among 2, 3 and 4, not {tuple(self.fuse_stages)}')
+        if not self.fuse_stages or sorted({2, 3, 4} & {*self.fuse_stages}) != sorted(self.fuse_stages):
+            raise ConfigError(f'fuse_stages must be some of 2, 3 and 4, not {tuple(self.fuse_stages)}')
         if self.decoder not in DECODERS:
             raise ConfigError(unknown('decoder', self.decoder, DECODERS))
         fusion, context = VARIANTS[self.variant]
@@ -210,7 +212,7 @@ def image_logits(
         model: an `ANN`, or a Flax module `(images, train=...)` -> class scores (B, h, w, K), or a pair of
             scores, the second from an auxiliary head. Scores of another size are resized bilinearly.
         variables: the model's variables.
-        image: normalised images, (B, H, W, 3).
+        image: normalised images, (B, H, W, C).
         train: see `ANN`.
         mutable, rngs: passed to `model.apply`.
 
@@ -219,7 +221,7 @@ def image_logits(
     """
     if isinstance(model, ANN):
         return model.apply(variables, image, full_size=True, train=train, mutable=mutable, rngs=rngs)
-    image.split_over_devices(_refuse_split)
+    image.split_over_devices(_refuse_split)  # raises if rows would be split
     output, changed = model.apply(variables, image.array, train=train, mutable=mutable, rngs=rngs)
     main, auxiliary = output if isinstance(output, tuple | list) else (output, None)
     return Logits(_sized(main, image), None if auxiliary is None else _sized(auxiliary, image)), changed

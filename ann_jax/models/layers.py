@@ -50,7 +50,7 @@ class Conv(nn.Module):
         return x.strided(y, self.stride)
 
     def widens(self, x: FeatureMap) -> bool:
-        """Whether this is a 1x1 convolution in bfloat16 to no fewer channels, see `normalize_product`."""
+        """Whether `normalize_product` takes it: 1x1, in bfloat16, without bias, to no fewer channels."""
         plain = self.kernel_size == 1 and self.stride == 1 and not self.bias
         return plain and self.dtype == jnp.bfloat16 and x.channels <= self.features
 
@@ -84,7 +84,7 @@ class BatchNorm(nn.Module):
         shortcut: FeatureMap | None = None,
         relu: bool = False,
     ) -> FeatureMap:
-        """(B, H, W, C) -> the same shape and dtype; updates `batch_stats` when `train`.
+        """(B, H, W, C) -> the same shape and dtype, or those of `conv`; updates `batch_stats` when `train`.
 
         What comes before and after it in a network can be given as well, to be computed together.
 

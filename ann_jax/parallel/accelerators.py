@@ -42,8 +42,8 @@ def keep_programs(folder: str) -> None:
 
     Args:
         folder: where; AUTO for one in the user's cache if there is an accelerator, whose programs take
-            minutes to compile, and none otherwise; '' for none. What JAX_COMPILATION_CACHE_DIR says is left
-            alone.
+            minutes to compile. AUTO and '' leave alone what JAX_COMPILATION_CACHE_DIR says; without it, ''
+            keeps none, nor does AUTO on CPUs.
     """
     if folder == AUTO:
         set_already = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]

@@ -95,7 +95,7 @@ def on_devices(mesh: Mesh) -> Callable[[Any], Any]:
 
 @functools.cache
 def compiler_options(device: jax.Device) -> dict[str, Any]:
-    """Options of `jax.jit` for network programs; without those that this version of XLA does not know.
+    """Options of `jax.jit` for network programs, as far as this version of XLA knows them, see `known`.
 
     On CPUs, XLA passes products and convolutions to YNNPACK, which is up to 1.5 times slower than XLA's own
     code. XLA also removes barriers, which `computed_once` and rematerialisation depend on.
