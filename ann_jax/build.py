@@ -55,6 +55,8 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
     c = config.dataset
     train = split == c.train_split
     split, pattern = split_and_pattern(split)
+    if split.endswith(']') or '[' in split:
+        raise ConfigError(f'{split}: a pattern in brackets is missing or not closed, as in train[0006*]')
     stands_in = bool(c.stand_in and not c.root)
     name = c.stand_in if stands_in else c.name
     samples: Source
@@ -80,7 +82,7 @@ def source(config: ConfigDict, split: str, *, limit: int = 0, strict: bool = Tru
 def split_and_pattern(split: str) -> tuple[str, str]:
     """The name of a split, and the pattern in brackets behind it, or ''."""
     name, opened, rest = split.partition('[')
-    return (name, rest[:-1]) if opened and rest.endswith(']') else (split, '')
+    return (name, rest[:-1]) if opened and rest.endswith(']') and rest != ']' else (split, '')
 
 
 def dataset(config: ConfigDict) -> Dataset:

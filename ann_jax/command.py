@@ -8,6 +8,7 @@ A config is a file, or the name of one that comes with the package; its argument
 import importlib.machinery
 import importlib.util
 import itertools
+import os
 import re
 import sys
 import textwrap
@@ -67,7 +68,7 @@ def find_config(text: str) -> ConfigFile:
     raise ConfigError(f'no such file, and {unknown("config", stem, known)}')
 
 
-def load_config(text: str) -> ConfigDict:
+def load_config(text: str | os.PathLike) -> ConfigDict:
     """Runs `get_config` of a config and returns the result, locked.
 
     Args:
@@ -76,7 +77,7 @@ def load_config(text: str) -> ConfigDict:
     Raises:
         ConfigError: there is no such config, its argument is wrong, or its code fails.
     """
-    file = find_config(text)
+    file = find_config(os.fspath(text))
     loader = importlib.machinery.SourceFileLoader('ann_jax_config', str(file.path))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec  # a SourceFileLoader always has one
@@ -131,9 +132,15 @@ def arguments(argv: Iterable[str] | None = None) -> list[str]:
     """
     # ml_collections parses keys as Python, where `from` is a keyword.
     rename = lambda text: re.sub(r'^--?config\.init\.from(?==|$)', '--config.init["from"]', text)
+    words: list[str] = []
+    for text in sys.argv[1:] if argv is None else argv:
+        if words and re.fullmatch(r'--?config\.[^=]+', words[-1]) and not text.startswith('--'):
+            words[-1] += f'={text}'  # --config.KEY VALUE
+        else:
+            words.append(text)
     # Of a setting that is given twice the last counts; ml_collections would append a tuple to the first.
     given: dict[int | str, str] = {}
-    for i, text in enumerate(map(rename, sys.argv[1:] if argv is None else argv)):
+    for i, text in enumerate(map(rename, words)):
         setting = re.match(r'--?(config\.[^=]+)=', text)
         given[setting[1] if setting else i] = text
     return [sys.argv[0], *given.values()]
@@ -174,6 +181,8 @@ def parse(
         text = str(error)
         if isinstance(error, KeyError):  # its text is quoted
             text = text.replace('\\n', '\n').strip('\'"\n ')
+        text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", 'must be True or False', text)
+        text = re.sub(r'invalid literal for int\(\) with base 10: .*', 'must be a whole number', text)
         # Of several lines the last says what is wrong.
         sys.exit(f'error: {text.strip().splitlines()[-1].strip()}')
 

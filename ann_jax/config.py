@@ -363,7 +363,17 @@ def validate(config: ConfigDict) -> None:
     Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
     check_input(config.input, channels_of(c.bands))
     _check_colors(config.augment, channels_of(c.bands))
+    if config.dataset.name == 'scenes':
+        for key in ('root', 'bands', 'image_range', 'page'):
+            if value := config.dataset[key]:
+                raise ConfigError(
+                    f'dataset.{key}={shown(value)}: the embedded scenes read no files: use '
+                    '--config=configs/folder.py for your own'
+                )
     if config.dataset.name != 'folder':
+        for key in ('images', 'labels', 'label_ending'):
+            if (value := config.dataset[key]) != _DEFAULTS[f'dataset.{key}']:
+                raise ConfigError(f'dataset.{key}={shown(value)}: only --config=configs/folder.py takes it')
         for key in ('classes', 'label_map', 'reduce_zero_label', 'lists', 'image_ending', 'val_share'):
             if value := config.dataset[key]:
                 raise ConfigError(

@@ -24,7 +24,8 @@ class SaveError(RuntimeError):
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     """Message for an unknown name, with the closest known one if there is any."""
     names = [str(k) for k in known]
-    near = difflib.get_close_matches(str(name), names, 1, 0.5)
+    near = [each for each in names if each.lower() == str(name).lower()]
+    near = near or difflib.get_close_matches(str(name), names, 1, 0.5)
     hint = f'did you mean {near[0]!r}? ' if near else ''
     return f'unknown {kind} {name!r}; {hint}known: {", ".join(names)}'
 

@@ -45,10 +45,13 @@ def commands(monkeypatch):
         folder = ablation.Path(values['workdir'])
         folder.mkdir(parents=True, exist_ok=True)
         iou = {name: 0.5 + 0.01 * seed for name in CLASSES} | {'worker': None}
-        score, split = 0.5 + 0.1 * seed, values.get('config.dataset.eval_split', '')
+        score, split = 0.5 + 0.1 * seed, values.get('config.dataset.eval_split', 'own')
+        name = 'metrics.json'
         if values.get('mode') == 'evaluate':
             score /= 2
-        name = f'metrics-{split}.json'.translate(SHOWN) if split else 'metrics.json'
+            name = f'metrics-{split}.json'.translate(SHOWN)
+        else:
+            (folder / 'config.json').write_text(json.dumps({'dataset': {'eval_split': split}}))
         (folder / name).write_text(json.dumps({'miou': score, 'iou': iou}))
         return subprocess.CompletedProcess(command, 0)
 
@@ -94,9 +97,19 @@ def test_own_rows_on_several_splits(commands, tmp_path, capsys):
     commands.clear()
     ablation.main([*arguments, '--own', 'plain='])
     assert len(commands) == 2  # to train again is up to the run, to score is not done twice
-    for bad in (['plain'], ['a b=x'], ['full=x'], ['a=', 'a=--x']):
+    commands.clear()
+    ablation.main([*arguments, 'own', '--own', 'plain='])
+    assert len(commands) == 2  # training has scored its own split
+    assert '| own |' in capsys.readouterr().out
+    for bad in (
+        ['plain'], ['a b=x'], ['full=x'], ['a=', 'a=--x'], ['a=--config.seed=3'], ['a=', '--seeds', '1', '1'],
+        ['a=', '--', '--config.seed=7'], ['a=', '--', '--workdir=x'],
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
             ablation.main(['--workdir', str(tmp_path), '--own', *bad])
+    commands.clear()
+    ablation.main(['--workdir', str(tmp_path), '--seeds', '0', '--rows', 'full', '--own', 'plain='])
+    assert len(commands) == 2
 
 
 def test_a_run_that_fails_ends_the_comparison(commands, tmp_path):

@@ -256,6 +256,7 @@ def test_explain_writes_a_page_and_figures(folder, tmp_path, capsys, monkeypatch
     [
         ({}, 'explain.input is missing'),
         ({'input': 'none/*.png'}, 'explain.input=none/.*: no such file'),
+        ({'input': 'fold*'}, r'explain.input=fold\*: no such file'),  # a folder inside is not an image
         ({'input': '.', 'truth': 'nowhere'}, '21 images, and a page holds 20'),
         ({'input': '0.png', 'truth': 'nowhere'}, 'explain.truth=nowhere: no such folder'),
     ],
@@ -264,6 +265,7 @@ def test_what_cannot_be_explained_is_refused_before_a_network_is_opened(
     settings, message, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'folder').mkdir()
     for number in range(21):
         Image.fromarray(picture((2, 2))).save(f'{number}.png')
     config = defaults()

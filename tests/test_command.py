@@ -136,7 +136,7 @@ def test_the_command_says_which_packaged_config_it_uses(module, elsewhere):
 @pytest.mark.parametrize('dashes', ['-', '--'])
 def test_of_a_setting_that_is_given_twice_the_last_counts(dashes):
     given = flags.FlagValues()
-    twice = [f'{dashes}config.eval.scales={scale},' for scale in (1.0, 2.0)]
+    twice = [f'{dashes}config.eval.scales=1.0,', f'{dashes}config.eval.scales', '2.0,']
     argv = command.arguments(['--config=scenes', '--config.seed=3', *twice, '--config.seed=4'])
     command.define_config('A config.', given, argv)
     command.parse(argv, '', given)
@@ -162,6 +162,8 @@ def test_help_is_about_the_command():
         (['--config=scenes', '--config.model.decoder.x=1'], "did you mean 'model.decoder'"),
         (['--config=scenes', '--config.augment.jitter[1]', '0.1'], "did you mean 'augment.jitter'"),
         (['--config=scenes', '--config.init', '3'], 'is not a dict'),
+        (['--config=scenes', '--config.eval.flip=yes'], 'eval.flip=yes: must be True or False'),
+        (['--config=scenes', '--config.train.steps=1e4'], 'train.steps=1e4: must be a whole number'),
         (['--config=scenes:variant=apn', '--out=x'], "did you mean 'apnb'"),
         (['--config=scenes'], '--out is missing'),
     ],

@@ -164,6 +164,23 @@ def test_values_that_would_fail_late_are_refused(key, value):
         validate(config)
 
 
+@pytest.mark.parametrize(
+    ('config', 'key', 'value', 'message'),
+    [
+        ('scenes', 'root', '/data', 'the embedded scenes read no files'),
+        ('scenes', 'bands', '1,2', 'the embedded scenes read no files'),
+        ('scenes', 'images', 'photos', 'only --config=configs/folder.py takes it'),
+        ('cityscapes', 'label_ending', '_x.png', 'only --config=configs/folder.py takes it'),
+        ('cityscapes', 'val_share', 0.5, 'must be empty without --config=configs/folder.py'),
+    ],
+)
+def test_settings_that_a_dataset_would_ignore_are_refused(config, key, value, message):
+    config = get_config(config)
+    config.dataset[key] = value
+    with pytest.raises(ConfigError, match=f'dataset.{key}=.?{value}.?: {message}'):
+        validate(config)
+
+
 def test_differences_names_key_and_both_values():
     config = get_config('cityscapes').to_dict()
     saved = json.loads(json.dumps(config))

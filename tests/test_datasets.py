@@ -166,8 +166,9 @@ def test_samples_chosen_by_name(tmp_path):
     ):
         with pytest.raises(ConfigError, match=text):
             build.source(config, f'train[{pattern}]')
-    with pytest.raises(DataError, match='unknown camvid split'):
-        build.source(config, f'train[{first}*')
+    for split in (f'train[{first}*', 'train[]', 'train['):
+        with pytest.raises(ConfigError, match='a pattern in brackets is missing or not closed'):
+            build.source(config, split)
     with pytest.raises(ConfigError, match='only the samples of a folder'):
         build.source(scenes.get_config(), 'train[0*]')
     repeated = Subset(whole, [0, 1, 1])

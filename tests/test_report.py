@@ -75,6 +75,8 @@ def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
         ({'dataset.eval_split': 'test'}, 'test'),
         ({'eval.limit': 0}, 'limit=0'),
         ({'model.dtype': 'bfloat16', 'eval.batch_size': 7}, 'dtype=bfloat16'),
+        ({'dataset.name': 'camvid', 'dataset.root': '/data/camvid'}, 'name=camvid root=camvid'),
+        ({'dataset.scenes.seed': 7, 'dataset.scenes.train_count': 9}, 'scenes.seed=7'),
     ],
 )
 def test_an_evaluation_that_differs_from_the_training_has_a_name(settings, name, tmp_path):

@@ -106,6 +106,27 @@ def finished(train, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (
+            {'optim.learning_rate': 0.5},
+            r'a finished run with other settings \(optim.learning_rate: .* -> 0.5\)',
+        ),
+        ({'model.head_channels': 3}, r'a finished run with other settings \(model.head_channels'),
+        (
+            {'init.from': 'runs/other'},
+            'init.from=runs/other: the run in .* began from random weights: leave it',
+        ),
+    ],
+)
+def test_a_finished_run_refuses_what_would_have_no_effect(settings, message, train, finished, capsys):
+    with pytest.raises(ConfigError, match=message):
+        train(finished, **settings)
+    train(finished, **{'train.log_every': 7, 'mesh.space': 1})
+    assert '--mode=evaluate evaluates its best checkpoint' in capsys.readouterr().out
+
+
 def arrays(workdir, step):
     return ocp.StandardCheckpointer().restore(workdir / 'checkpoints' / str(step) / 'state')
 

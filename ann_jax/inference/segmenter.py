@@ -121,6 +121,8 @@ class Segmenter:
         self._reading = weights.reading(**reading)
         self.classes, self.colors = weights.classes, weights.colors
         devices = jax.local_devices() if device is None else [device]
+        if space != -1 and not 1 <= space <= len(devices):
+            raise ConfigError(f'space={space}: must be from 1 to {len(devices)}, the devices, or -1 for all')
         mesh = make_mesh(devices if space == -1 else devices[:space], data=1, space=space)
         model = weights.network(backbone, dtype=dtype).clone(folded=True)
         self._variables = put_weights(variables, mesh)

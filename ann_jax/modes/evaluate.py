@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,8 +15,11 @@ from ann_jax.evaluation.report import Report
 from ann_jax.modes.report import report_of_run
 from ann_jax.modes.trained import open_trained
 from ann_jax.parallel.processes import is_main
+from ann_jax.runs.history import flat
 from ann_jax.runs.record import Record
 from ann_jax.typing import Backbone, Source, Writer
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -52,6 +56,14 @@ def evaluate(
             f'{path} has {len(weights.classes)} classes, but {dataset.name} has {dataset.num_classes}: '
             'train a classifier for them first'
         )
+    if tuple(weights.classes) != tuple(dataset.classes):
+        if sorted(weights.classes) == sorted(dataset.classes):
+            raise ConfigError(
+                f'{path} has the classes {", ".join(weights.classes)}, and {dataset.name} has them in '
+                f'another order: {", ".join(dataset.classes)}'
+            )
+        other = next(pair for pair in zip(weights.classes, dataset.classes, strict=True) if len({*pair}) > 1)
+        logger.warning('%s names classes otherwise than %s, such as %r for %r', path, dataset.name, *other)
     step = weights.source.get('step', 0)
     name = _name(config, workdir, path)
     with contextlib.closing(Record(workdir, silent=not is_main(), writer=writer)) as record:
@@ -78,6 +90,11 @@ def _name(config, workdir, path):
         for key, value in build.protocol_settings(config).items()
         if plain(value) != plain(saved['model'].get(key, 'float32') if key == 'dtype' else trained[key])
     }
+    now, then = flat(config.dataset.to_dict()), flat(saved['dataset'])
+    drawn = 'scenes' in (now['name'], now['stand_in'])
+    for key in ('name', 'root', *(key for key in now if drawn and key.startswith('scenes.'))):
+        if key != 'scenes.train_count' and now[key] != then.get(key, now[key]):
+            changed[key] = Path(str(now[key])).name
     if path != workdir:
         changed['from'] = path.name
     if config.init.prefer == 'weights' and saved.get('optim', {}).get('ema_decay'):

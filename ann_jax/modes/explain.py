@@ -100,7 +100,8 @@ def _files(text):
         )
     path = Path(text).expanduser()
     files = find_images(path) if path.is_dir() else [path] if path.exists() else []
-    files = files or [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
+    files = files or [each for each in found if not each.is_dir()]
     if not files:
         raise ConfigError(f'explain.input={text}: no such file, folder or pattern')
     if len(files) > MOST:

@@ -1,6 +1,7 @@
 """What a run starts from: its newest intact checkpoint, other weights, or nothing."""
 
 import logging
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -123,11 +124,9 @@ def first_state(
 
     def restore(step, facts):
         path = workdir / 'checkpoints' / str(step)
-        saved, _ = history.complete(history.saved_config(facts, path))
+        saved, added = history.complete(history.saved_config(facts, path))
         _refuse_unknown(saved, config, path, facts)
-        if config.init['from']:
-            model = {key: value for key, value in saved['model'].items() if key != 'remat'}
-            adopt(config, model=model, input=saved['input'])
+        _follow_start(saved, added, config, workdir)
         _refuse_changes(saved, config, workdir)
         if facts.get('backbone', '') != backbone:
             raise ConfigError(
@@ -175,19 +174,50 @@ def _open_init(config: ConfigDict) -> Weights:
     return weights
 
 
-def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path) -> None:
+def refuse_other_run(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> None:
+    """Refuses settings that a finished run was not trained with, since they would have no effect.
+
+    Raises:
+        ConfigError: it has others.
+    """
+    step = checkpoints.reached
+    saved, added = history.complete(
+        history.saved_config(checkpoints.facts(step), workdir / 'checkpoints' / str(step))
+    )
+    _follow_start(saved, added, config, workdir)
+    _refuse_changes(saved, config, workdir, finished=True)
+
+
+def _follow_start(saved, added, config, workdir):
+    """With `init.from`, the config follows the weights, as it did when the run began."""
+    given = config.init['from']
+    if not given:
+        return
+    began = saved['init']['from']
+    if 'init.from' not in added and os.path.normpath(began or '.') != os.path.normpath(given):
+        raise ConfigError(
+            f'init.from={given}: the run in {workdir} began from {began or "random weights"}: leave it out '
+            'to continue, or use another --workdir'
+        )
+    model = {key: value for key, value in saved['model'].items() if key != 'remat'}
+    for line in adopt(config, model=model, input=saved['input']):
+        logger.info('as the weights needed it: %s', line)
+
+
+def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path, finished: bool = False) -> None:
     lines = differences(saved, config.to_dict())
-    changes = [line for line in lines if _is_fixed(line)]
+    changes = [line for line in lines if _is_fixed(line) or finished and line.startswith('optim.')]
     if changes:
         run = history.flat(saved)
         names = [line.split(':')[0] for line in changes]
         flags = ' '.join(_flag(name, run[name]) for name in names if name in run)
+        what = 'finished run' if finished else 'run'
         raise ConfigError(
-            f'{workdir} holds a run with other settings ({"; ".join(changes)}): '
+            f'{workdir} holds a {what} with other settings ({"; ".join(changes)}): '
             f'use those ({flags}), or another --workdir; to start another network from its weights: '
             f'--config.init.from={workdir} with --config.init.parts'
         )
-    if others := [line for line in lines if line.startswith(LOGGED)]:
+    if not finished and (others := [line for line in lines if line.startswith(LOGGED)]):
         logger.info('continues with changed settings: %s', '; '.join(others))
 
 

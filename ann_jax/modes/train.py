@@ -29,7 +29,7 @@ from ann_jax.evaluation.report import Report
 from ann_jax.modes.class_counts import class_counts, set_class_weights
 from ann_jax.modes.first_look import first_look
 from ann_jax.modes.report import report_of_run
-from ann_jax.modes.resume import first_state, keep_settings
+from ann_jax.modes.resume import first_state, keep_settings, refuse_other_run
 from ann_jax.modes.scene_samples import leave_samples
 from ann_jax.parallel.arrays import put_batch, put_flag, replicated
 from ann_jax.parallel.mesh import check_batch_size
@@ -114,6 +114,7 @@ def train(
         stale = lambda number: 0 < config.train.patience <= checkpoints.without_better(number)
         early = ', where train.patience ended it' if stale(newest) else ''
         if newest > steps or early or (newest == steps and checkpoints.scored(newest)):
+            refuse_other_run(config, workdir, checkpoints)
             where = f'{workdir} is at step {newest} of {steps}{early}'
             _print(f'{where}: --mode=evaluate evaluates its best checkpoint')
             return

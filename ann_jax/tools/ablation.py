@@ -121,7 +121,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('arguments', nargs='*', help='passed on to every run')
     options = parser.parse_args(argv)
-    numbers = options.tables or ([] if options.own else [6])
+    if len({*options.seeds}) < len(options.seeds):
+        parser.error(f'--seeds {" ".join(map(str, options.seeds))}: each once')
+    for flag in (*options.arguments, *(flag for row in options.own for flag in row.flags)):
+        if re.match(r'--?(config(=|$)|config\.seed\b|workdir\b|mode\b)', flag):
+            parser.error(f'{flag} is not for a row: --config, --seeds and --workdir are of all')
+    numbers = options.tables or ([] if options.own and not options.rows else [6])
     tables = {
         number: rows
         for number in numbers
@@ -191,17 +196,22 @@ def train(
     into = folder(workdir, row.name, seed)
     command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}', f'--workdir={into}']
     command += [f'--config.seed={seed}', *row.arguments(), *arguments]
-    commands = [command] + [
-        [*command, '--mode=evaluate', f'--config.dataset.eval_split={split}']
-        for split in splits
-        if not _metrics(into, split).is_file()
-    ]
-    for each in commands:
-        if status := subprocess.run(each).returncode:
-            sys.exit(f'error: the run of {row.name} with seed {seed} ended with status {status}: see above')
+    _run(command, row, seed)
+    for split in splits:
+        if not _metrics(into, split).is_file():
+            _run([*command, '--mode=evaluate', f'--config.dataset.eval_split={split}'], row, seed)
+
+
+def _run(command, row, seed):
+    if status := subprocess.run(command).returncode:
+        sys.exit(f'error: the run of {row.name} with seed {seed} ended with status {status}: see above')
 
 
 def _metrics(run, split=''):
+    """The file of the scores on a split; '' for the one that is evaluated in training."""
+    if split:
+        own = json.loads((run / 'config.json').read_text(encoding='utf-8'))['dataset']['eval_split']
+        split = '' if split == own else split
     return run / f'metrics{suffix(split)}.json'
 
 

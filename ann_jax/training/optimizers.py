@@ -155,6 +155,8 @@ def arguments(name: str, text: str) -> dict[str, Any]:
             takes = ', '.join(f'{each}={default}' for each, default in known.items()) or 'none'
             what = unknown(f'argument of {name}', key, known).split('known: ')[0]
             raise ConfigError(f'optim.args={text!r}: {what}it takes {takes}')
+        if key in args:
+            raise ConfigError(f'optim.args={text!r}: {key} is given twice')
         args[key] = _value(value)
         # Any text would be true.
         if isinstance(known[key], bool) and not isinstance(args[key], bool):
