@@ -65,7 +65,7 @@ def test_tables_hold_mean_and_deviation_of_the_seeds(commands, tmp_path, capsys)
     ablation.main(arguments)
     assert len(commands) == 3 * 3  # what two tables share is trained once
     assert '--config=configs/scenes.py:variant=afnb' in commands[2]
-    assert commands[2][-2:] == ['--config.model.fuse_stages=3,4', '--config.train.steps=7']
+    assert commands[2][-2:] == ['--config.train.steps=7', '--config.model.fuse_stages=3,4']
     printed = capsys.readouterr().out
     mean, deviation = np.mean([50, 60, 80]), np.std([50, 60, 80], ddof=1)
     row = f'| AFNB, 3 & 5, 4 & 5 | {mean:.1f} ± {deviation:.1f} | 51.3 ± 1.5 | nan ± nan | 76.7 |'
@@ -88,7 +88,7 @@ def test_own_rows_on_several_splits(commands, tmp_path, capsys):
     train, on_val, _ = commands[3:6]
     assert train[3:] == [
         '--config=camvid.py:small', f'--workdir={tmp_path / "b.2_0"}', '--config.seed=0',
-        '--config.loss.terms=dice:1', '--config.note=two words', '--config.train.steps=7',
+        '--config.train.steps=7', '--config.loss.terms=dice:1', '--config.note=two words',
     ]  # fmt: skip
     assert on_val == [*train, '--mode=evaluate', '--config.dataset.eval_split=val']
     printed = capsys.readouterr().out

@@ -205,6 +205,9 @@ def test_the_device_is_chosen(folder, segmenter):
     np.testing.assert_array_equal(elsewhere(picture()).ids, segmenter(picture()).ids)
     with pytest.raises(ConfigError, match='space=2: name one device'):
         ann_jax.load(folder, device=device, space=2)
+    for space in (0, -2, 99):
+        with pytest.raises(ConfigError, match=f'space={space}: must be from 1 to 8'):
+            ann_jax.load(folder, space=space)
 
 
 def _said(function, queue):

@@ -1,6 +1,7 @@
 """A run with all augmentation and all that may surround the optimizer: resumed to the bit; its average."""
 
 import contextlib
+import dataclasses
 import logging
 
 import jax
@@ -125,6 +126,13 @@ def test_a_finished_run_refuses_what_would_have_no_effect(settings, message, tra
         train(finished, **settings)
     train(finished, **{'train.log_every': 7, 'mesh.space': 1})
     assert '--mode=evaluate evaluates its best checkpoint' in capsys.readouterr().out
+
+
+def test_classes_in_another_order_are_not_scored(finished):
+    source = Stripes(1)
+    source.dataset = dataclasses.replace(source.dataset, classes=('green', 'red', 'blue'))
+    with pytest.raises(ConfigError, match='in another order: green, red, blue'):
+        ann_jax.evaluate(config_of(), finished, eval_source=source, backbone=Pyramid(2))
 
 
 def arrays(workdir, step):

@@ -10,8 +10,9 @@ run is scored on further splits too.
 
 Rows that two tables share are trained once. Finished runs are not repeated and interrupted ones go on, so
 the same command continues a comparison, and tables, rows and seeds can be added. Arguments after `--` are
-passed to every run: `-- --config.train.steps=100`. The tables and all scores are written to ablation.md and
-ablation.json in the working directory and, with the extra `report`, to ablation.png.
+passed to every run, before those of its row, which win: `-- --config.train.steps=100`. The tables and all
+scores are written to ablation.md and ablation.json in the working directory and, with the extra `report`, to
+ablation.png.
 """
 
 import argparse
@@ -195,7 +196,7 @@ def train(
         config += f'{"," if ":" in config else ":"}variant={row.variant}'
     into = folder(workdir, row.name, seed)
     command = [sys.executable, '-m', 'ann_jax.main', f'--config={config}', f'--workdir={into}']
-    command += [f'--config.seed={seed}', *row.arguments(), *arguments]
+    command += [f'--config.seed={seed}', *arguments, *row.arguments()]  # of a setting, the last counts
     _run(command, row, seed)
     for split in splits:
         if not _metrics(into, split).is_file():
