@@ -363,7 +363,7 @@ def validate(config: ConfigDict) -> None:
     Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
     check_input(config.input, channels_of(c.bands))
     _check_colors(config.augment, channels_of(c.bands))
-    if config.dataset.name == 'scenes':
+    if config.dataset.name == 'scenes' and config.dataset.format != 'tfds':
         for key in ('root', 'bands', 'image_range', 'page'):
             if value := config.dataset[key]:
                 raise ConfigError(

@@ -219,7 +219,7 @@ def test_bfloat16_gives_float32_logits_close_to_the_exact_ones():
     ('options', 'message'),
     [
         ({'variant': 'ann'}, "unknown variant 'ann'.*known: baseline, .*full"),
-        ({'fuse_stages': (4, 5)}, r'fuse_stages must be among 2, 3 and 4, not \(4, 5\)'),
+        ({'fuse_stages': (4, 5)}, r'fuse_stages must be some of 2, 3 and 4, not \(4, 5\)'),
         ({'share': 'all'}, "unknown share 'all'"),
         ({'sampling': 'median'}, "unknown sampling 'median'"),
     ],
