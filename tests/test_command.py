@@ -176,6 +176,19 @@ def test_tools_with_a_config_end_with_one_line_too(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ('tool', 'arguments', 'message'),
+    [
+        ('scene_attention', ['--run=runs/absent'], 'runs/absent'),
+        ('cost_model', ['--config=scenes', '--config.augment.crop=0,65'], 'augment.crop'),
+    ],
+)
+def test_other_tools_end_with_one_line(tool, arguments, message):
+    result = call(f'ann_jax.tools.{tool}', *arguments)
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert re.search(f'^error: .*{message}', result.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
     'name', sorted(path.stem for path in (REPOSITORY / 'ann_jax' / 'tools').glob('[!_]*.py'))
 )
 def test_every_tool_has_a_script_that_is_a_shell_of_it(name):

@@ -9,6 +9,7 @@ keeps, the compiler says: see `ann_jax/tools/tpu_programs.py`.
 
 import math
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax import build, command
+from ann_jax.config import validate
+from ann_jax.errors import ConfigError
 from ann_jax.kernels.forms import with_forms_of
 from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
@@ -202,7 +205,11 @@ def main(argv=None):
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', 8)
     jax.config.update('jax_enable_compilation_cache', False)  # a program found there is not partitioned again
-    print(tables(step_of(config, classes), *config.augment.crop))
+    try:
+        validate(config)
+        print(tables(step_of(config, classes), *config.augment.crop))
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

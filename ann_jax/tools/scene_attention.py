@@ -7,10 +7,12 @@ structure is a crane or a hoist. Every scene of the val split is drawn both ways
 """
 
 import argparse
+import sys
 
 import numpy as np
 
 from ann_jax.data.scenes import SPLITS, VERSIONS, render
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.segmenter import load
 
 SIZE = 96, 208
@@ -31,7 +33,10 @@ def main(argv=None):
     parser.add_argument('--run', required=True, help='a run on the embedded scenes')
     parser.add_argument('--scenes', type=int, default=50, help='of the val split, each drawn in two ways')
     options = parser.parse_args(argv)
-    print(table(measure(options.run, options.scenes)))
+    try:
+        print(table(measure(options.run, options.scenes)))
+    except (ConfigError, DataError) as error:
+        sys.exit(f'error: {error}')
 
 
 def measure(run, count):
