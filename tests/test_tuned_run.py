@@ -150,7 +150,9 @@ def test_a_run_that_was_killed_and_ended_early_goes_on_to_the_bit(
     monkeypatch.setattr(Checkpoints, 'score', lambda self, step, _: score(self, step, 0.9 - step / 10))
     with contextlib.closing(Checkpoints(tmp_path / 'checkpoints')) as checkpoints:
         checkpoints.score(2, 0.0)
-    train(tmp_path, **{'train.patience': 1})
+    train(tmp_path, **{'train.patience': 1, 'profile.steps': '1:2', 'eval.batch_size': 1})
+    assert 'no trace: steps 3 to 6 follow, not 1:2' in caplog.text
+    assert 'train.patience: 0 -> 1' in caplog.text and 'eval.batch_size: 0 -> 1' in caplog.text
     assert 'resuming from step 2' in caplog.text and 'of the moving average on val' in caplog.text
     assert 'step 4 of 6, ended by train.patience=1, best checkpoint at step 2' in capsys.readouterr().out
     train(tmp_path, **{'train.patience': 1})

@@ -43,7 +43,7 @@ FREE = (
 # Settings that determine which arrays the optimizer and the moving average keep.
 OF_STATE = ('optim.name', 'optim.args', 'optim.factors', 'optim.decay_factors', 'optim.ema_decay')
 # Settings that may change during a run; changes are logged.
-LOGGED = ('optim', 'train', 'mesh', 'model.remat')
+LOGGED = ('optim', 'train', 'mesh', 'model.remat', 'eval.', 'dataset.eval_split')
 
 
 def keep_settings(config: ConfigDict, workdir: Path) -> None:

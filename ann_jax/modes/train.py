@@ -162,7 +162,12 @@ def train(
             if first and is_due(first) and not checkpoints.scored(first):
                 scores = score(first)  # the run was stopped during this evaluation
             last = first if scores and stale(first) else steps
-            trace = Trace(workdir / 'profile', parse_steps(config.profile.steps))
+            traced = parse_steps(config.profile.steps)
+            if traced and not range(max(first + 1, traced[0]), min(steps, traced[-1]) + 1):
+                logger.warning(
+                    'no trace: steps %d to %d follow, not %s', first + 1, steps, config.profile.steps
+                )
+            trace = Trace(workdir / 'profile', traced)
             stack.callback(trace.close)
             for number in range(first + 1, last + 1):
                 with log.clock('data'):
