@@ -28,7 +28,7 @@ def _improve(config):
     config.loss.terms = 'ohem:1,dice:1'
     config.optim.update(learning_rate=0.04, warmup_steps=500, ema_decay=0.999)
     config.train.update(steps=12_000, batch_size=16, eval_every=3000)
-    # A point or more, on a sequence held out too.
+    # About a point, and more on a sequence held out.
     config.eval.update(scales=(0.75, 1.0, 1.25), flip=True)
 
 
