@@ -192,6 +192,9 @@ def test_results_and_segmenters_travel(segmenter):
     other = pickle.loads(pickle.dumps(result))
     np.testing.assert_array_equal(other.ids, result.ids)
     np.testing.assert_array_equal(other.overlay(), result.overlay())
+    for opacity in (-0.1, 60, float('nan')):
+        with pytest.raises(ConfigError, match=f'opacity={opacity}: must be from 0'):
+            result.overlay(opacity=opacity)
     with pytest.raises(ConfigError, match='pickled .* segment result.image again'):
         other.probabilities()
     again = pickle.loads(pickle.dumps(segmenter))

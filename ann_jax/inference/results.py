@@ -131,7 +131,12 @@ class Result:
         """(H, W, 3) uint8 class colours over the image; written to a file if a path is given.
 
         With a legend of the classes present, it is higher and at least 320 pixels wide.
+
+        Raises:
+            ConfigError: the opacity of the colours is not from 0 to 1.
         """
+        if not 0 <= opacity <= 1:
+            raise ConfigError(f'opacity={opacity}: must be from 0, the image alone, to 1, the colours alone')
         picture = pictures.overlay(whole(self._levels), self.ids, self.colors, opacity)
         if legend:
             picture = pictures.with_legend(picture, self.ids, self.classes, self.colors)
