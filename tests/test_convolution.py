@@ -128,6 +128,22 @@ def test_winograd_takes_no_tile_beyond_the_map(dilation):
     assert tiles((1, 17, 16, 1), dilation) == (9, 8)
 
 
+@pytest.mark.parametrize('activated', [True, False])
+def test_winograd_loses_no_more_than_a_digit_to_the_plain_form(activated):
+    torch = pytest.importorskip('torch')
+    x, kernel = normal(1, 17, 17, 256), normal(3, 3, 256, 64, seed=1)
+    x = np.maximum(x, 0) if activated else x
+    exact = torch.conv2d(
+        *(torch.from_numpy(a).double() for a in (nchw(x), oihw(kernel))), padding=2, dilation=2
+    )
+    exact = nhwc(exact)
+    plain, ours = (
+        np.linalg.norm(quick(form)(x, kernel) - exact) / np.linalg.norm(exact)
+        for form in (lambda x, k: direct(x, k, 1, 2), lambda x, k: winograd(x, k, 2))
+    )
+    assert ours <= 2.5 * plain, (ours, plain)
+
+
 def test_winograd_takes_fewer_products():
     x, kernel = np.ones((1, 32, 32, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
     flops = [
