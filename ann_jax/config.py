@@ -342,6 +342,10 @@ def validate(config: ConfigDict) -> None:
     Raises:
         ConfigError: values cannot be used; one line each, with the key, the value and what it must be.
     """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f'config={shown(config)}: must be a ConfigDict, such as ann_jax.load_config("configs/folder.py")'
+        )
     settings = history.flat(config.to_dict())
     if lines := [line for key, default in _DEFAULTS.items() if (line := _refusal(key, default, settings))]:
         raise ConfigError('\n'.join(lines))

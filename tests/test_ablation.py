@@ -103,7 +103,7 @@ def test_own_rows_on_several_splits(commands, tmp_path, capsys):
     assert '| own |' in capsys.readouterr().out
     for bad in (
         ['plain'], ['a b=x'], ['full=x'], ['a=', 'a=--x'], ['a=--config.seed=3'], ['a=', '--seeds', '1', '1'],
-        ['a=', '--', '--config.seed=7'], ['a=', '--', '--workdir=x'],
+        ['a=', '--', '--config.seed=7'], ['a=', '--', '--workdir=x'], ['a=config.loss.terms=dice:1'],
     ):  # fmt: skip
         with pytest.raises(SystemExit):
             ablation.main(['--workdir', str(tmp_path), '--own', *bad])

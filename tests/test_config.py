@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import pytest
 
+import ann_jax
 from ann_jax import build
-from ann_jax.config import differences, parse_argument, validate
+from ann_jax.config import defaults, differences, parse_argument, validate
 from ann_jax.data.classes import DATASETS
 from ann_jax.errors import ConfigError
 from ann_jax.models.ann import VARIANTS
+from ann_jax.modes.idle import idle_settings
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
@@ -179,6 +181,45 @@ def test_settings_that_a_dataset_would_ignore_are_refused(config, key, value, me
     config.dataset[key] = value
     with pytest.raises(ConfigError, match=f'dataset.{key}=.?{value}.?: {message}'):
         validate(config)
+
+
+def test_no_config_is_refused():
+    with pytest.raises(ConfigError, match="config='scenes': must be a ConfigDict"):
+        ann_jax.train('scenes', 'runs/x')
+
+
+CHANGED = {
+    'augment.jitter_share': (0.5, {'augment.jitter': (0.1, 0.0, 0.0, 0.0)}),
+    'augment.blur_sigma': ((1.0, 2.0), {'augment.blur': 0.5}),
+    'augment.rand_magnitude': (3, {'augment.rand_augment': 2}),
+    'augment.mix_share': (1.0, {'augment.mix': 'cutmix'}),
+    'loss.ohem': (False, {'loss.terms': ''}),
+    'loss.threshold': (0.5, {'loss.terms': 'ohem,dice'}),
+    'loss.focal_gamma': (1.0, {'loss.terms': 'focal'}),
+    'loss.tversky': ((0.5, 0.5), {'loss.terms': 'tversky'}),
+    'loss.boundary_width': (3, {'loss.boundary_weight': 2.0}),
+    'optim.momentum': (0.5, {'optim.name': 'sgd'}),
+    'optim.power': (1.0, {'optim.schedule': 'poly'}),
+    'optim.warmup_factor': (0.1, {'optim.warmup_steps': 5}),
+    'optim.decay': ('kernels', {'optim.weight_decay': 0.1}),
+    'optim.decay_factors': ('backbone=0.1', {'optim.weight_decay': 0.1}),
+    'eval.stride': ((40, 40), {'eval.crop': (65, 65)}),
+    'eval.average': ('probabilities', {'eval.flip': True}),
+}
+
+
+@pytest.mark.parametrize('key', CHANGED)
+def test_settings_without_effect_are_named(key):
+    config = defaults()
+    off = {'loss.terms': 'dice', 'optim.name': 'adamw', 'optim.schedule': 'cosine', 'optim.weight_decay': 0.0}
+    config.update_from_flattened_dict(off)
+    assert idle_settings(config) == []
+    value, on = CHANGED[key]
+    config.update_from_flattened_dict({key: value})
+    (line,) = idle_settings(config)
+    assert line.startswith(f'{key}={value!r} has no effect: it needs ')
+    config.update_from_flattened_dict(on)
+    assert idle_settings(config) == []
 
 
 def test_differences_names_key_and_both_values():

@@ -56,6 +56,15 @@ def test_save_writes_ids_overlay_with_legend_and_areas(result, tmp_path):
         result.save(tmp_path / 'out', 'overlays')
 
 
+def test_a_picture_of_no_format_is_refused(result, tmp_path):
+    for path in ('street', 'street.txt', 'street.gbr'):  # Pillow reads the last, and does not write it
+        for write in (result.overlay, result.colored):
+            with pytest.raises(ConfigError, match=rf'{path}: no picture format has the ending'):
+                write(tmp_path / path)
+    result.overlay(tmp_path / 'street.PNG')
+    assert [path.name for path in tmp_path.iterdir()] == ['street.PNG']
+
+
 def test_a_notebook_shows_the_overlay_and_its_legend(result):
     with Image.open(io.BytesIO(result._repr_png_())) as image:
         assert image.format == 'PNG' and image.size[0] == 320

@@ -100,6 +100,17 @@ def test_what_is_no_image_is_refused(image, message, segmenter):
         segmenter(image)
 
 
+def test_an_array_outside_of_the_range_is_told(folder, caplog):
+    segmenter = ann_jax.load(folder, image_range='0,4095')
+    told = lambda: [each.getMessage() for each in caplog.records]
+    segmenter(picture().astype(np.uint16) << 4)
+    segmenter(np.full((48, 64, 3), 0.5))  # it is blank
+    assert told() == []
+    segmenter(picture() / 255)
+    (line,) = told()
+    assert line.startswith('an array with values from 0 to 1 is blank for the network') and 'image_range is 0,4095' in line
+
+
 def test_a_tensor_that_numpy_cannot_read_is_refused(segmenter):
     torch = pytest.importorskip('torch', reason='gives tensors')
     for tensor in (torch.zeros(9, 9, 3, requires_grad=True), torch.zeros(9, 9, 3, dtype=torch.bfloat16)):

@@ -107,6 +107,21 @@ def finished(train, tmp_path_factory):
     return workdir
 
 
+def test_what_has_no_effect_is_told(train, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    with pytest.raises(Killed):
+        train(tmp_path, last=1, **{'optim.power': 2.0, 'eval.average': 'probabilities'})
+    told = [each.getMessage() for each in caplog.records if 'has no effect' in each.getMessage()]
+    assert told == [
+        'optim.power=2.0 has no effect: it needs optim.schedule=poly',
+        "eval.average='probabilities' has no effect: it needs eval.flip, or more than one of eval.scales",
+    ]
+    for key, value in (('parts', 'backbone'), ('prefer', 'ema')):
+        with pytest.raises(ConfigError, match=f'init.{key}={value}: there is no init.from to take it from'):
+            train(tmp_path / 'other', **{f'init.{key}': value})
+    assert not (tmp_path / 'other').exists()
+
+
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [

@@ -253,8 +253,17 @@ def test_names_of_parts():
     assert groups.factor_of(path, {'backbone': 0.1, 'stage2': 0.0, 'all': 3.0}) == 0
     assert groups.factor_of('classifier/bias', {'backbone': 0.1}) == 1
     assert groups.parse_factors(' backbone = 0.1, stem=0,', 'x') == {'backbone': 0.1, 'stem': 0}
-    for text in ('backbone', 'backbone=', 'backbone=-1', 'backbone=nan', 'a=1,a=2', '=1', 'a=1e9'):
-        with pytest.raises(ConfigError, match=r'optim.factors=.* must be NAME=FACTOR, each name once'):
+    for text in (
+        'backbone',
+        'backbone=',
+        'backbone=-1',
+        'backbone=nan',
+        'a=1,a=2',
+        'stem=1,backbone/stem=2',
+        '=1',
+        'a=1e9',
+    ):
+        with pytest.raises(ConfigError, match=r'optim.factors=.* must be NAME=FACTOR, each part once'):
             groups.parse_factors(text, 'optim.factors')
     with pytest.raises(
         ConfigError, match="train.frozen_norm: unknown part 'bakbone'; did you mean 'backbone'"

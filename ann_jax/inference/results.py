@@ -1,6 +1,7 @@
 """What a segmenter gives for an image."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,11 @@ class Result:
         return self._segmenter
 
     def colored(self, path: str | Path | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 class colours; written to a file if a path is given."""
+        """(H, W, 3) uint8 class colours; written to a file if a path is given.
+
+        Raises:
+            ConfigError: no picture format has the ending of the path.
+        """
         return _write(pictures.colorize(self.ids, self.colors), path)
 
     def overlay(
@@ -133,7 +138,8 @@ class Result:
         With a legend of the classes present, it is higher and at least 320 pixels wide.
 
         Raises:
-            ConfigError: the opacity of the colours is not from 0 to 1.
+            ConfigError: the opacity of the colours is not from 0 to 1, or no picture format has the ending of
+                the path.
         """
         if not 0 <= opacity <= 1:
             raise ConfigError(f'opacity={opacity}: must be from 0, the image alone, to 1, the colours alone')
@@ -238,6 +244,9 @@ class Result:
 
 def _write(picture, path):
     if path is not None:
+        ending = os.path.splitext(path)[1].lower()
+        if Image.registered_extensions().get(ending) not in Image.SAVE:
+            raise ConfigError(f'{path}: no picture format has the ending {ending!r}; use .png, for example')
         with replacing(path) as draft:
             Image.fromarray(picture).save(draft)
     return picture

@@ -1,6 +1,7 @@
 """Using a trained network from Python: images in, class maps out."""
 
 import functools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,8 @@ from ann_jax.typing import Backbone
 from ann_jax.weights.folder import Weights
 from ann_jax.weights.inputs import for_channels, normalizer
 from ann_jax.weights.opening import open_network
+
+logger = logging.getLogger(__name__)
 
 READ_AHEAD = 4
 LARGE = 1 << 26  # logits; images with more are segmented in strips if there are windows
@@ -347,7 +350,15 @@ class Segmenter:
             return to_levels(values, self._reading.limits, 'the Pillow image')
         if not self._reading.bands:
             refuse_channels_first(picture)
-        return from_array(picture, self._reading)
+        levels = from_array(picture, self._reading)
+        limits = self._reading.limits
+        if limits and np.ptp(levels) == 0 and picture.min() != picture.max():
+            logger.warning(
+                'an array with values from %g to %g is blank for the network, whose image_range is %g,%g: '
+                'give values of that range',
+                picture.min(), picture.max(), *limits,
+            )  # fmt: skip
+        return levels
 
 
 def _on_canvas(images, canvas):

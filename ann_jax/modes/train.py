@@ -28,6 +28,7 @@ from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.class_counts import class_counts, set_class_weights
 from ann_jax.modes.first_look import first_look
+from ann_jax.modes.idle import idle_settings
 from ann_jax.modes.report import report_of_run
 from ann_jax.modes.resume import first_state, keep_settings, refuse_other_run
 from ann_jax.modes.scene_samples import leave_samples
@@ -91,6 +92,9 @@ def train(
             f'profile.steps={config.profile.steps}: the profiler needs a --workdir on this machine, not '
             f'{workdir}'
         )
+    for key, off in (('parts', 'all'), ('prefer', '')):
+        if not config.init['from'] and (value := config.init[key]) != off:
+            raise ConfigError(f'init.{key}={value}: there is no init.from to take it from')
     keep_settings(config, workdir)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
@@ -334,6 +338,8 @@ def _log_setting(config, source, evaluation, state) -> None:
     if channels != len(config.input.mean):
         mean = for_channels(config.input, channels)['mean'][0]
         logger.info('each of the %d channels is normalised by the average of RGB, mean %.2f', channels, mean)
+    for line in idle_settings(config):
+        logger.warning('%s', line)
     if not config.model.aux_channels and config.loss.aux_weight:
         weight = config.loss.aux_weight
         logger.info('the network has no auxiliary head: loss.aux_weight=%s counts as 0', weight)

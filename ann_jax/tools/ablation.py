@@ -171,7 +171,12 @@ def own_row(text: str) -> Row:
             f'{text!r} is not NAME=FLAGS, with a name of letters, digits, dots and dashes that is no row of '
             "the paper, as in 'dice=--config.loss.terms=dice:1'"
         )
-    return Row(name, None, flags=tuple(shlex.split(flags)))
+    words = tuple(shlex.split(flags))
+    if words and not words[0].startswith('-'):
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: {words[0]} must be a flag with its value, as in --config.loss.terms=dice:1'
+        )
+    return Row(name, None, flags=words)
 
 
 def title(number: int) -> str:

@@ -37,20 +37,23 @@ def parse_factors(text: str, setting: str) -> dict[str, float]:
     """'backbone=0.1,stem=0' -> factor by name.
 
     Raises:
-        ConfigError: the text has another form, a name occurs twice, or a number is not a factor.
+        ConfigError: the text has another form, a part occurs twice, or a number is not a factor.
     """
     factors: dict[str, float] = {}
+    paths = set()
     for item in parse_names(text):
         name, _, number = (each.strip() for each in item.partition('='))
         try:
             factor = float(number)
         except ValueError:
             factor = math.nan
-        if not name or name in factors or not 0 <= factor <= _HIGHEST:
+        path = SHORT.get(name, name)  # `stem` and `backbone/stem` are one part
+        if not name or path in paths or not 0 <= factor <= _HIGHEST:
             raise ConfigError(
-                f'{setting}={text!r}: {item!r} must be NAME=FACTOR, each name once, with a factor from 0 to '
+                f'{setting}={text!r}: {item!r} must be NAME=FACTOR, each part once, with a factor from 0 to '
                 f'{_HIGHEST}, as in backbone=0.1,stem=0'
             )
+        paths.add(path)
         factors[name] = factor
     return factors
 

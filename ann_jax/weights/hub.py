@@ -7,6 +7,7 @@ with HF_HUB_OFFLINE=1, takes them from there alone.
 
 import functools
 import logging
+import os
 import re
 from pathlib import Path, PurePath
 from typing import Any
@@ -30,7 +31,7 @@ def located(path: str | Path) -> Path:
     Raises:
         ConfigError: the address is wrong, the hub has no such weights, or it cannot be reached.
     """
-    text = path.as_posix() if isinstance(path, PurePath) else path
+    text = path.as_posix() if isinstance(path, PurePath) else os.fspath(path)
     if not text.startswith('hf:/'):
         return place(path)
     if not (found := _ADDRESS.fullmatch(text)):
