@@ -108,7 +108,10 @@ def test_an_array_outside_of_the_range_is_told(folder, caplog):
     assert told() == []
     segmenter(picture() / 255)
     (line,) = told()
-    assert line.startswith('an array with values from 0 to 1 is blank for the network') and 'image_range is 0,4095' in line
+    assert (
+        line.startswith('an array with values from 0 to 1 is blank for the network')
+        and 'image_range is 0,4095' in line
+    )
 
 
 def test_a_tensor_that_numpy_cannot_read_is_refused(segmenter):
