@@ -230,6 +230,7 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         ConfigError: it is unknown, or an argument cannot be used.
     """
     c = config.optim
+    decay_factors = groups.parse_factors(c.decay_factors, 'optim.decay_factors')
     return make_optimizer(
         schedule(config),
         c.name,
@@ -237,7 +238,7 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         momentum=c.momentum,
         weight_decay=c.weight_decay,
         decay=c.decay,
-        decay_factors=groups.parse_factors(c.decay_factors, 'optim.decay_factors'),
+        decay_factors=groups.of_trained(decay_factors, state_settings(config)['factors']),
     )
 
 
@@ -304,25 +305,6 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
         focal_gamma=c.focal_gamma,
         tversky=tuple(c.tversky),
     )
-
-
-def batch_totals(config: ConfigDict) -> Callable:
-    """(labels of the parts of a batch, probabilities) -> `losses.BatchTotals`."""
-    c = config.loss
-    return functools.partial(
-        losses.batch_totals,
-        threshold=c.threshold,
-        min_kept=c.min_kept,
-        class_weights=tuple(c.class_weights) or None,
-        boundary_weight=c.boundary_weight,
-        boundary_width=c.boundary_width,
-    )
-
-
-def mines_over_batch(config: ConfigDict) -> bool:
-    """Whether OHEM looks for hard pixels in the whole batch."""
-    c = config.loss
-    return not c.per_image and 'ohem' in dict(terms.chosen(c.terms, c.ohem))
 
 
 def check_parts(config: ConfigDict, loss: Callable) -> None:

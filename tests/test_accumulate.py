@@ -1,18 +1,21 @@
 """A batch in parts: the step of the whole batch, in less memory."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 from reference import FAST, random_variables
 
+from ann_jax.errors import ConfigError
 from ann_jax.models.ann import ANN, Logits
 from ann_jax.models.resnet import ResNet
 from ann_jax.parallel.arrays import put_batch, replicated
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import compiler_options, jit
 from ann_jax.training.accumulate import make_accumulated_step
-from ann_jax.training.losses import batch_totals, segmentation_loss
+from ann_jax.training.losses import segmentation_loss, totals_of
 from ann_jax.training.optimizers import poly_schedule, sgd
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_step_parts
@@ -44,18 +47,12 @@ def random_batch(count, height=9, width=11, seed=0):
 
 def steps(model, variables, mesh, factors=None, **loss_settings):
     """The step of a whole batch and that of its parts, and a state to begin with."""
-
-    def loss(main, auxiliary, labels, totals=None):
-        return segmentation_loss(main, auxiliary, labels, totals=totals, **loss_settings)
-
+    loss = functools.partial(segmentation_loss, **loss_settings)
     tx = sgd(poly_schedule(0.05, 10))
     # The norm is that of the whole batch's gradient.
     settings = {'clip_norm': 0.1, 'ema_decay': 0.9, 'factors': factors}
     parts = make_step_parts(model, tx, loss=loss, normalize=lambda x: x / 100.0 - 1, seed=0, **settings)
-    mining = {key: loss_settings.get(key) for key in ('threshold', 'min_kept', 'class_weights')}
-    mine_over_batch = loss_settings['ohem'] and not loss_settings['per_image']
-    totals_of = lambda labels, p: batch_totals(labels, p, **mining)
-    accumulated = make_accumulated_step(parts, totals_of, mine_over_batch, mesh)
+    accumulated = make_accumulated_step(parts, *totals_of(loss), mesh)
     state = jax.device_put(create_state(variables, tx, factors=factors, ema=True), replicated(mesh))
     whole = jit(lambda state, batch: parts.update(state, parts.forward_backward(state, batch)), mesh)
     return whole, accumulated, state
@@ -66,6 +63,30 @@ def in_parts(batch, count, mesh):
     return [
         put_batch({key: batch[key][i * size : (i + 1) * size] for key in batch}, mesh) for i in range(count)
     ]
+
+
+def test_totals_are_those_of_the_loss():
+    labels = [random_batch(2, seed=seed)['label'] for seed in range(2)]
+    plain = totals_of(segmentation_loss)[0](labels)
+    weighted = totals_of(functools.partial(segmentation_loss, class_weights=WEIGHTS))[0](labels)
+    counts = np.bincount(np.concatenate(labels).ravel(), minlength=256)[:CLASSES]
+    assert int(plain.valid) == int(plain.weight) == counts.sum() and int(plain.images) == 4
+    assert float(weighted.weight) == pytest.approx(counts @ WEIGHTS)
+    for settings, mines in (
+        ({}, False),
+        ({'per_image': False}, True),
+        ({'per_image': False, 'ohem': False}, False),
+        ({'per_image': False, 'ohem': False, 'terms': (('dice', 1.0), ('ohem', 1.0))}, True),
+        ({'per_image': False, 'terms': (('dice', 1.0),)}, False),
+    ):
+        assert totals_of(functools.partial(segmentation_loss, **settings))[1] == mines
+
+    def own(main, auxiliary, labels, totals=None):
+        return segmentation_loss(main, auxiliary, labels, per_image=False, totals=totals)
+
+    totals = totals_of(own)[0](labels)
+    with pytest.raises(ConfigError, match='only known for functools.partial'):
+        own(np.zeros((2, 9, 11, CLASSES), np.float32), None, labels[0], totals)
 
 
 def copy(state):

@@ -518,6 +518,35 @@ def test_values_of_a_class_file_are_those_of_labels(tmp_path):
     assert [int(samples[i]['label'][0, 0]) for i in range(3)] == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    'text',
+    [
+        'class,frequency\nroad,0.3\ncar,0.7',
+        'name,part of\nroad,street\ncar,street',
+        'category;weight\nroad;1\ncar;2',
+    ],
+)
+def test_headings_of_what_is_not_used(text, tmp_path):
+    (tmp_path / 'names.txt').write_text(text)
+    assert parse_classes('names.txt', str(tmp_path)) == (('road', 'car'), (), None)
+
+
+def test_first_lines_that_are_no_headings(tmp_path):
+    for first, second in (('label: a', 'label: b'), ('object, a', 'object, b'), ('class,0', 'road,1')):
+        (tmp_path / 'names.txt').write_text(f'{first}\n{second}\n')
+        assert len(parse_classes('names.txt', str(tmp_path)).names) == 2
+    for shares in ('road,0.3\ncar,0.7', 'road 0.3\ncar 0.7'):
+        (tmp_path / 'names.txt').write_text(shares)
+        refuse(['is not understood'], parse_classes, 'names.txt', str(tmp_path), error=ConfigError)
+
+
+@pytest.mark.parametrize('between', [': ', ', ', ' | ', ' ; ', ' = ', ' -> ', ' ', ':', '->'])
+def test_values_after_names(between, tmp_path):
+    (tmp_path / 'names.txt').write_text(f'road{between}10\ncar (red){between}11\n')
+    found = parse_classes('names.txt', str(tmp_path))
+    assert found == (('road', 'car (red)'), (), {10: 0, 11: 1, 255: 255})
+
+
 def test_names_with_numbers_stay_names(tmp_path):
     for line in ('zone%d', '%d zone%d', '%d zone %d'):
         lines = [

@@ -398,10 +398,18 @@ def test_label_maps_are_parsed_and_written():
         ('1-3:0-5', 'names no class'),
         ('1-3:8-10', 'names no class'),
         ('1:0,0-2:1', 'second meaning'),
+        ('0:0,others:1,others:0', 'gives others a second meaning'),
         ('1', 'names no class'),
     ):
         with pytest.raises(ConfigError, match=words):
             parse(text)
+
+
+def test_a_class_called_ignore():
+    names = ('road', 'ignore')
+    assert maps.parse('0:0,1:1,255:255', names).values == {0: 0, 1: 1, 255: IGNORE}
+    with pytest.raises(ConfigError, match='may mean the class ignore.*1 for the class, or 255'):
+        maps.parse('0:road,255:ignore', names)
 
 
 def test_the_number_of_classes():

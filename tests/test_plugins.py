@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from reference import assert_close, error, normal, quick, random_variables
 
 import ann_jax
 from ann_jax import build
-from ann_jax.data.layout import Dataset
+from ann_jax.data.datasets import Checked
+from ann_jax.data.layout import Dataset, check_sample
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.ann import ANN
 from ann_jax.models.feature_map import FeatureMap
@@ -25,7 +27,7 @@ from ann_jax.models.resnet import ResNet
 from ann_jax.modes.export import export
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import Program
-from ann_jax.training.losses import batch_totals
+from ann_jax.training.losses import totals_of
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_step_parts
 from ann_jax.typing import IGNORE
@@ -167,6 +169,72 @@ def test_it_trains_and_evaluates(run):
     assert trained['miou'] > 0.8
     ann_jax.evaluate(config_of(), workdir, eval_source=Stripes(8), backbone=backbone)
     assert json.loads((workdir / 'metrics.json').read_text()) == trained
+
+
+def test_it_goes_on_with_its_own_optimizer_alone(run):
+    workdir, backbone = run
+    config = config_of()
+    config.train.steps = 80
+    sources = {'train_source': Stripes(64), 'eval_source': Stripes(8)}
+    with pytest.raises(ConfigError, match=r'keeps another state, such as opt_state/.*: pass the optimizer'):
+        ann_jax.train(config, workdir, **sources, backbone=backbone, loss=entropy)
+
+
+class Odd(Stripes):
+    """One sample of each source is odd."""
+
+    def __init__(self, key, change):
+        super().__init__(20)
+        self.key, self.change = key, change
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample | {self.key: self.change(sample[self.key])} if index == 13 else sample
+
+
+ODD = {
+    'size': (
+        'image',
+        lambda x: x[:32],
+        r"'stripe13' an image \(32, 96, 3\) uint8 .*label must be .* \(32, 96\)",
+    ),
+    'grey': ('image', lambda x: x[..., 0], r'must be a NumPy array \(H, W, 3\)'),
+    'alpha': ('image', lambda x: np.pad(x, ((0, 0), (0, 0), (0, 1))), r'must be a NumPy array \(H, W, 3\)'),
+    'float': ('image', lambda x: x / 255, 'float64 .*must hold levels from 0 to 255 as uint8'),
+    'list': ('image', lambda x: x.tolist(), 'of type list'),
+    'deep label': ('label', lambda x: x[..., None], r'label must be a NumPy array of \(64, 96\)'),
+    'wide label': (
+        'label',
+        lambda x: x.astype(np.int64) + 300,
+        'the label 30., but the network has 3 classes',
+    ),
+    'other class': ('label', lambda x: x + 3, 'the batch has the label'),
+    'float label': ('label', lambda x: x / 1, 'labels are float64'),
+}
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_samples_of_an_own_source_are_checked(name, tmp_path):
+    key, change, message = ODD[name]
+    config = config_of()
+    config.train.update(steps=4, batch_size=8, accumulate=2)
+    with pytest.raises(DataError, match=message):
+        ann_jax.train(config, tmp_path, train_source=Odd(key, change), eval_source=Stripes(8))
+    with pytest.raises(DataError, match=message):
+        list(Checked(Odd(key, change), 'eval_source', 3))
+
+
+def test_sources_are_used_as_given(tmp_path):
+    for sources in ({'train_source': Stripes(0)}, {'eval_source': Stripes(0)}):
+        (name,) = sources
+        with pytest.raises(DataError, match=f'the {name} has no samples'):
+            ann_jax.train(config_of(), tmp_path / 'run', **sources)
+    wide = Checked(Odd('label', np.int64), 'train_source', 3)
+    assert wide[13]['label'].dtype == np.uint8 and len(pickle.loads(pickle.dumps(wide))) == 20
+    with pytest.raises(DataError, match='lacks name, label: give name, image and label'):
+        check_sample({'image': 0}, 3, 3, 'train_source')
+    with pytest.raises(DataError, match='is no dict'):
+        check_sample((0, 1), 3, 3, 'train_source')
 
 
 def test_it_reports_to_a_writer(run):
@@ -313,7 +381,9 @@ def test_a_loss_in_parts(tmp_path):
     batch = {key: np.stack([sample[key][:33, :33] for sample in samples]) for key in ('image', 'label')}
     batch['label'][:2, 9:] = IGNORE  # parts of unequal weight
     halves = [{key: value[half] for key, value in batch.items()} for half in (slice(0, 2), slice(2, 4))]
-    totals = batch_totals([half['label'] for half in halves], None, threshold=0.7, min_kept=1)
+    compute, mines = totals_of(by_totals)
+    totals = compute([half['label'] for half in halves])
+    assert not mines and totals.weight is None
     run = quick(parts.forward_backward)
     losses = [float(run(state, half, None, totals).metrics['loss']) for half in halves]
     assert all(0 < loss < 10 for loss in losses)

@@ -103,6 +103,9 @@ def test_poly_schedule():
     schedule = poly_schedule(0.01, 60_000)
     steps = np.array([0, 1, 30_000, 59_999, 60_000])
     np.testing.assert_allclose(schedule(steps), 0.01 * (1 - steps / 60_000) ** 0.9, rtol=1e-5, atol=1e-9)
+    assert [poly_schedule(0.01, 10)(step) for step in (10, 11, 99)] == [0, 0, 0]  # and no complex number
+    for late in (np.array([11]), jnp.array([11])):
+        np.testing.assert_array_equal(poly_schedule(0.01, 10)(late), [0])
 
 
 def test_a_config_is_refused_before_it_runs():

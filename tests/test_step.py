@@ -118,12 +118,16 @@ def test_the_log_names_step_samples_and_newest_checkpoint():
         log.flush()
 
 
-def test_the_log_counts_steps_left_out_and_samples_replaced(caplog):
-    log = train_log(newest=None)
+def test_the_log_counts_steps_left_out_and_samples_replaced(caplog, monkeypatch):
+    log, rates = train_log(newest=None), []
+    keep = lambda _, step, values: rates.append(values['train/learning_rate'])
+    monkeypatch.setattr(Silent, 'scalars', keep)
     log.add(1, metrics(np.nan, skipped=True), BATCH | {'problem': np.array(['', 'c.png is truncated'])})
     log.add(2, metrics(skipped=False), BATCH)
     log.flush()
     assert (log.skipped, log.replaced) == (1, 1)
+    # The optimizer's schedule stood still at step 1.
+    assert rates == [pytest.approx(0.1), pytest.approx(0.1)]
     assert 'step 1: b in place of a bad sample: c.png is truncated' in caplog.text
     assert 'at step 1, of the samples a, b: step skipped (1 so far)' in caplog.text
 

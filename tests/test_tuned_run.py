@@ -210,6 +210,8 @@ def test_the_average_is_what_is_opened_and_exported(finished, tmp_path):
             'optim.factors: .* use those .*--config.optim.factors=backbone=0.1,stem=0',
         ),
         ({'optim.name': 'sgd', 'optim.args': ''}, 'optim.args: b2=0.99 -> ; optim.name: adamw -> sgd'),
+        ({'optim.name': 'adam'}, 'optim.name: adamw -> adam'),
+        ({'optim.decay': 'all'}, r'another state \(optim.decay: kernels -> all\)'),
         (  # all of the optimizer, even what could change
             {'optim.name': 'sgd', 'optim.args': '', 'optim.learning_rate': 0.5},
             'use those .*--config.optim.learning_rate=0.01 --config.optim.name=adamw',

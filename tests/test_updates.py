@@ -273,6 +273,16 @@ def test_names_of_parts():
         groups.trained(tree(0), {'all': 0.0})
 
 
+def test_decay_of_what_is_frozen_does_not_matter():
+    decay = {'stem': 0.5, 'backbone': 0.1, 'stage5': 0.2, 'head': 0.0}
+    left = lambda **factors: [*groups.of_trained(decay, factors)]
+    assert left() == left(head=0.1) == [*decay]
+    assert left(stem=0) == ['backbone', 'stage5', 'head']
+    assert left(backbone=0) == ['head']
+    assert left(backbone=0, stage5=1) == ['backbone', 'stage5', 'head']
+    assert left(backbone=0, stage4=0, head=0) == []
+
+
 def test_a_state_and_a_step_agree_about_the_average():
     tx = optax.sgd(0.1)
     update = parts_of(tx, Free(), ema_decay=0.9).update

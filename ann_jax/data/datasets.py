@@ -18,7 +18,7 @@ from ann_jax.data.decode.rasters import Raster, open_raster
 from ann_jax.data.decode.reading import check_png, read_file
 from ann_jax.data.files import pair_files
 from ann_jax.data.labels import Label, decode_label, map_label
-from ann_jax.data.layout import Dataset
+from ann_jax.data.layout import Dataset, check_sample
 from ann_jax.data.own.naming import without_ending
 from ann_jax.data.own.survey import Look, look
 from ann_jax.errors import ConfigError, DataError, unknown
@@ -185,6 +185,37 @@ class InRegions:
     def __getitem__(self, index) -> Sample:
         """Reads a sample; see `FolderSource.in_regions`."""
         return getattr(self._source, 'in_regions', self._source.__getitem__)(index)
+
+
+class Checked:
+    """A source of the user's own, whose samples are checked: nothing else vouches for them."""
+
+    def __init__(self, source: Source, what: str, channels: int):
+        """Takes what errors call the source, and the channels that its images must have.
+
+        Raises:
+            DataError: it is empty.
+        """
+        if not len(source):
+            raise DataError(f'the {what} has no samples')
+        self._source, self._what, self._channels = source, what, channels
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index) -> Sample:
+        """Reads a sample.
+
+        Raises:
+            DataError: it cannot be used, see `check_sample`.
+        """
+        sample = self._source[index]
+        return check_sample(sample, self._source.dataset.num_classes, self._channels, self._what)
+
+    def __getattr__(self, name):
+        if name.startswith('_'):  # of an object that is being unpickled
+            raise AttributeError(name)
+        return getattr(self._source, name)
 
 
 class Subset:

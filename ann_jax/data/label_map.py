@@ -38,7 +38,9 @@ def parse(text: str, names: Sequence[str]) -> LabelMap:
     for item in filter(None, (item.strip() for item in text.split(','))):
         raw, _, target = (word.strip() for word in item.partition(':'))
         if raw == 'others':
-            others = _targets(item, target, 1, names)[0]
+            before, others = others, _targets(item, target, 1, names)[0]
+            if before not in (None, others):
+                raise ConfigError(f'dataset.label_map: {item!r} gives others a second meaning: name it once')
             continue
         first, last = _range(raw) or (0, -1)
         if not _LOWEST <= first <= last <= _HIGHEST:
@@ -93,6 +95,11 @@ def _range(text):
 
 def _targets(item, text, count, names):
     """The class index, or IGNORE, of each of `count` raw values."""
+    if text == 'ignore' and text in names:
+        raise ConfigError(
+            f'dataset.label_map: {item!r} may mean the class ignore or that the value is ignored: write '
+            f'{names.index(text)} for the class, or {IGNORE} to ignore it'
+        )
     if text in names:
         return [names.index(text)] * count
     if text == 'ignore':

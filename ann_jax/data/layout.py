@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ann_jax.errors import DataError
-from ann_jax.typing import IGNORE
+from ann_jax.typing import IGNORE, Sample
 
 LISTS = ('.txt', '.csv', '.tsv', '.lst', '.list')  # endings of lists of files
 INVALID = 254  # in a lookup table: a raw value that must not occur
 _TABLE = 65_536  # raw values from 0 that a lookup table holds
+_SAMPLE = 'name', 'image', 'label'
 
 
 class Own(NamedTuple):
@@ -171,3 +172,34 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
             f'the batch has the label {labels[bad][0]}, but the network has {num_classes} classes, 0 to '
             f'{num_classes - 1}: map it to one of them, or to {IGNORE}, which is ignored'
         )
+
+
+def check_sample(sample: Mapping, num_classes: int, channels: int, source: str) -> Sample:
+    """Returns a sample with a label of uint8; refuses what would be cut, padded or counted wrongly.
+
+    Args:
+        sample: as a source of the user's own gives it.
+        num_classes: of the dataset.
+        channels: of the network's input.
+        source: what errors call the source.
+
+    Raises:
+        DataError: something is missing, image and label do not fit together, or a label is no class.
+    """
+    if not isinstance(sample, Mapping) or (missing := [key for key in _SAMPLE if key not in sample]):
+        lacks = f'lacks {", ".join(missing)}' if isinstance(sample, Mapping) else 'is no dict'
+        raise DataError(f'a sample of the {source} {lacks}: give name, image and label')
+    image, label = sample['image'], sample['label']
+    kind = lambda x: f'{x.shape} {x.dtype}' if isinstance(x, np.ndarray) else f'of type {type(x).__name__}'
+    where = f'the {source} gives for {sample["name"]!r} an image {kind(image)} and a label {kind(label)}'
+    if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == channels):
+        raise DataError(f'{where}: the image must be a NumPy array (H, W, {channels})')
+    if image.dtype != np.uint8:
+        raise DataError(f'{where}: the image must hold levels from 0 to 255 as uint8')
+    if not isinstance(label, np.ndarray) or label.shape != image.shape[:2]:
+        raise DataError(f'{where}: the label must be a NumPy array of {image.shape[:2]}, as the image')
+    try:
+        check_labels(label, num_classes)
+    except DataError as error:
+        raise DataError(f'{where}: {error}') from error
+    return {**sample, 'label': label.astype(np.uint8, copy=False)}  # type: ignore[typeddict-item]

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ann_jax import build
 from ann_jax.buckets.paths import place
 from ann_jax.config import defaults, validate
+from ann_jax.data.datasets import Checked
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.report import report_of_run
@@ -46,9 +47,12 @@ def evaluate(
         ConfigError: there are no weights, or the dataset has another number of classes.
     """
     validate(config)
+    config = config.copy_and_resolve_references()  # it follows the weights, for this evaluation alone
     workdir = place(workdir)
     weights, path = open_trained(config, workdir, backbone)
     mesh = build.mesh(config)
+    if eval_source is not None:
+        eval_source = Checked(eval_source, 'eval_source', build.channels(config))
     evaluation = build.evaluation(config, mesh, eval_source, backbone)
     dataset = evaluation.source.dataset
     if len(weights.classes) != dataset.num_classes:

@@ -41,7 +41,14 @@ FREE = (
     'model.remat',
 )
 # Settings that determine which arrays the optimizer and the moving average keep.
-OF_STATE = ('optim.name', 'optim.args', 'optim.factors', 'optim.decay_factors', 'optim.ema_decay')
+OF_STATE = (
+    'optim.name',
+    'optim.args',
+    'optim.factors',
+    'optim.decay:',
+    'optim.decay_factors',
+    'optim.ema_decay',
+)
 # Settings that may change during a run; changes are logged.
 LOGGED = ('optim', 'train', 'mesh', 'model.remat', 'eval.', 'dataset.eval_split')
 
@@ -223,10 +230,13 @@ def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path, finished: bo
 
 def _refuse_other_state(saved, config, workdir, differing):
     """Refuses settings of the optimizer with which its saved state cannot go on."""
-    if not any(name.startswith(('opt_state/', 'ema/')) for name in differing):
-        return
     changes = differences(saved, config.to_dict())
-    if lines := [line for line in changes if line.startswith(OF_STATE)]:
+    lines = [line for line in changes if line.startswith(OF_STATE)]
+    own = [name for name in differing if name.startswith(('opt_state/', 'ema/'))]
+    renamed = any(line.startswith('optim.name') for line in lines)  # even if its arrays have the same names
+    if not own and not renamed:
+        return
+    if lines:
         run = history.flat(saved)
         # All of the optimizer: the learning rate of one rarely suits another.
         names = [line.split(':')[0] for line in changes if line.startswith('optim.')]
@@ -235,6 +245,12 @@ def _refuse_other_state(saved, config, workdir, differing):
             f'{workdir} holds a run whose optimizer keeps another state ({"; ".join(lines)}): use those '
             f'settings ({flags}), or start a new run from its weights with --config.init.from={workdir} and '
             'another --workdir'
+        )
+    if len(own) == len(differing):
+        raise ConfigError(
+            f'{workdir} holds a run whose optimizer keeps another state, such as {own[0]}: pass the '
+            f'optimizer that it began with, or start a new run from its weights with init.from={workdir} and '
+            'another workdir'
         )
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ann_jax import __version__, build
 from ann_jax.buckets.paths import place, remote
 from ann_jax.config import validate
-from ann_jax.data.datasets import InRegions, Subset
+from ann_jax.data.datasets import Checked, InRegions, Subset
 from ann_jax.data.decode.levels import AUTO
 from ann_jax.data.frequencies import repeated
 from ann_jax.data.pipeline import Replacing, train_batches
@@ -44,6 +44,7 @@ from ann_jax.runs.progress import TrainLog
 from ann_jax.runs.record import Record
 from ann_jax.runs.signals import Stop, Stopped
 from ann_jax.training.accumulate import make_accumulated_step
+from ann_jax.training.losses import totals_of
 from ann_jax.training.state import AveragedState
 from ann_jax.training.step import make_step, make_step_parts
 from ann_jax.typing import Backbone, Source, Writer
@@ -86,6 +87,7 @@ def train(
         FloatingPointError: the loss or gradient is not finite.
     """
     validate(config)
+    config = config.copy_and_resolve_references()  # what is found is filled in, for this run alone
     workdir = place(workdir)
     if config.profile.steps and remote(workdir):
         raise ConfigError(
@@ -98,13 +100,19 @@ def train(
     keep_settings(config, workdir)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
-    source = train_source or build.source(config, config.dataset.train_split)
+    channels = build.channels(config)
+    if train_source is None:
+        source = build.source(config, config.dataset.train_split)
+    else:
+        source = Checked(train_source, 'train_source', channels)
     # Opened now, so that its errors show before anything is written.
-    eval_source = eval_source or build.source(config, config.dataset.eval_split, limit=config.eval.limit)
+    if eval_source is None:
+        eval_source = build.source(config, config.dataset.eval_split, limit=config.eval.limit)
+    else:
+        eval_source = Checked(eval_source, 'eval_source', channels)
     if config.dataset.image_range == AUTO:
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
     dataset, steps = source.dataset, config.train.steps
-    mine_over_batch = loss is None and build.mines_over_batch(config)
     make_loss = lambda: loss or build.loss(config, dataset.num_classes)
     build.check_parts(config, make_loss())
     schedule = None if optimizer else build.schedule(config)
@@ -132,7 +140,7 @@ def train(
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
         build.check_frozen_norm(config, state.batch_stats)
         _log_setting(config, source, evaluation, state)
-        step = _step(config, make_model(), tx, make_loss(), mine_over_batch, mesh)
+        step = _step(config, make_model(), tx, make_loss(), mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
         if own_backbone:
             facts['backbone'] = own_backbone
@@ -229,7 +237,7 @@ def _hold(stack, workdir):
     return check
 
 
-def _step(config, model, tx, loss, mine_over_batch, mesh):
+def _step(config, model, tx, loss, mesh):
     """(state, this process's batch and flag) -> state and metrics; compiled when first called.
 
     Processes get signals at different steps, or only one gets any: the metrics of a step tell all of them
@@ -238,9 +246,8 @@ def _step(config, model, tx, loss, mine_over_batch, mesh):
     settings = build.step_settings(config, loss)
     if config.train.accumulate > 1:
         parts = make_step_parts(model, tx, **settings)
-        totals = build.batch_totals(config)
         accumulated = make_accumulated_step(
-            parts, totals, mine_over_batch, mesh, deterministic=config.train.deterministic
+            parts, *totals_of(loss), mesh, deterministic=config.train.deterministic
         )
         update = lambda state, batch: accumulated(state, _in_parts(batch, config.train.accumulate, mesh))
     else:

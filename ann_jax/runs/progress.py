@@ -144,6 +144,7 @@ class TrainLog:
     def _log(self, number, metrics, names):
         values = {name: float(value) for name, value in metrics.items()}
         self.stop = self.stop or bool(values.pop('stop', 0))
+        count = number - 1 - self.skipped  # of the optimizer: skipped steps do not advance it
         self._refuse(number, values, names)
         self._steps += 1
         self._total += 1
@@ -151,7 +152,7 @@ class TrainLog:
         if number % self._every == 0:
             values = {f'train/{name}': value for name, value in values.items()}
             if self._schedule is not None:
-                values['train/learning_rate'] = self._schedule(number - 1)
+                values['train/learning_rate'] = self._schedule(count)
             values |= self._speed()
             self._record.scalars(number, values)
             loss, accuracy = values['train/loss'], values['train/pixel_accuracy']

@@ -71,6 +71,17 @@ def factor_of(path: str, factors: Mapping[str, float]) -> float:
     return factors[max(names, key=length)] if names else 1.0
 
 
+def of_trained(some: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
+    """The items of `some` whose part is not frozen as a whole: an optimizer does not see frozen parts."""
+
+    def is_frozen(name):
+        path = SHORT.get(name, name)
+        inside = [other for other in factors if belongs(SHORT.get(other, other), name)]
+        return not factor_of(path, factors) and not any(factors[other] for other in inside)
+
+    return {name: factor for name, factor in some.items() if not is_frozen(name)}
+
+
 def check(names: Collection[str], tree: Any, setting: str) -> None:
     """Refuses names of no part.
 

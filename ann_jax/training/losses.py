@@ -3,7 +3,9 @@
 Shapes are fixed, so one compilation serves all batches.
 """
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,13 +42,16 @@ class Loss(NamedTuple):
 
 
 class BatchTotals(NamedTuple):
-    """Totals of a batch, with which the losses of its parts add up to the loss of the batch."""
+    """Totals of a batch, with which the losses of its parts add up to the loss of the batch.
+
+    The last three depend on the settings of `segmentation_loss`; they are None for other losses.
+    """
 
     images: Int[jax.Array, '']  # in the batch
     valid: Int[jax.Array, '']  # pixels that are not IGNORE
-    weight: Num[jax.Array, '']  # sum of their weights
-    limit: Float32[jax.Array, '1']  # probability below which OHEM keeps a pixel of the batch
-    kept: Int[jax.Array, '']  # pixels below it
+    weight: Num[jax.Array, ''] | None = None  # sum of their weights
+    limit: Float32[jax.Array, '1'] | None = None  # probability below which OHEM keeps a pixel of the batch
+    kept: Int[jax.Array, ''] | None = None  # pixels below it
 
 
 def segmentation_loss(
@@ -98,10 +103,16 @@ def segmentation_loss(
         pixels: of an image, for average='all', if the labels also have rows below it; None for H * W.
 
     Raises:
-        ConfigError: `average` is neither, or a term is unknown.
+        ConfigError: `average` is neither, a term is unknown, or the totals lack what `per_image=False` needs.
     """
     if average not in AVERAGES:
         raise ConfigError(unknown('loss.average', average, AVERAGES))
+    if totals and totals.limit is None and not per_image:
+        raise ConfigError(
+            'segmentation_loss(..., per_image=False) in a loss of your own needs totals of the batch that '
+            'are only known for functools.partial(segmentation_loss, per_image=False, ...): give that as the '
+            'loss, or set per_image=True'
+        )
     terms = terms or (('ohem' if ohem else 'cross_entropy', 1.0),)
     pixels = pixels or labels.shape[1] * labels.shape[2]
     by_class = None if class_weights is None else np.asarray(class_weights, np.float32)
@@ -155,6 +166,31 @@ def segmentation_loss(
     return Loss(total=main + aux_weight * auxiliary, main=main, auxiliary=auxiliary, kept=kept)
 
 
+def totals_of(loss: Callable) -> tuple[Callable[..., BatchTotals], bool]:
+    """What computes the totals that a loss takes, and whether it takes probabilities: see `batch_totals`.
+
+    Args:
+        loss: `segmentation_loss`, a `functools.partial` of it, or any other, which gets `images` and `valid`.
+    """
+    ours = loss.func if isinstance(loss, functools.partial) else loss
+    if ours is not segmentation_loss:
+        return image_totals, False
+    defaults = {key: each.default for key, each in inspect.signature(ours).parameters.items()}
+    given = defaults | getattr(loss, 'keywords', {})
+    names = 'threshold', 'min_kept', 'class_weights', 'boundary_weight', 'boundary_width'
+    mines = 'ohem' in dict(given['terms']) if given['terms'] else given['ohem']
+    totals = functools.partial(batch_totals, **{name: given[name] for name in names})
+    return totals, mines and not given['per_image']
+
+
+def image_totals(labels: Sequence[Integer[Array, 'B H W']], p: None = None) -> BatchTotals:
+    """The totals that do not depend on the loss; see `batch_totals`."""
+    return BatchTotals(
+        images=jnp.asarray(sum(map(len, labels))),
+        valid=jnp.asarray(sum((each != IGNORE).sum() for each in labels)),
+    )
+
+
 def batch_totals(
     labels: Sequence[Integer[Array, 'B H W']],
     p: Sequence[Float32[Array, 'B H W']] | None = None,
@@ -188,9 +224,7 @@ def batch_totals(
         row = jnp.stack(p)[None]
         limit = hard_limit(row, threshold, min_kept)
         kept = (row < per_row(limit, row)).sum()
-    return BatchTotals(
-        images=jnp.asarray(sum(map(len, labels))),
-        valid=jnp.asarray(sum(good.sum() for good in valid)),
+    return image_totals(labels)._replace(
         weight=jnp.asarray(sum(each.sum() for each in weights)),
         limit=limit,
         kept=kept,

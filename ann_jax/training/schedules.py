@@ -21,9 +21,14 @@ _RISE, _BELOW_HIGHEST, _BELOW_FIRST = 0.3, 25, 1e4
 def poly_schedule(base: float, max_steps: int, power: float = 0.9) -> optax.Schedule:
     """base * (1 - step / max_steps) ** power, as in the released code; the paper misplaces the power.
 
-    Plain arithmetic: a Python step gives a Python number, without a device.
+    It stays 0 after `max_steps`, as torch's PolynomialLR.
     """
-    return lambda step: base * (1 - step / max_steps) ** power
+
+    def rate(step):
+        left = 1 - step / max_steps
+        return base * _choose(left > 0, left, 0.0) ** power
+
+    return rate
 
 
 def cosine_schedule(base: float, max_steps: int) -> optax.Schedule:

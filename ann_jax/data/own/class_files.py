@@ -20,6 +20,7 @@ Color = tuple[int, int, int]
 _NAMES = (
     'name title class_name label_name category_name object_name readable category class label object'.split()
 )
+_SURE = {*_NAMES} - {'title', 'readable', 'object'}  # hardly classes themselves
 _COLORS = 'color colour color_rgb rgb color_hex hex color_hex_code'.split()
 _VALUES = (
     'pixel_value value mask_value gray_value grey_value gray grey id index idx number code class_id label_id '
@@ -110,8 +111,8 @@ def _from_file(path, wrong):
     except Exception as error:  # YAML has errors of its own
         raise wrong(f'it is not understood: {" ".join(str(error).split())}') from error
     lines = [line.strip() for line in text.splitlines()]
-    headings = next((line for line in lines if line), '')
-    table = _table(headings)
+    headings, *rest = [line for line in lines if line] or ['']
+    table = _table(headings, rest)
     if table:
         lines = lines[lines.index(headings) + 1 :]
     lines = [line for line in lines if line and (not line.startswith('#') or _hex(line.split()[0]))]
@@ -138,7 +139,7 @@ def _from_file(path, wrong):
             found = opaque
     found = _values_or_names(found)
     for line, each in zip(lines, found, strict=True):
-        unread = r'[{}<>="]|^\[|\]$|^\d+([\s,;]+\d+)+$|^#[0-9a-fA-F]{6}$|(\s\d*\.\d+){2}|\s0\.\d'
+        unread = r'[{}<>="]|^\[|\]$|^\d+([\s,;]+\d+)+$|^#[0-9a-fA-F]{6}$|(\s\d*\.\d+){2}|[\s,;|:]0\.\d'
         if not each.name or re.search(unread, each.name):
             raise wrong(f'the line {line!r} is not understood')
     return found
@@ -147,8 +148,8 @@ def _from_file(path, wrong):
 # --- Tables with headings: a separator, and the column of what
 
 
-def _table(line):
-    """(separator, headings) if a line holds headings, which may be in a comment."""
+def _table(line, rest):
+    """(separator, headings) if a line, which may be a comment, holds headings of the rest."""
     text = line.lstrip('# ')
     separator = next((s for s in ('\t', ';', ',', '|', ':') if s in text), None)
     words = [re.sub(r'\W+', '_', word.strip(' "\'').casefold()) for word in text.split(separator)]
@@ -156,7 +157,13 @@ def _table(line):
     words = [_PLURALS.get(word, word if word in known else word.removesuffix('s')) for word in words]
     if len(words) == 1:
         return (None, words) if words[0] in known and words[0] not in ('r', 'g', 'b') else None
-    return (separator, words) if set(words) & set(_NAMES) and len(set(words) & known) > 1 else None
+    if set(words) & set(_NAMES) and len(set(words) & known) > 1:
+        return separator, words
+    # One known heading, and others of what is not used here, such as a frequency.
+    table = [line.split(separator) for line in rest]
+    same = all(len(cells) == len(words) and cells[0].casefold() != words[0] for cells in table)
+    named = words[0] in _SURE and not any(re.fullmatch(r'[\d_]*', word) for word in words)
+    return (separator, words) if named and same and rest else None
 
 
 def _from_row(line, separator, headings, wrong):
@@ -265,10 +272,10 @@ def _values_or_names(found):
     between = r'(?:[\s,;:|.)=]|->)+'
     for pattern in (
         rf'(?P<value>\d+){between}(?P<name>.*\D.*)',
-        rf'(?P<name>.*\D.*?){between}(?P<value>\d+)',
+        rf'(?P<name>.*\D.*?)(?!(?<=\d)\.\d){between}(?P<value>\d+)',  # 0.3 is no value
     ):
         matches = [re.fullmatch(pattern, each.name) for each in found]
-        names = [match['name'].strip(' "\'') for match in matches if match]
+        names = [re.sub(r'(?:[\s,;:|=]|->)+$', '', match['name']).strip(' "\'') for match in matches if match]
         own = [name for name in names if name != 'ignore']
         if found and all(matches) and len(set(own)) == len(own):
             values = [int(match['value']) for match in matches if match]
