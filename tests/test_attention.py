@@ -224,8 +224,9 @@ def test_explain_writes_a_page_and_figures(folder, tmp_path, capsys, monkeypatch
     config = defaults()
     config.dataset.update(name='folder', classes=','.join(CLASSES))
     made = []  # the network that is loaded, whose programs are used again below
+    make = modes.explain.Segmenter
     monkeypatch.setattr(
-        modes.explain, 'load', lambda *args, **options: made.append(ann_jax.load(*args, **options)) or made[0]
+        modes.explain, 'Segmenter', lambda *args, **options: made.append(make(*args, **options)) or made[0]
     )
     config.explain.update(runs=str(folder), input=str(tmp_path / 'photos'), truth=str(tmp_path / 'labels'))
     page = modes.explain.explain(config, tmp_path / 'run')

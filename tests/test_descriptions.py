@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -53,9 +54,9 @@ FIXED = {
 
 
 @functools.cache
-def variables_of(layout):
+def variables_of(layout, channels=3):
     rng = np.random.default_rng(0)
-    target = shape_variables(network(MODEL | OTHERS[layout], 3))
+    target = shape_variables(network(MODEL | OTHERS[layout], 3, in_channels=channels))
     variables = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), target)
     if layout == 'sssegmentation':  # it has no such biases
         for block in ('fusion', 'context'):
@@ -116,6 +117,22 @@ def test_a_round_trip_gives_the_same_network(layout, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back.variables, weights.variables)
     loaded = open_weights(tmp_path / 'b')
     assert (loaded.model, loaded.input) == (weights.model, weights.input)
+
+
+@pytest.mark.parametrize('layout', EXPORTS)
+def test_files_say_how_images_are_read(layout, tmp_path):
+    weights = replace(
+        drawn(layout, 5),
+        variables=variables_of(layout, 4),
+        input={'mean': (1.0, 2.0, 3.0), 'std': (4.0, 5.0, 6.0), 'bgr': False},
+        images={'image_range': '0,4095', 'bands': '4,3,2,1'},
+    )
+    save(tmp_path / 'a', weights)
+    out = tmp_path / ('a.pdparams' if layout == 'paddleseg' else 'a.safetensors')
+    export([str(tmp_path / 'a'), '--layout', layout, '--out', str(out)])
+    back = ann_jax.convert(out).weights
+    assert back.images == weights.images and back.in_channels == 4
+    jax.tree.map(np.testing.assert_array_equal, back.variables, weights.variables)
 
 
 def test_a_description_beside_a_file_is_of_that_file(tmp_path, capsys):

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from trees import write_tree
 
-from ann_jax.command import load_config
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, open_source
 from ann_jax.data.disk import walk
@@ -18,7 +17,7 @@ from ann_jax.data.own.class_files import parse_classes
 from ann_jax.data.own.settings import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images
-from ann_jax.modes import predict
+from ann_jax.modes.inputs import input_files
 from ann_jax.typing import IGNORE
 
 IMAGE = np.zeros((2, 3, 3), np.uint8)
@@ -85,9 +84,7 @@ def test_hidden_and_system_files_are_left_out_everywhere(tmp_path):
     (tmp_path / 'images/train/Thumbs.db').write_bytes(b'x')
     assert list(pairs(source(tmp_path))) == ['a']
     assert find_images(tmp_path / 'images') == [tmp_path / 'images/train/a.png']
-    config = load_config('folder')
-    config.predict.input = f'{tmp_path}/images/**/*.png'
-    assert predict._files(config, tmp_path / 'out', ['overlays']) == (
+    assert input_files(f'{tmp_path}/images/**/*.png', 'predict', tmp_path / 'out') == (
         [tmp_path / 'images/train/a.png'],
         tmp_path / 'images',
     )

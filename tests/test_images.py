@@ -256,7 +256,10 @@ def test_bands_are_picked_or_refused():
     opaque = np.dstack([four[..., :3], np.full(SIZE, 255, np.uint8)])
     for array, expected in ((opaque, opaque), (four[..., :1], four[..., [0, 0, 0]])):
         np.testing.assert_array_equal(from_array(array), expected[..., :3])
-    refused(['bands first', 'transpose(1, 2, 0)'], from_array, opaque.transpose(2, 0, 1))
+    refused(['channels first', 'transpose(1, 2, 0)'], from_array, opaque.transpose(2, 0, 1))
+    several, reading = np.zeros((5, 40, 50), np.uint8), Reading(bands=(4, 2, 1))
+    refused(['channels first'], from_array, several, reading)
+    assert from_array(several.transpose(1, 2, 0), reading).shape == (40, 50, 3)
     for array in (four[:0], four[0, 0], four[None]):
         refused(['an image is (H, W)'], from_array, array)
     png = encoded(four, 'png')  # by its format, a PNG's fourth band is alpha

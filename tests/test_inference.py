@@ -94,6 +94,14 @@ def small_network(sampling='average'):
     return model, variables, fold(model, variables)
 
 
+@pytest.mark.parametrize(
+    'change', [{'std': (0, 1, 1)}, {'std': (1, 1)}, {'mean': (1,)}, {'mean': (np.nan, 1, 1)}, {'bgr': 'no'}]
+)
+def test_a_normalisation_that_cannot_be_one_is_refused(change):
+    with pytest.raises(ConfigError, match='input'):
+        normalizer(**{'mean': (120, 110, 100), 'std': (50, 60, 70), 'bgr': False} | change)
+
+
 NORMALIZE = normalizer(mean=(120, 110, 100), std=(50, 60, 70), bgr=True)
 
 

@@ -1,6 +1,7 @@
 """Pictures and files that a run leaves."""
 
 import json
+import re
 import resource
 import time
 from pathlib import Path
@@ -84,8 +85,8 @@ def test_an_evaluation_that_differs_from_the_training_has_a_name(settings, name,
     (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
     config.update_from_flattened_dict(settings)
     assert evaluate._name(config, tmp_path, tmp_path) == name
-    other = f'{name} from=resnet'.strip()
-    assert evaluate._name(config, tmp_path, Path('weights/resnet')) == other
+    here, there = (evaluate._name(config, tmp_path, tmp_path / each / 'resnet') for each in 'ab')
+    assert re.fullmatch(f'{name} from=resnet-......'.strip(), here) and here != there
     assert evaluate._name(config, tmp_path / 'absent', Path('weights/resnet')) == ''
 
 

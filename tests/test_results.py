@@ -177,6 +177,19 @@ def test_labels_of_the_embedded_scenes_can_be_read():
         assert build.dataset(config).classes == scene_objects.CLASSES
 
 
+def test_ids_of_a_geotiff_are_one(tmp_path):
+    rasterio = pytest.importorskip('rasterio', reason='reads and writes')
+    place = {'crs': 'EPSG:32632', 'transform': rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
+    shape = {'height': IDS.shape[0], 'width': IDS.shape[1], 'count': 1, 'dtype': 'uint8'}
+    with rasterio.open(tmp_path / 'a.tif', 'w', driver='GTiff', **shape, **place) as file:
+        file.write(IDS, 1)
+    (path,) = Result(tmp_path / 'a.tif', IDS, CLASSES, COLORS, IMAGE, None).save(tmp_path / 'out', 'ids')
+    assert path == tmp_path / 'out' / 'a_ids.tif'
+    with rasterio.open(path) as file:
+        assert (file.crs, file.transform) == (rasterio.CRS.from_epsg(32632), place['transform'])
+        np.testing.assert_array_equal(file.read(1), IDS)
+
+
 @pytest.mark.parametrize(('kind', 'package'), [('coco', 'pycocotools'), ('polygons', 'rasterio')])
 def test_a_missing_package_is_told_before_anything_is_opened(kind, package, monkeypatch, tmp_path):
     monkeypatch.setitem(

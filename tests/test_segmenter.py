@@ -77,7 +77,10 @@ def test_grey_and_alpha(segmenter):
 @pytest.mark.parametrize(
     ('image', 'message'),
     [
-        (picture().transpose(2, 0, 1), r'\(3, 48, 64\) has its channels first: .*transpose\(1, 2, 0\)'),
+        (
+            picture().transpose(2, 0, 1),
+            r'\(3, 48, 64\) and type uint8 has its channels first: .*transpose\(1, 2, 0\)',
+        ),
         (picture().transpose(2, 0, 1)[None], 'channels first'),
         (picture() / np.float32(255), 'image_range'),
         (picture().astype(np.int32), 'image_range'),
@@ -114,6 +117,51 @@ def test_an_array_outside_of_the_range_is_told(folder, caplog):
     )
 
 
+def test_pictures_that_cannot_be_used_are_told(segmenter, folder, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / 'a.png')
+    with Image.open(tmp_path / 'a.png') as closed:
+        pass
+    for image, message in (
+        (closed, 'cannot read the image .*closed'),
+        (Image.new('RGB', (0, 10)), 'the Pillow image has no pixels: it is 0x10'),
+        ('a\0b.png', r'cannot read the image .*a\\x00b.png.*null byte'),
+        ('a' * 5000, 'File name too long'),
+        ('', 'an empty path'),
+    ):
+        errors = []
+        assert [each for each in segmenter.stream([image, picture()], errors)][0].ids.shape == (48, 64)
+        assert len(errors) == 1
+        with pytest.raises(DataError, match=message):
+            segmenter(image)
+    small = ann_jax.load(folder, max_pixels=10)
+    for image in (tmp_path / 'a.png', Image.fromarray(picture())):
+        with pytest.raises(DataError, match='64x48 is more than 10 pixels'):
+            small(image)
+
+
+def test_arguments_of_other_kinds_are_told(segmenter, folder):
+    for settings, message in (
+        ({'device': 'cpu'}, "device='cpu': must be one of jax.local_devices"),
+        ({'space': '1'}, "space='1': must be a number"),
+        ({'flop': True}, r"unknown settings \['flop'\]"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ann_jax.load(folder, **settings)
+    with pytest.raises(ConfigError, match=r"weights='runs/x': must be a `Weights`; ann_jax.load opens"):
+        ann_jax.Segmenter('runs/x')
+    for settings in (
+        {'batch_size': 2.5},
+        {'batch_size': '2'},
+        {'batch_size': None},
+        {'ahead': 1.5},
+        {'ahead': -1},
+    ):
+        with pytest.raises(ConfigError, match='must be a whole number of at least'):
+            next(segmenter.stream([picture()], **settings))
+    with pytest.raises(ConfigError, match='an empty path'):
+        ann_jax.load('')
+
+
 def test_a_tensor_that_numpy_cannot_read_is_refused(segmenter):
     torch = pytest.importorskip('torch', reason='gives tensors')
     for tensor in (torch.zeros(9, 9, 3, requires_grad=True), torch.zeros(9, 9, 3, dtype=torch.bfloat16)):
@@ -131,7 +179,7 @@ def test_batches_give_in_order_what_images_give_alone(segmenter):
         np.testing.assert_array_equal(result.ids, segmenter(image).ids)
     last = list(segmenter.stream(images[3:], batch_size=3))[-1].probabilities()
     np.testing.assert_allclose(last, segmenter(images[-1]).probabilities(), atol=1e-5)
-    with pytest.raises(ConfigError, match='batch_size=0: must be at least 1'):
+    with pytest.raises(ConfigError, match='batch_size=0: must be a whole number of at least 1'):
         list(segmenter.stream(images, batch_size=0))
 
 

@@ -110,7 +110,9 @@ def test_classes_are_the_outputs(change, whole, written):
     with pytest.raises(DataError, match=f'names {len(names)} classes, but params/classifier has 17 outputs'):
         open_weights(written({**whole[1], 'classes': names, 'colors': [[0, 0, 0]] * len(names)}))
     with pytest.raises(DataError, match='colors: there are 17 for 18 classes'):
-        open_weights(written({**whole[1], 'classes': ['a'] * 18}))
+        open_weights(written({**whole[1], 'classes': [f'c{i}' for i in range(18)]}))
+    with pytest.raises(DataError, match="classes: 'c1' appears twice"):
+        open_weights(written({**whole[1], 'classes': [f'c{max(i, 1)}' for i in range(17)]}))
 
 
 def test_a_backbone_alone(whole, written):

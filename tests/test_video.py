@@ -14,8 +14,8 @@ av = pytest.importorskip('av', reason='of the extra video')
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
 
-def write(path, frames):
-    with av.open(str(path), 'w') as file:
+def write(path, frames, **options):
+    with av.open(str(path), 'w', options=options) as file:
         stream = file.add_stream('mpeg4', 10)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = 'yuv420p'
@@ -67,3 +67,19 @@ def test_a_video_becomes_a_video_and_ids(folder, tmp_path, capsys):
     config.predict.write = 'probabilities'
     with pytest.raises(ConfigError, match='predict.write=probabilities: of a video, overlays, colors'):
         predict(config, tmp_path)
+
+
+def test_a_video_that_is_cut_off_is_told(folder, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
+    write(tmp_path / 'whole.mp4', [*noise], movflags='faststart')  # its frames are counted at its beginning
+    content = (tmp_path / 'whole.mp4').read_bytes()
+    (tmp_path / 'cut.mp4').write_bytes(content[: len(content) * 6 // 10])
+    config = config_for(folder, input=str(tmp_path / 'whole.mp4'), write='ids', batch_size=1)
+    config.predict.output = str(tmp_path / 'out')
+    assert predict(config, tmp_path) == 0
+    config.predict.input = str(tmp_path / 'cut.mp4')
+    assert predict(config, tmp_path) == 1
+    printed = capsys.readouterr().out
+    frames = len([*(tmp_path / 'out/ids/cut').iterdir()])
+    assert 0 < frames < 20 and f'cut.mp4 ends after {frames} of 20 frames: it is cut off' in printed
+    assert '1 of 1 videos segmented; 1 problems, see above' in printed

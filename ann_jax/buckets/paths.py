@@ -31,8 +31,11 @@ def place(path: str | os.PathLike) -> Path:
         A `pathlib.Path`, or in a bucket an `epath.Path`, which has those of its methods that are used here.
 
     Raises:
-        ConfigError: the storage is not supported, a package is missing, or the bucket cannot be used.
+        ConfigError: the path is empty, the storage is not supported, a package is missing, or the bucket
+            cannot be used.
     """
+    if path == '':  # which would be the current folder
+        raise ConfigError('an empty path was given: name a folder or file')
     found = _ADDRESS.fullmatch(os.fspath(path))
     if found is None:
         return Path(path).expanduser()

@@ -45,7 +45,10 @@ def is_path(picture: object) -> TypeGuard[str | os.PathLike]:
 def is_one(images: Any) -> bool:
     """Whether this is a single picture: no folder, no batch of arrays, no list."""
     if is_path(images):
-        return not Path(images).expanduser().is_dir()
+        try:
+            return not Path(images).expanduser().is_dir()
+        except (OSError, ValueError):  # it is no name of a file, which reading it will tell
+            return True
     return isinstance(images, Image.Image) or (_is_array(images) and len(images.shape) < 4)
 
 
@@ -55,6 +58,8 @@ def listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     Raises:
         DataError: it is none of these, or the folder holds no images.
     """
+    if isinstance(images, str) and not images:
+        raise DataError('an image is given as an empty path: name a file or a folder')
     if is_one(images):
         return [images]
     if is_path(images):
@@ -79,7 +84,12 @@ def kept(picture: Any) -> Path | np.ndarray | Image.Image:
         return Path(picture).expanduser()
     if isinstance(picture, Image.Image):
         # A file that was not read yet does not change; reading it is left to a thread.
-        return picture if getattr(picture, 'fp', None) else picture.copy()
+        if getattr(picture, 'fp', None):
+            return picture
+        try:
+            return picture.copy()
+        except Exception as error:  # an assertion without a word, if its file was closed before it was read
+            raise DataError(f'cannot read the image {picture}: {str(error) or "it was closed"}') from error
     if not _is_array(picture):
         raise DataError(f'an image is a path, an array or a Pillow image, not {type(picture).__name__}')
     if np.ma.is_masked(picture):
@@ -93,19 +103,6 @@ def kept(picture: Any) -> Path | np.ndarray | Image.Image:
         raise DataError(
             f'NumPy cannot read a {type(picture).__name__} of shape {tuple(picture.shape)}: {error}'
         ) from error
-
-
-def refuse_channels_first(array: np.ndarray) -> None:
-    """Refuses an image in the order of torch, which would be cut into rows.
-
-    Raises:
-        DataError: the first axis looks like the channels.
-    """
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] > 4 and array.shape[1] > 4:
-        raise DataError(
-            f'an image of shape {array.shape} has its channels first: give image.transpose(1, 2, 0), or '
-            'image.permute(1, 2, 0) in torch'
-        )
 
 
 def _is_array(images: object) -> TypeGuard[Any]:

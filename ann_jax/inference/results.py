@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ann_jax.buckets.paths import place
-from ann_jax.data.decode.rasters import Raster, whole
+from ann_jax.data.decode.rasters import Raster, has_place, whole, write_with_place
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.files import replacing, write_csv, write_json
 from ann_jax.inference import formats, pictures
@@ -178,7 +178,8 @@ class Result:
             folder: gets one file per kind, such as street_ids.png of street.jpg.
             write: some of ids, ids16, colors, overlay (with its legend), areas, coco, polygons and
                 probabilities.
-            name: the start of their names; '' for that of the image file, without its ending.
+            name: the start of their names; '' for that of the image file, without its ending, or 'image' for
+                an array. Files that are there are replaced: name the results of several arrays.
 
         Raises:
             ConfigError: a kind is unknown.
@@ -193,9 +194,15 @@ class Result:
         return [self.write(kind, place(folder) / f'{stem}_{kind}') for kind in kinds]
 
     def write(self, kind: str, path: Path) -> Path:
-        """Writes one of the kinds that `save` knows; returns `path` with the ending of the kind."""
+        """Writes one of the kinds that `save` knows; returns `path` with the ending of the kind.
+
+        Ids of a GeoTIFF become one, with its place.
+        """
         file = path.with_name(path.name + KINDS[kind])
         match kind:
+            case 'ids' if self.path and has_place(self.path):
+                file = path.with_name(f'{path.name}.tif')
+                write_with_place(file, self.ids, self.colors, self.path)
             case 'ids':
                 _write(self.ids, file)
             case 'ids16':

@@ -23,7 +23,7 @@ from ann_jax.data.decode.rasters import Raster, open_raster, whole
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.attention import BlockAttention, block_attention, stage_maps
 from ann_jax.inference.batching import in_batches
-from ann_jax.inference.intake import Picture, is_one, is_path, kept, listed, refuse_channels_first
+from ann_jax.inference.intake import Picture, is_one, is_path, kept, listed
 from ann_jax.inference.protocols import Canvas, check_protocol, make_protocol, whole_image
 from ann_jax.inference.results import Result
 from ann_jax.inference.strips import segment_in_strips
@@ -31,6 +31,7 @@ from ann_jax.models.fold import fold
 from ann_jax.parallel.arrays import put_weights
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
+from ann_jax.ranges import shown
 from ann_jax.typing import Backbone
 from ann_jax.weights.folder import Weights
 from ann_jax.weights.inputs import for_channels, normalizer
@@ -72,9 +73,6 @@ def load(
         ConfigError: there are no weights, or a setting is unknown.
         DataError: the weights are damaged.
     """
-    known = PROTOCOL_SETTINGS + READING_SETTINGS
-    if unknown := settings.keys() - {*known}:
-        raise ConfigError(f'unknown settings {sorted(unknown)}: known are {", ".join(known)}')
     return Segmenter(
         open_network(path, prefer), dtype=dtype, space=space, device=device, backbone=backbone, **settings
     )
@@ -107,6 +105,15 @@ class Segmenter:
             ConfigError: a setting cannot be used, or this process was forked from one with a segmenter.
             DataError: the weights do not fit their network.
         """
+        if not isinstance(weights, Weights):
+            raise ConfigError(f'weights={shown(weights)}: must be a `Weights`; ann_jax.load opens a path')
+        known = PROTOCOL_SETTINGS + READING_SETTINGS
+        if unknown := settings.keys() - {*known}:
+            raise ConfigError(f'unknown settings {sorted(unknown)}: known are {", ".join(known)}')
+        if not (device is None or isinstance(device, jax.Device)):
+            raise ConfigError(f'device={shown(device)}: must be one of jax.local_devices(), or None')
+        if not isinstance(space, int):
+            raise ConfigError(f'space={shown(space)}: must be a number of devices, or -1 for all')
         if dtype not in ('float32', 'bfloat16'):
             raise ConfigError(f'dtype={dtype!r}: takes float32 or bfloat16')
         if device is not None and space != 1:
@@ -206,12 +213,14 @@ class Segmenter:
 
         Raises:
             DataError: an image cannot be used, unless `errors` is given.
-            ConfigError: the segmenter was made in another process, or batch_size is below 1.
+            ConfigError: the segmenter was made in another process, or a number cannot be used.
         """
-        if batch_size < 1:
-            raise ConfigError(f'batch_size={batch_size}: must be at least 1')
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f'batch_size={shown(batch_size)}: must be a whole number of at least 1')
         if ahead is None:
             ahead = 0 if isinstance(images, Iterator) else max(READ_AHEAD, batch_size)
+        if not isinstance(ahead, int) or ahead < 0:
+            raise ConfigError(f'ahead={shown(ahead)}: must be a whole number of at least 0')
         if batch_size > 1:
             yield from self._stream_batches(
                 self._read_ahead(listed(images), errors, ahead), errors, batch_size
@@ -296,7 +305,7 @@ class Segmenter:
         return _on_canvas([image], self._canvases.fit(*image.shape[:2]))
 
     def _result(self, picture, image, ids, logits):
-        path = Path(picture) if is_path(picture) else None
+        path = Path(picture).expanduser() if is_path(picture) else None
         ids = np.array(np.asarray(ids)[0, : image.shape[0], : image.shape[1]])
         self._latest.clear()  # only the latest result keeps its logits
         self._latest = logits
@@ -348,8 +357,6 @@ class Segmenter:
             except Exception as e:  # of a file that was not read yet, or is damaged
                 raise DataError(f'cannot read the image {picture}: {e}') from e
             return to_levels(values, self._reading.limits, 'the Pillow image')
-        if not self._reading.bands:
-            refuse_channels_first(picture)
         levels = from_array(picture, self._reading)
         limits = self._reading.limits
         if limits and np.ptp(levels) == 0 and picture.min() != picture.max():

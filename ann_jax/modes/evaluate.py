@@ -1,6 +1,7 @@
 """--mode=evaluate: scores trained weights on the evaluation split."""
 
 import contextlib
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -100,7 +101,9 @@ def _name(config, workdir, path):
         if key != 'scenes.train_count' and now[key] != then.get(key, now[key]):
             changed[key] = Path(str(now[key])).name
     if path != workdir:
-        changed['from'] = path.name
+        # Other weights may have the same name elsewhere.
+        where = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:6]
+        changed['from'] = f'{path.name}-{where}'
     if config.init.prefer == 'weights' and saved.get('optim', {}).get('ema_decay'):
         changed['prefer'] = 'weights'  # the training evaluates the average
     split = config.dataset.eval_split

@@ -1,6 +1,5 @@
 """--mode=explain: a page that shows what pixels attend to, and figures that compare runs."""
 
-import glob
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ from ann_jax.data.datasets import read_label
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.files import replacing
 from ann_jax.inference import explanation, figures
-from ann_jax.inference.intake import find_images
 from ann_jax.inference.results import Result
-from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter, load
+from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter
+from ann_jax.modes.inputs import input_files
 from ann_jax.modes.trained import open_trained
 from ann_jax.typing import Backbone
+from ann_jax.weights.opening import open_network
 
 MOST = 20  # images, which all are on one page
 
@@ -41,13 +41,21 @@ def explain(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     """
     c = config.explain
     c.input, c.truth = fetched(c.input), fetched(c.truth)
-    files = _files(c.input)
+    out = place(c.output or workdir / 'explain')
+    files, top = input_files(c.input, 'explain', out)
+    if len(files) > MOST:
+        raise ConfigError(
+            f'explain.input={c.input} names {len(files)} images, and a page holds {MOST}: name an image, or '
+            'a pattern of a few'
+        )
     if c.truth and not Path(c.truth).expanduser().is_dir():
         raise ConfigError(f'explain.truth={c.truth}: no such folder')
     segmenters = _segmenters(config, workdir, backbone)
-    truth = _truths(config, files) if c.truth else []
+    truth: list[np.ndarray] = []
+    if c.truth:
+        folder, dataset = Path(c.truth).expanduser(), build.dataset(config)
+        truth = [read_label(folder, file.relative_to(top), dataset) for file in files]
 
-    out = place(c.output or workdir / 'explain')
     results: dict[str, list[Result]] = {}
     stages = {}
     for run, segmenter in segmenters.items():
@@ -75,7 +83,6 @@ def explain(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         for run, each in results.items()
     ]
     if truth:
-        dataset = build.dataset(config)
         shown.append(('ground truth', truth, (dataset.classes, dataset.colors)))
     _save(out / 'predictions.png', figures.predictions(names, images, shown))
     rows = [
@@ -92,49 +99,20 @@ def explain(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     return page
 
 
-def _files(text):
-    """The images, at most `MOST`."""
-    if not text:
-        raise ConfigError(
-            '--config.explain.input is missing: name an image, a folder, or a pattern such as "a/*.jpg"'
-        )
-    path = Path(text).expanduser()
-    files = find_images(path) if path.is_dir() else [path] if path.exists() else []
-    found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
-    files = files or [each for each in found if not each.is_dir()]
-    if not files:
-        raise ConfigError(f'explain.input={text}: no such file, folder or pattern')
-    if len(files) > MOST:
-        raise ConfigError(
-            f'explain.input={text} names {len(files)} images, and a page holds {MOST}: name an image, or a '
-            'pattern of a few'
-        )
-    return files
-
-
 def _segmenters(config, workdir, backbone):
     """Run -> its network: those of `explain.runs`, or that of the working directory."""
     protocol = {name: config.eval[name] for name in PROTOCOL_SETTINGS}
     common = {'dtype': config.model.dtype, 'space': config.mesh.space, 'backbone': backbone, **protocol}
     runs = [run.strip() for run in config.explain.runs.split(',') if run.strip()]
-    if runs:
-        reading = {name: config.dataset[name] for name in ('page', 'max_pixels')}
-        return {run: load(run, **common, **reading) for run in runs}
-    weights, source = open_trained(config, workdir, backbone)
-    reading = {name: config.dataset[name] for name in READING_SETTINGS}
-    return {str(source): Segmenter(weights, **common, **reading)}
+    weights = {run: open_network(run) for run in runs}
+    if not runs:
+        opened, source = open_trained(config, workdir, backbone)
+        weights = {str(source): opened}
 
+    def reading(each):  # what the weights of one run determine may not suit those of another
+        return {name: config.dataset[name] for name in READING_SETTINGS if name not in each.images}
 
-def _truths(config, files) -> list[np.ndarray]:
-    """The labels of the images, named as the dataset names them."""
-    dataset = build.dataset(config)
-    folder = Path(config.explain.truth).expanduser()
-    path = Path(config.explain.input).expanduser()
-    root = path if path.is_dir() else files[0].parent
-    return [
-        read_label(folder, file.relative_to(root) if root in file.parents else Path(file.name), dataset)
-        for file in files
-    ]
+    return {run: Segmenter(each, **common, **reading(each)) for run, each in weights.items()}
 
 
 def _save(file, picture):

@@ -52,6 +52,8 @@ class Job:
     def interface(self) -> str:
         """From what to what, such as 'uint8 RGB to float32 logits'."""
         channels = 'RGB' if self.model.in_channels == 3 else f'{self.model.in_channels} channels'
+        if self.takes == 'normalized' and self.normalization['bgr']:
+            channels = 'BGR'
         taken = f'uint8 {channels}' if self.takes == 'levels' else f'normalised float32 {channels}'
         return f'{taken} to {"float32 logits" if self.gives == "logits" else "uint8 ids"}'
 

@@ -1,8 +1,6 @@
 """--mode=predict: segments images and writes the requested outputs, Cityscapes submissions among them."""
 
-import glob
 import itertools
-import os
 import re
 import zipfile
 from collections import Counter
@@ -18,16 +16,14 @@ from ann_jax.buckets.copies import fetched
 from ann_jax.buckets.paths import place
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import read_label
-from ann_jax.data.decode.rasters import has_place, write_with_place
 from ann_jax.data.decode.reading import optional
-from ann_jax.data.disk import hidden
 from ann_jax.errors import ConfigError, DataError, SaveError, unknown
 from ann_jax.evaluation.metrics import count_pixels, scores
 from ann_jax.files import replacing, write_csv
 from ann_jax.inference import formats, pictures
-from ann_jax.inference.intake import find_images
 from ann_jax.inference.results import AREA_HEADS
 from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Segmenter
+from ann_jax.modes.inputs import input_files
 from ann_jax.modes.trained import open_trained
 from ann_jax.modes.video import check_outputs, is_video, segment_video
 from ann_jax.typing import IGNORE, Backbone
@@ -58,7 +54,10 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     c.input, c.truth = fetched(c.input), fetched(c.truth)
     kinds = _kinds(config)
     out = place(c.output or workdir / 'predictions')
-    files, root = _files(config, out, kinds)
+    text = c.input
+    if not text and 'submission' in kinds:
+        text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
+    files, root = input_files(text, 'predict', out)
     videos = [file for file in files if is_video(file)]
     if videos:
         if len(videos) < len(files):
@@ -105,21 +104,22 @@ def _segment_videos(segmenter, files, root, out, kinds, config):
     """Returns what kept videos from being segmented."""
     targets = _targets([path.relative_to(root) for path in files])
     errors: list[str] = []
+    done = 0
     for file in files:
         try:
-            segment_video(
+            problem = segment_video(
                 segmenter, file, out, targets[file.relative_to(root)], kinds, config.predict.batch_size
             )
+            done += 1
+            errors += [problem] if problem else []
         except DataError as error:
             errors.append(str(error))
-    if len(errors) == len(files):
+    if not done:
         raise DataError('\n'.join(errors))
     for problem in errors:
         print(problem)
     if errors:
-        print(
-            f'{len(files) - len(errors)} of {len(files)} videos segmented; {len(errors)} problems, see above'
-        )
+        print(f'{done} of {len(files)} videos segmented; {len(errors)} problems, see above')
     return errors
 
 
@@ -156,31 +156,6 @@ def _segment_images(segmenter, files, root, out, kinds, config):
     return errors
 
 
-def _files(config, out, kinds):
-    """Returns the images, and the folder that their names are relative to; not what was written to `out`."""
-    text = config.predict.input
-    if not text and 'submission' in kinds:
-        text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
-    if not text:
-        raise ConfigError(
-            '--config.predict.input is missing: name an image, a folder, or a pattern such as "a/*.jpg"'
-        )
-    path = Path(text).expanduser()
-    apart = lambda files: [file for file in files if out.resolve() not in file.resolve().parents]
-    if path.is_dir():
-        if not (files := apart(find_images(path))):
-            raise ConfigError(f'predict.input={text} holds no images but those of predict.output={out}')
-        return files, path
-    if path.exists():
-        return [path], path.parent
-    top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-    found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if not os.path.isdir(name))
-    files = apart(file for file in found if not any(map(hidden, file.relative_to(top).parts)))
-    if not files:
-        raise ConfigError(f'predict.input={text}: no such file, folder or pattern')
-    return files, top
-
-
 def _targets(names):
     """Image -> what is written for it, without an ending: a, or a_jpg and a_png if both have that name."""
     stems = Counter(name.with_suffix('') for name in names)
@@ -207,16 +182,11 @@ def _write(result, out, kinds, target, root, config):
 
     for kind in kinds:
         match kind:
-            case 'ids':
-                if has_place(result.path):
-                    write_with_place(place(kind, '.tif'), result.ids, result.colors, result.path)
-                else:
-                    picture(result.ids, place(kind, '.png'))
             case 'colors':
                 result.colored(place(kind, '.png'))
             case 'overlays':
                 result.overlay(place(kind, '.png'), legend=True)
-            case 'ids16' | 'probabilities' | 'coco' | 'polygons':
+            case 'ids' | 'ids16' | 'probabilities' | 'coco' | 'polygons':
                 result.write(kind, place(kind, ''))
             case 'panels':
                 picture(_panel(name, result, config), place(kind, '.png'))

@@ -18,6 +18,7 @@ from ann_jax.inference.segmenter import Segmenter
 ENDINGS = ('.mp4', '.mov', '.m4v', '.mkv', '.avi', '.webm')
 OUTPUTS = ('overlays', 'colors', 'ids')
 AHEAD = 2  # frames that are decoded while the device works
+_DROPPED = 0.01  # of the frames that a header counts, those that may have been dropped in recording
 
 
 def is_video(path: Path) -> bool:
@@ -39,7 +40,7 @@ def check_outputs(kinds: list[str]) -> None:
 
 def segment_video(
     segmenter: Segmenter, file: Path, out: Path, name: Path, kinds: list[str], batch_size: int
-) -> int:
+) -> str:
     """Writes OUT/overlays/NAME.mp4, OUT/colors/NAME.mp4 and OUT/ids/NAME/000001.png, ...
 
     Videos are H.264, at the average frame rate of the input, without its sound; an odd width or height is
@@ -54,7 +55,7 @@ def segment_video(
         batch_size: frames that are computed together.
 
     Returns:
-        The number of frames.
+        What is wrong if the video has fewer frames than it should; those it has are written. Otherwise ''.
 
     Raises:
         DataError: the file is no video, or is damaged; nothing but ids of earlier frames is left.
@@ -68,11 +69,11 @@ def segment_video(
         try:
             source = stack.enter_context(av.open(str(file)))
             stream = source.streams.video[0]
-            rate = stream.average_rate or 25
+            rate, count = stream.average_rate or 25, stream.frames  # 0 if the header does not count
         except (av.error.FFmpegError, IndexError) as error:
             raise DataError(f'cannot read the video {file}: {error}') from error
         stream.thread_type = 'AUTO'
-        bar = stack.enter_context(tqdm(total=stream.frames or None, desc='predict', unit='frame'))
+        bar = stack.enter_context(tqdm(total=count or None, desc='predict', unit='frame'))
         drafts = {
             kind: stack.enter_context(replacing(out / kind / f'{name}.mp4'))
             for kind in kinds
@@ -97,7 +98,9 @@ def segment_video(
     seconds = time.perf_counter() - start
     frames = f'{done} frame{"s" * (done > 1)}'
     print(f'{frames} segmented, {done / seconds:.2f} per second; {", ".join(kinds)} written to {out}')
-    return done
+    if done < count * (1 - _DROPPED) - 1:
+        return f'{file} ends after {done} of {count} frames: it is cut off; copy it again'
+    return ''
 
 
 def _frames(source, file) -> Iterator[np.ndarray]:

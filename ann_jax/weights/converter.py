@@ -12,6 +12,7 @@ import numpy as np
 from ann_jax.buckets.copies import fetched
 from ann_jax.buckets.paths import place, remote
 from ann_jax.data.classes import DATASETS
+from ann_jax.data.decode.levels import channels_of
 from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.models.ann import ANN
@@ -161,6 +162,12 @@ def convert_state(
         ConfigError: the classes are unknown, or their number is not that of the classifier.
     """
     refuse_lookalikes(f'{name} {(source or {}).get("hub", "")}', meta)
+    try:
+        facts = read_meta(meta)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise DataError(f'what is said of it cannot be used ({error}): save only its state dict') from error
+    images = facts.get('images', {})
+    channels = channels_of(images.get('bands', ''))
     found = recognize(state)
     whole = bool(found.layout.heads) and part == 'all'
     if whole:
@@ -171,18 +178,15 @@ def convert_state(
                     'backbone alone'
                 )
     if whole and found.num_classes is not None:
-        model = network(found.model, found.num_classes)
+        model = network(found.model, found.num_classes, in_channels=channels)
     else:
-        model = ANN(1, ResNet(**{key: found.model[key] for key in BACKBONE_FACTS}), 'baseline')
+        backbone = ResNet(**{key: found.model[key] for key in BACKBONE_FACTS})
+        model = ANN(1, backbone, 'baseline', in_channels=channels)
     target = shape_variables(model)
     if not whole:
         target = {group: {'backbone': tree['backbone']} for group, tree in target.items()}
     conversion = from_torch(state, target, found.layout, part)
 
-    try:
-        facts = read_meta(meta)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise DataError(f'what is said of it cannot be used ({error}): save only its state dict') from error
     settings = found.model | {key: facts[key] for key in UNSEEN if key in facts}
     notes: list[str] = []
     named: dict[str, Any] = {}
@@ -207,12 +211,16 @@ def convert_state(
         named = _classes(classes, facts, found.num_classes, notes)
     else:
         settings = {key: settings[key] for key in BACKBONE_FACTS}
+        given = {'classes': classes, 'align_corners': align_corners, 'output_stride': output_stride}
+        if unused := [key for key, value in given.items() if value is not None]:
+            notes.append(f'{", ".join(unused)}: not used, because a backbone alone is converted')
     told = {'layout': found.layout.describe(), **({'crop': facts['crop']} if 'crop' in facts else {})}
     weights = Weights(
         variables=conversion.variables,
         model=settings,
         input={key: facts.get(key, value) for key, value in found.input.items()},
         **named,
+        images=images,
         source={**(source or {}), **told},
     )
     return Converted(weights, conversion, notes)
@@ -237,8 +245,8 @@ def _align_corners(given, name, facts, settings, notes, mmsegmentation):
 def _classes(given, facts, count, notes):
     names: Sequence[str] | None
     if given:
-        if given not in DATASETS:
-            raise ConfigError(unknown('dataset', given, DATASETS))
+        if not isinstance(given, str) or given not in DATASETS:
+            raise ConfigError(unknown('dataset', str(given), DATASETS))
         names, colors = DATASETS[given].classes, DATASETS[given].colors
     else:
         names, colors = facts.get('classes'), facts.get('colors')
@@ -253,4 +261,7 @@ def _classes(given, facts, count, notes):
         raise ConfigError(f'--classes={given} names {len(names)}, but the classifier has {count} outputs')
     if not colors or len(colors) != count:
         colors = distinct_colors(count)
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        names = [f'{name} {i}' if name in twice else name for i, name in enumerate(names)]
+        notes.append(f'several classes are called {", ".join(twice)}: their index follows their name')
     return {'classes': tuple(names), 'colors': tuple(map(tuple, colors))}

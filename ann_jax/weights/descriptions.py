@@ -16,7 +16,7 @@ import numpy as np
 from ann_jax.errors import DataError
 from ann_jax.files import replacing
 from ann_jax.weights import mmseg_config
-from ann_jax.weights.folder import Weights, as_tuples, sha256
+from ann_jax.weights.folder import IMAGES, Weights, as_tuples, sha256
 from ann_jax.weights.torch_files import ENDINGS
 
 OWN = 'ann_jax'
@@ -33,7 +33,8 @@ def describe(weights: Weights) -> dict[str, Any]:
     """A description of exported weights, of which `read_meta` gives the same settings again; JSON."""
     model = {key: weights.model[key] for key in UNSEEN}
     names = {'classes': weights.classes, 'colors': weights.colors}
-    return json.loads(json.dumps({'model': model, 'input': weights.input, **names}))
+    images = {'images': weights.images} if weights.images else {}
+    return json.loads(json.dumps({'model': model, 'input': weights.input, **names, **images}))
 
 
 def write_beside(path: Path, description: Mapping[str, Any]) -> Path:
@@ -85,8 +86,8 @@ def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         meta: the `meta` of a checkpoint, or another dict of the file or beside it.
 
     Returns:
-        Some of 'classes', 'colors', 'mean', 'std', 'bgr', the settings in `UNSEEN`, and 'crop' and 'test',
-        the sizes of training crops and of windows in testing.
+        Some of 'classes', 'colors', 'mean', 'std', 'bgr', 'images', the settings in `UNSEEN`, and 'crop' and
+        'test', the sizes of training crops and of windows in testing.
 
     Raises:
         ValueError: it describes a network that cannot be built here.
@@ -114,6 +115,7 @@ def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         own = as_tuples(dict(own))
         facts |= {key: value for key, value in own['model'].items() if key in UNSEEN}
         facts |= {**own['input'], 'classes': list(own['classes']), 'colors': own['colors']}
+        facts['images'] = {key: str(own['images'][key]) for key in IMAGES if key in own.get('images', {})}
     return facts
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ann_jax.errors import ConfigError
-from ann_jax.ranges import check
+from ann_jax.ranges import check, shown
 
 Normalize = Callable[[jax.Array], jax.Array]
 
@@ -43,7 +43,14 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
 
     Returns:
         A function from (B, H, W, 3) uint8 RGB, or as many channels as there are means, to float32.
+
+    Raises:
+        ConfigError: see `check_input`; or there are not as many deviations as means.
     """
+    numbers = {'mean': tuple(np.asarray(mean).tolist()), 'std': tuple(np.asarray(std).tolist())}
+    check_input({**numbers, 'bgr': bgr}, len(numbers['mean']))
+    if len({len(each) for each in numbers.values()}) > 1:
+        raise ConfigError(f'input.std={shown(numbers["std"])}: must be as many as there are means')
     offset, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def normalize(image):

@@ -137,6 +137,9 @@ def check(
             check_input(input, channels)
     except ConfigError as error:
         raise DataError(f'{where}: {error}') from error
+    if len({*classes}) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise DataError(f'{where}: classes: {twice!r} appears twice')
     if len(colors) != len(classes):
         raise DataError(f'{where}: colors: there are {len(colors)} for {len(classes)} classes')
 

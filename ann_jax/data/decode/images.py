@@ -37,6 +37,7 @@ _ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # a phone's JPEG or HEIC may hold pr
 _FAST_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')
 _OPENCV_PIXELS, _OPENCV_SIDE = 2**30, 2**20  # its limits
 _ORIENTATION = 0x0112  # of EXIF
+_MOST_BANDS = 16  # an array of more rows than these is no stack of bands
 
 
 def decode_image(data: bytes, where: object, *, reading: Reading = PLAIN, upright: bool = True) -> np.ndarray:
@@ -188,6 +189,9 @@ def from_pillow(
 
 def _from_pillow(image, reading, upright, where, tiff_of):
     form = image.format
+    if not all(image.size):
+        raise DataError(f'{where} has no pixels: it is {image.width}x{image.height}')
+    check_size(image.width, image.height, where, 'image', reading.max_pixels)
     if image.mode[0] != 'I' and any(';16' in str(tile) for tile in getattr(image, 'tile', ())):
         raise DataError(f'{where} has colours of 16 bits, of which Pillow keeps 8: give the file instead')
     # Only where needed: both copy the image, which may be large.
@@ -225,10 +229,21 @@ def from_array(array: np.ndarray, reading: Reading = PLAIN) -> np.ndarray:
     if values.dtype.kind not in 'buif':
         raise DataError(f'{where} holds values of type {values.dtype}: give integers or floats')
     values = values[..., None] if values.ndim == 2 else values
-    if not reading.bands and values.shape[0] <= 4 < values.shape[2]:
-        raise DataError(f'{where} has its bands first: an image is (H, W, bands), array.transpose(1, 2, 0)')
+    if _bands_first(values.shape, reading.bands):
+        raise DataError(
+            f'{where} has its channels first: an image is (H, W, channels), array.transpose(1, 2, 0), or '
+            'image.permute(1, 2, 0) in torch'
+        )
     has_alpha = values.shape[2] in (2, 4) and looks_like_alpha(values[..., -1])
     return to_levels(pick(values, has_alpha, reading, where), reading.limits, where)
+
+
+def _bands_first(shape, bands):
+    """Whether the first axis looks like the bands, as in torch and rasterio, which would be cut into rows."""
+    first, height, width = shape
+    if not bands:
+        return first <= 4 < width
+    return max(bands) <= first <= _MOST_BANDS < height and width > 4 * first
 
 
 def unseen(names: Iterable[str | os.PathLike]) -> str:

@@ -38,6 +38,8 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
         ) from e
     except PermissionError as e:
         raise DataError(f'cannot read the {kind} {path}: {e}; give yourself the right to read it') from e
+    except ValueError as e:  # no name of a file has a null byte
+        raise DataError(f'cannot read the {kind} {path!r}: {e}; check its name and folder') from e
     except OSError as e:
         raise DataError(f'cannot read the {kind} {path}: {e}; copy or download the file again') from e
 
