@@ -189,6 +189,16 @@ def test_protocols_of_a_plain_function(size, average):
     assert_close(quick(both)(images), both(images))
 
 
+def test_a_plain_function_takes_batches():
+    predict = lambda images: images
+    for protocol in (
+        functions.sliding_window(predict, (32, 48), (21, 30)),
+        functions.multi_scale(predict, (1.0,), flip=True),
+    ):
+        with pytest.raises(ConfigError, match=r'must be \(B, H, W, C\), with at least one image'):
+            protocol(np.zeros((0, 48, 64, 3), np.float32))
+
+
 def test_a_plain_function_must_give_logits_of_the_size_of_the_image():
     half = lambda images: images[:, ::2, ::2]
     for protocol in (functions.multi_scale(half, (1.0,)), functions.sliding_window(half, (8, 8), (8, 8))):

@@ -95,7 +95,9 @@ def train():
             patch.setattr(training, 'make_step', once(make_step))
             patch.setattr(build, 'evaluation', once(evaluation))
             sources = {'train_source': Stripes(8), 'eval_source': Stripes(1)}
+            before = config.to_dict()
             ann_jax.train(config, workdir, backbone=Pyramid(2), writer=Fatal(last), **sources)
+            assert config.to_dict() == before  # class weights were counted for this run
 
     return run
 

@@ -15,7 +15,8 @@ from ann_jax.typing import IGNORE
 class Scores(NamedTuple):
     """Fractions from 0 to 1.
 
-    A class that is absent from both truth and prediction is NaN and left out of the means.
+    NaN and left out of the means: the IoU of a class that is absent from both truth and prediction, and the
+    accuracy of one that is absent from the truth.
     """
 
     iou: Float[np.ndarray, ' K']
