@@ -32,6 +32,7 @@ from ann_jax.data.decode.images import (
 from ann_jax.data.decode.jpeg import examine_jpeg, jpeg_size
 from ann_jax.data.decode.levels import Reading, find_range, to_levels
 from ann_jax.data.decode.reading import damaged, open_picture
+from ann_jax.data.label_files import decode_raw
 from ann_jax.data.own.settings import own_dataset
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.intake import find_images
@@ -575,6 +576,8 @@ def test_a_tiff_that_lacks_strips_or_tiles_is_refused(tiled):
     assert (decode_image(data, 'a.tif')[..., 0] == grey).all()
     height = data.index(struct.pack('<HHI', 257, 3, 1)) + 8
     tall = data[:height] + struct.pack('<H', 500) + data[height + 2 :]
+    with pytest.raises(DataError, match=r'label b\.tif: of 20x500 pixels it holds only . of \d+ strips'):
+        decode_raw(tall, 'b.tif')
     with pytest.raises(DataError, match=r'a\.tif: of 20x500 pixels it holds only . of \d+ strips'):
         decode_image(tall, 'a.tif')
 

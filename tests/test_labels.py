@@ -11,6 +11,7 @@ from PIL import Image
 from ann_jax.data import label_map as maps
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource
+from ann_jax.data.decode.images import decode_image
 from ann_jax.data.decode.levels import Reading
 from ann_jax.data.label_files import decode_raw
 from ann_jax.data.labels import decode_label
@@ -332,6 +333,50 @@ def test_every_hole_in_a_png_is_noticed(mode):
         with pytest.raises(DataError, match='copy or download the file again'):
             decode_raw(data[:end], 'x')
     np.testing.assert_array_equal(decode_raw(data + b'more', 'x').values, noise)
+
+
+@pytest.mark.parametrize('most', [1, 3, 200, 255, 300, 1000, 65_534, 65_535])
+def test_values_of_a_pgm_are_those_in_it(most):
+    """Pillow scales them to 8 or 16 bits."""
+    raw = RNG.integers(0, most + 1, (12, 20))
+    head = f'20 12 {most}\n'.encode()
+    for data in (
+        b'P5 ' + head + raw.astype('>u2' if most > 255 else 'u1').tobytes(),
+        b'P2 ' + head + ' '.join(map(str, raw.ravel())).encode(),
+    ):
+        np.testing.assert_array_equal(decode_raw(data, 'x.pgm').values, raw)
+
+
+@pytest.mark.filterwarnings('ignore:Dataset has no geotransform')
+@pytest.mark.parametrize('bits', [1, 2, 4])
+def test_values_of_a_tiff_of_few_bits_are_those_in_it(bits):
+    rasterio = pytest.importorskip('rasterio', reason='writes them')
+    raw = RNG.integers(0, 2**bits, (12, 20)).astype(np.uint8)
+    with rasterio.MemoryFile() as file:
+        shape = {'height': 12, 'width': 20, 'count': 1, 'dtype': 'uint8'}
+        with file.open(driver='GTiff', nbits=bits, **shape) as opened:
+            opened.write(raw, 1)
+        np.testing.assert_array_equal(decode_raw(file.read(), 'x.tif').values, raw)
+
+
+@pytest.mark.parametrize('size', [(12, 20), (3, 5)])
+def test_a_bmp_of_black_and_white_bytes(size):
+    """Pillow writes it and reads its bytes as bits."""
+    raw = RNG.integers(0, 2, size).astype(np.uint8)
+    data = encoded(with_palette(raw, [(0, 0, 0), (255, 255, 255)]), 'bmp')
+    np.testing.assert_array_equal(decode_raw(data, 'x.bmp').values, raw)
+    np.testing.assert_array_equal(decode_image(data, 'x.bmp'), np.repeat(255 * raw[..., None], 3, 2))
+
+
+def test_a_grey_picture_among_painted_ones(tmp_path):
+    """Its colours count if one is that of a class, or if it is black and white."""
+    settings = {'classes': class_file(tmp_path, 'road 255 0 0', 'wall 128 128 128', 'background 0 0 0')}
+    rgb = lambda grey: encoded(np.repeat(np.array(grey, np.uint8)[..., None], 3, 2))
+    assert classes(rgb([[0, 128, 0]]), **settings).tolist() == [[2, 1, 2]]
+    for grey in ([[0, 255]], [[128, 1]]):
+        refuse(rgb(grey), 'colours without a class', **settings)
+    assert classes(rgb([[0, 1, 2, 255]]), **settings).tolist() == [[0, 1, 2, IGNORE]]  # values
+    assert classes(rgb([[0, 255]]), **settings, label_map='0:0,255:1').tolist() == [[0, 1]]
 
 
 # --- The settings that errors suggest

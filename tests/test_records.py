@@ -19,6 +19,7 @@ from trees import write_tree
 from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.datasets import FolderSource, open_source
+from ann_jax.data.decode.levels import Reading
 from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.own.survey import survey
 from ann_jax.data.pipeline import eval_batches, train_batches
@@ -129,6 +130,29 @@ def test_two_datasets_of_ones_own_in_one_folder(tmp_path, capsys):
     assert one.dataset.classes == ('sky', 'road')
     write_tfds.main(['--config=folder', *flags, '--name=third', f'--out={tmp_path / "other"}'])
     assert len(RecordSource('folder', tmp_path / 'other', 'train')) == 1  # the only one
+
+
+def test_records_of_images_of_16_bits(tmp_path):
+    """They are read as the config says, here and from the records; a part of a split is written whole."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for name in ('a', 'b'):
+            for kind in ('images', 'labels'):
+                (tmp_path / kind / split).mkdir(parents=True, exist_ok=True)
+            deep = rng.integers(0, 4096, (8, 9)).astype(np.uint16)
+            Image.fromarray(deep).save(tmp_path / 'images' / split / f'{name}.png')
+            Image.fromarray(rng.integers(0, 2, (8, 9)).astype(np.uint8)).save(
+                tmp_path / 'labels' / split / f'{name}.png'
+            )
+    flags = [f'--config.dataset.root={tmp_path}', '--config.dataset.classes=sky,road']
+    flags += ['--config.dataset.image_range=0,4095', '--config.dataset.train_split=train[!b*]']
+    write_tfds.main(['--config=folder', *flags, f'--out={tmp_path / "records"}'])
+    (root,) = (tmp_path / 'records').iterdir()
+    records = RecordSource('folder', root, 'train', Reading.parse('0,4095'))
+    assert len(records) == 2
+    with Image.open(tmp_path / 'images/train/a.png') as image:
+        levels = np.rint(np.asarray(image) / 4095 * 255)
+    np.testing.assert_array_equal(records[0]['image'][..., 0], levels)
 
 
 def test_the_embedded_scenes(tmp_path):

@@ -310,6 +310,90 @@ def test_layouts_of_tools(layout, tmp_path, capsys, monkeypatch):
         assert Path(words.get('--config.predict.input', file)).is_file()
 
 
+def written_config(root, where):
+    """The config that is written for a folder."""
+    return load_config(str(setup(folder_config(root), where)))
+
+
+def test_white_that_is_a_colour(tmp_path, capsys):
+    """Painted labels of which some are black and white alone."""
+    pairs(tmp_path / 'd', 'images/{}.jpg', 'masks/{}.png', colors=[(0, 0, 0), (255, 0, 0), (255, 255, 255)])
+    grey = np.zeros((*SIZE, 3), np.uint8)
+    grey[::2] = 255
+    for number in range(3):
+        photo(tmp_path / f'd/images/{number}.jpg')
+        Image.fromarray(grey).save(tmp_path / f'd/masks/{number}.png')
+    config = written_config(tmp_path / 'd', tmp_path)
+    assert check(config) == 0 and build.dataset(config).num_classes == 3, capsys.readouterr().out
+
+
+@pytest.mark.parametrize('border', [False, True])
+def test_palettes_in_the_order_of_no_file(border, tmp_path):
+    """By their colours, classes are found whatever their order in the file, with a border of 255 too."""
+    lines = 'background:0,0,0::\n', 'bus:0,128,0::\n', 'plane:128,0,0::\n'
+    colors = [(0, 0, 0), (128, 0, 0), (0, 128, 0)] + [(224, 224, 192)] * 253
+    pairs(
+        tmp_path / 'd',
+        'JPEGImages/{}.jpg',
+        'SegmentationClass/{}.png',
+        palette=colors,
+        values=(0, 1, 2, 255) if border else (0, 1, 2),
+    )
+    write(
+        tmp_path / 'd',
+        'labelmap.txt',
+        '# label:color_rgb:parts:actions\n' + ''.join(lines),
+    )
+    config = written_config(tmp_path / 'd', tmp_path)
+    source = build.source(config, config.dataset.train_split)
+    with Image.open(next((tmp_path / 'd/SegmentationClass').iterdir())) as image:
+        raw = np.asarray(image)
+    assert source.dataset.classes == ('background', 'bus', 'plane')
+    np.testing.assert_array_equal(np.unique(source[0]['label'][raw == 1]), [2])
+    np.testing.assert_array_equal(np.unique(source[0]['label'][raw == 2]), [1])
+
+
+def test_masks_of_supervisely_without_the_last_class(tmp_path):
+    pairs(tmp_path / 'd', 'ds/img/{}.jpg', 'ds/masks_machine/{}.png', values=(0, 1))
+    write(tmp_path / 'd', 'meta.json', {'classes': [{'title': 'car'}, {'title': 'road'}]})
+    config = written_config(tmp_path / 'd', tmp_path)
+    assert build.dataset(config).classes == ('background', 'car', 'road')
+
+
+def test_a_first_class_that_may_be_the_background_is_told(tmp_path, capsys):
+    pairs(tmp_path / 'd', 'images/{}.jpg', 'labels/{}.png', values=(0, 1))
+    write(tmp_path / 'd', 'classes.txt', 'car\nroad\ntree\n')
+    written_config(tmp_path / 'd', tmp_path)
+    assert 'value 0 is taken for car, the first in classes.txt' in capsys.readouterr().out
+
+
+def test_who_is_held_out_of_written_lists(tmp_path, capsys):
+    """As many as are told, though the list names paths and not samples."""
+    for count in (4, 10):
+        root = tmp_path / str(count)
+        for number in range(count):
+            photo(root / f'images/{number}.jpg')
+            label(root / f'labels/{number}.png', values=(0, 1))
+        photo(root / 'images/more.jpg')  # without a label
+        config = written_config(root, tmp_path)
+        train, val = (len(build.source(config, split)) for split in ('train', config.dataset.eval_split))
+        assert f'{train} in train, {val} in val' in capsys.readouterr().out and train + val == count
+
+
+def test_a_table_with_a_column_of_splits_is_refused(tmp_path):
+    pairs(tmp_path / 'd', 'images/{}.jpg', 'masks/{}.png', values=(0, 1))
+    lines = [f'images/{name}.jpg,masks/{name}.png,{"val" if name == "a" else "train"}' for name in 'abcd']
+    write(tmp_path / 'd', 'data.csv', '\n'.join(['image,mask,split', *lines]))
+    refuse(['data.csv has a column', 'train, val', 'lists={split}.csv'], tmp_path / 'd')
+
+
+def test_a_class_file_that_is_not_understood_is_told(tmp_path, capsys):
+    pairs(tmp_path / 'd', 'images/{}.jpg', 'labels/{}.png', values=(0, 1))
+    write(tmp_path / 'd', 'classes.txt', 'wall\ncrack{thin}\n')
+    written_config(tmp_path / 'd', tmp_path)
+    assert "the line 'crack{thin}' is not understood" in capsys.readouterr().out
+
+
 def folder_config(root):
     config = load_config('folder')
     config.dataset.root = str(root)

@@ -56,6 +56,7 @@ def decode_raw(
     with open_picture(data, where, 'label', max_pixels) as image:
         pages = _pages(image)
         mode, lossy, deep = image.mode, _lossy(image, data), _deep(image, data)
+        largest = _largest(image, data)
         palette = _palette(image) if mode in ('P', 'PA') else None
         # The indices of a GIF are in the order of its own palette, so that only its colours mean something.
         raw = np.array(image if image.format != 'GIF' else image.convert('RGB'))
@@ -65,8 +66,8 @@ def decode_raw(
             mode, raw = 'L', raw[..., 0]
     if pages > 1:
         raise DataError(f'label {where} holds {pages} pictures: save one, with a class per pixel')
-    if mode == 'L' and data.startswith(PNG) and data[24] in (2, 4):
-        raw //= 255 // (2 ** data[24] - 1)  # Pillow scales 2- and 4-bit grey to 8 bits, but not 1-bit
+    if largest and mode[0] in 'LI':  # Pillow has scaled it to all of 8 or 16 bits
+        raw = np.rint(raw / (255 if mode == 'L' else 65535) * largest).astype(raw.dtype)
     if deep:
         raise DataError(
             f'label {where} holds 16 bits in each of several channels: save it as a greyscale PNG of class '
@@ -85,9 +86,23 @@ def decode_raw(
     return Raw(raw.astype(np.uint8) if mode == '1' else raw, palette, lossy)
 
 
+def _largest(image, data):
+    """The largest value that an opened picture of few levels may hold; 0 where Pillow keeps values."""
+    if data.startswith(PNG) and data[24] in (2, 4):  # but not of 1 bit
+        return 2 ** data[24] - 1
+    if image.format == 'TIFF' and len(image.getbands()) == 1 and image.tag_v2.get(258, (1,))[0] in (2, 4):
+        return 2 ** image.tag_v2[258][0] - 1
+    if image.format == 'PPM' and image.mode in ('L', 'I'):
+        name, _, _, arguments = image.tile[0]
+        return arguments[1] if 'ppm' in name and arguments[1] not in (255, 65535) else 0
+    return 0
+
+
 def _deep_tiff(data, where, max_pixels):
     """Values of a TIFF of one band that Pillow would change or refuse, such as unsigned 32 bits; or None."""
     found = tiff.directories(io.BytesIO(data)) if tiff.is_tiff(data) else None
+    for directory in found or ():
+        directory.refuse_missing(where, 'label')
     if not found or len(found) > 1 or found[0].samples > 1 or found[0].for_pillow:
         return None
     check_size(found[0].width, found[0].height, where, 'label', max_pixels)

@@ -109,7 +109,8 @@ def _map(raw, layout, where, name):
                 return classes, True
         # In the user's own labels, grey that is no colour of a class is a value, saved as RGB.
         most = _CHROMA if raw.lossy else 0
-        if not (layout.own and np.ptp(values, -1).max(initial=0) <= most):
+        grey = layout.own and np.ptp(values, -1).max(initial=0) <= most
+        if not grey or layout.color_map and not layout.own.label_map and _painted(values, layout):
             if layout.color_map:
                 raise unknown.colors(values[classes == INVALID], layout, where, name)
             raise unknown.colors_without_classes(values, layout, where, name)
@@ -132,6 +133,12 @@ def _map(raw, layout, where, name):
     if wrong.any():
         raise unknown.values(values[wrong], layout, where, name)
     return classes, False
+
+
+def _painted(grey, layout):
+    """Whether a grey picture holds colours: one of a class, or no other values than black and white have."""
+    seen = {*np.unique(grey[..., 1]).tolist()} - {0}
+    return bool(seen & {color[0] for color in layout.color_map if len({*color}) == 1}) or seen <= {255}
 
 
 _CHROMA = 16  # differences between the channels of grey in formats that change values

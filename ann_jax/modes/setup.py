@@ -150,9 +150,9 @@ def _name(root):
 def _samples(plan: Plan, root: str, notes: list[str]) -> dict[str, list[tuple[str, str, str]]]:
     """{split: [(name, image, label)]} of training and evaluation; changes the plan so that it works."""
     splits = [plan.train_split] if plan.val_share else [plan.train_split, plan.eval_split]
+    name = lambda image: bare_key(os.path.splitext(image)[0])
     if plan.pairs:
         notes.append('no settings describe what belongs together: lists of images and labels are written')
-        name = lambda image: bare_key(os.path.splitext(image)[0])
         found = {
             split: [(name(image), image, label) for image, label in plan.pairs[split]] for split in splits
         }
@@ -160,6 +160,10 @@ def _samples(plan: Plan, root: str, notes: list[str]) -> dict[str, list[tuple[st
         found = {split: _find(plan, root, split, notes) for split in splits}
         if plan.pairs:  # some have no partner, and lists leave them out
             plan.pairs |= {split: [sample[1:] for sample in found[split]] for split in splits}
+            # Samples of a list have the names of its lines, which say who is held out.
+            found = {
+                split: [(name(image), image, label) for _, image, label in found[split]] for split in splits
+            }
     notes += [
         f'{folder} may hold labels too: edit `labels` if it should count' for folder in plan.alternatives
     ]

@@ -24,12 +24,14 @@ from ann_jax.errors import ConfigError, DataError, SaveError
 
 def sources(config, splits):
     """Returns {part: samples} of all parts of the splits."""
+    splits = [build.split_and_pattern(split)[0] for split in splits]  # records hold whole parts
     if config.dataset.name == 'scenes':
         return {split: build.source(config, split) for split in splits}
     dataset = build.dataset(config)
     parts = {part: None for split in splits for part in dataset.parts_of(split) or (split,)}
     alone = replace(dataset, splits={part: (part,) for part in parts})
-    return {part: FolderSource(alone, config.dataset.root, part) for part in parts}
+    reading = build.reading(config)
+    return {part: FolderSource(alone, config.dataset.root, part, reading=reading) for part in parts}
 
 
 def _name(dataset, given):

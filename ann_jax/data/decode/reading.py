@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImagePalette, UnidentifiedImageError
 
 from ann_jax.data.decode.formats import unread
 from ann_jax.errors import DataError
@@ -64,6 +64,8 @@ def open_picture(
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_size(*image.size, where, kind, max_pixels)
+            if image.format == 'BMP' and image.mode == '1' and data[28] == 8:
+                _read_bytes_as_bytes(image)
             yield image
     except DataError:
         raise
@@ -76,6 +78,12 @@ def open_picture(
         if found:
             raise DataError(f'cannot read the {kind} {where}: it is {found.what}; {found.cure}') from e
         raise damaged(where, kind, e if data else 'it is empty') from e
+
+
+def _read_bytes_as_bytes(image):
+    """Mends a BMP with a palette of black and white, whose bytes Pillow takes for eight pixels each."""
+    image.tile = [tile._replace(args=('P', *tile.args[1:])) for tile in image.tile]
+    image._mode, image.palette = 'P', ImagePalette.raw('RGB', bytes([0, 0, 0, 255, 255, 255]))
 
 
 def refuse_format(data: bytes, where: object, kind: str, *, but: str) -> None:

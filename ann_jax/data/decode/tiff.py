@@ -33,7 +33,7 @@ class Directory(NamedTuple):
     parts: int  # strips or tiles
     expected: int  # as many as the image has by its size
 
-    def refuse_missing(self, where: object) -> None:
+    def refuse_missing(self, where: object, kind: str = 'image') -> None:
         """Refuses an image of which strips or tiles are missing, which Pillow and GDAL leave black.
 
         Raises:
@@ -41,7 +41,7 @@ class Directory(NamedTuple):
         """
         if self.parts < self.expected:
             raise DataError(
-                f'cannot read the image {where}: of {self.width}x{self.height} pixels it holds only '
+                f'cannot read the {kind} {where}: of {self.width}x{self.height} pixels it holds only '
                 f'{self.parts} of {self.expected} strips or tiles; copy or download the file again'
             )
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from ann_jax.data.decode.images import IMAGE_ENDINGS
 from ann_jax.data.disk import walk
 from ann_jax.data.layout import LISTS
-from ann_jax.data.own.lists import find_file, read_list
+from ann_jax.data.own.lists import MixedSplitsError, find_file, read_list
 from ann_jax.data.own.matching import (
     LABEL_DIR,
     OTHER_DIR,
@@ -110,6 +110,8 @@ def _lists(tree):
 def _rows(root, path, known):
     try:
         return read_list(os.path.join(root, path), known, columns=1000)[:200]
+    except MixedSplitsError:
+        raise
     except DataError:
         return []
 

@@ -41,6 +41,7 @@ def survey_labels(paths: Sequence[str], most: int = 200) -> Values:
     """Counts the values and colours of labels: of all, or of `most` from first to last."""
     found = Values()
     shown: Counter[Color] = Counter()  # by palettes
+    greys: Counter[int] = Counter()  # of pictures in colours that are grey
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int))]
     for path in chosen:
         try:
@@ -53,7 +54,9 @@ def survey_labels(paths: Sequence[str], most: int = 200) -> Values:
         found.sizes[raw.values.shape[:2]] += 1
         values = raw.values
         if values.ndim == 3 and (values == values[..., :1]).all():
-            values = values[..., 0]
+            for value, count in zip(*np.unique(values[..., 0], return_counts=True), strict=True):
+                greys[int(value)] += int(count)
+            continue
         if values.ndim == 3:
             codes = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
             for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
@@ -66,8 +69,10 @@ def survey_labels(paths: Sequence[str], most: int = 200) -> Values:
                 found.palettes.setdefault(int(value), set()).add((red, green, blue))
                 shown[red, green, blue] += int(count)
     if found.by_color:  # palettes count as the colours that they show
-        found.colors.update(shown)
+        found.colors.update(shown + Counter({(value,) * 3: count for value, count in greys.items()}))
         found.values.clear()
+    else:
+        found.values.update(greys)
     return found
 
 
@@ -94,11 +99,13 @@ def choose_classes(found: Values, files: Iterable[str], root: str) -> ClassPlan:
         DataError: there are too many values or colours for classes, or one colour only.
     """
     known: list[tuple[str, Classes]] = []
+    unread = []
     for file in files:
         try:
             known.append((file, parse_classes(os.path.join(root, file), root)))
-        except (ConfigError, DataError):
-            continue
+        except (ConfigError, DataError) as error:
+            if 'class' in os.path.basename(file).lower():
+                unread.append(str(error))
     kinds = found.colors or found.values
     if found.lossy:
         plan = ClassPlan(
@@ -132,6 +139,8 @@ def choose_classes(found: Values, files: Iterable[str], root: str) -> ClassPlan:
     ]
     if known and best.names[-1] not in known[0][1].names:
         best.notes += notes[:1]
+    if not known:
+        best.notes += unread[:1]
     return best
 
 
@@ -160,14 +169,30 @@ def _by_color(found, known):
 def _by_value(found, known):
     """Yields (rank, plan) of labels of values."""
     seen = {value for value in found.values if value >= 0}
-    shown = {color for colors in found.palettes.values() for color in colors}
+    palette = [(index, color) for index, colors in found.palettes.items() for color in colors]
     for file, (names, colors, label_map) in known:
         allowed = {*(label_map or range(len(names))), IGNORE}
+        # Index 255 is a border of a colour of its own, as in VOC.
+        shown = {color for index, color in palette if index != IGNORE or color in colors}
+        if any(
+            color in colors[:i] + colors[i + 1 :] for i, color in palette if color not in colors[i : i + 1]
+        ):
+            if shown <= {*colors, BLACK}:
+                yield (3, len(names)), ClassPlan(names, colors, file)
+            continue  # by value, the classes would be swapped
         if colors and shown and shown <= {*colors, BLACK} and (BLACK in colors or BLACK not in shown):
             yield (3, len(names)), ClassPlan(names, colors, file)
-        if seen <= allowed and not (seen == {0, IGNORE} and len(names) == 2):
+        bare = os.path.basename(file) == 'meta.json' and names[0].lower() not in _BACKGROUND
+        # Supervisely lists no background, which is 0 in its masks.
+        if seen <= allowed and not bare and not (seen == {0, IGNORE} and len(names) == 2):
             plain = {v: i for v, i in (label_map or {}).items() if v != IGNORE}
-            yield (2, len(names)), ClassPlan(names, label_map=plain)
+            plan = ClassPlan(names, label_map=plain)
+            if not label_map and names[0].lower() not in _BACKGROUND and len(names) - 1 not in seen:
+                plan.notes.append(
+                    f'value 0 is taken for {names[0]}, the first in {file}, and no label holds the last, '
+                    f'{names[-1]}: if 0 is the background, write it before {names[0]} in `classes`'
+                )
+            yield (2, len(names)), plan
             continue
         full = names if names[0].lower() in _BACKGROUND else ('background', *names)
         note = [] if full == names else [f'{file} lacks the background, which was added']

@@ -22,6 +22,12 @@ _LABEL_WORDS = (
     'label labels mask masks annotation annotations ann gt seg segmentation label_path mask_path '
     'annotation_path seg_map label_file mask_file target'
 ).split()
+_SPLIT_WORDS = 'split subset set fold phase partition'.split()
+_MOST_SPLITS = 10
+
+
+class MixedSplitsError(DataError):
+    """A list of several splits."""
 
 
 class Row(NamedTuple):
@@ -49,6 +55,7 @@ def read_list(path: str | os.PathLike, known: Callable[[str], object], columns: 
 
     Raises:
         DataError: it cannot be read, or a line has more columns.
+        MixedSplitsError: a column says that its lines belong to several splits.
     """
     lines = [(i, line.strip()) for i, line in enumerate(text_of(path, 'list').splitlines(), 1)]
     lines = [(i, line if known(line) else re.sub(r'(^#|\s+#\s).*', '', line)) for i, line in lines]
@@ -57,6 +64,7 @@ def read_list(path: str | os.PathLike, known: Callable[[str], object], columns: 
     rows = [Row(i, tuple(_split(line, separator))) for i, line in lines]
     rows = [row for row in rows if row.cells]
     if rows and not any(map(known, rows[0].cells)):
+        _refuse_splits(rows, path)
         rows = _without_headings(rows)
     for row in rows:
         if len(row.cells) > columns:
@@ -97,6 +105,21 @@ def _split(line, separator):
     while cells and not cells[-1]:
         cells.pop()
     return cells
+
+
+def _refuse_splits(rows, path):
+    """Refuses a table whose lines belong to several splits, which would be mixed."""
+    words = [cell.casefold() for cell in rows[0].cells]
+    column = next((words.index(word) for word in _SPLIT_WORDS if word in words[1:]), None)
+    if column is None:
+        return
+    parts = sorted({row.cells[column] for row in rows[1:] if len(row.cells) > column})
+    if 1 < len(parts) <= _MOST_SPLITS:
+        raise MixedSplitsError(
+            f'{path} has a column {rows[0].cells[column]!r} of {", ".join(parts)}, which is not read: write '
+            'the lines of each to a list of its own, such as train.csv and val.csv, and set '
+            '--config.dataset.lists={split}.csv'
+        )
 
 
 def _without_headings(rows):
