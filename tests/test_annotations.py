@@ -157,7 +157,7 @@ def test_labelme(tmp_path):
     assert line.any(1).sum() == 10 and line[5].all()
     bad = tmp_path / 'bad'
     labelme(bad, 'c', [('car', 'polygon', [[0, 0], [1, 1]])])
-    with pytest.raises(DataError, match='a polygon of 2 points, named car'):
+    with pytest.raises(DataError, match='holds only 1 outlines of less than 3 points'):
         convert(bad, tmp_path / 'more')
 
 
