@@ -105,7 +105,7 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
 def _pair(annotated, images, source) -> dict[str, tuple[Labelled, Path]]:
     """Path of an image below the folder of images -> its annotations, and where it is now."""
     places: dict[str, tuple[Labelled, Path]] = {}
-    taken: dict[str, Labelled] = {}
+    taken: dict[str, tuple[Labelled, Path]] = {}
     missing = []
     for each in annotated.images:
         path = images.find(each)
@@ -115,12 +115,17 @@ def _pair(annotated, images, source) -> dict[str, tuple[Labelled, Path]]:
         place = images.place(each, path)
         # A file for one image means another one if both have found the same.
         for name in (place, os.path.abspath(path)) if images.alone else (place,):
-            other = taken.setdefault(name, each)
-            if other is not each and other.file == each.file:
-                raise DataError(f'{each.file} has labels of {name} twice: remove one of them')
-            if other is not each:
+            other, its_path = taken.setdefault(name, (each, path))
+            if other is each:
+                continue
+            if other.file != each.file:
                 files = f'{other.file} and {each.file}'
                 raise DataError(f'{files} both have labels of {name}: move one of them out of {source}')
+            if its_path == path:
+                raise DataError(f'{each.file} has labels of {path} twice: remove one of them')
+            raise DataError(
+                f'{its_path} and {path} would both be {name}: rename one of them, and in {each.file} too'
+            )
         places[place] = each, path
     if missing:
         of = f'{len(missing)} of {len(annotated.images)} images'
@@ -144,7 +149,11 @@ class _Images:
         self._files: set[str] = set()
         self._by_name: dict[str, list[str]] = {}
         for path in (os.path.join(*each) for top in self._roots for each in _files(top)):
-            if path.lower().endswith(IMAGE_ENDINGS) and path not in self._segments | self._files:
+            if (
+                path.lower().endswith(IMAGE_ENDINGS)
+                and path not in self._segments
+                and path not in self._files
+            ):
                 self._files.add(path)
                 for name in {os.path.basename(path), _stem(path)}:
                     self._by_name.setdefault(name, []).append(path)

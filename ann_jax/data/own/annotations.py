@@ -77,6 +77,8 @@ def read_annotations(kind: str, files: list[str]) -> Annotated:
     for file in files:
         try:
             _READERS[kind](file, found)
+            if found.images and not isinstance(path := found.images[-1].image, str):
+                raise ValueError(f'{path!r} is no path of an image')
         except (LookupError, TypeError, ValueError, AttributeError, ElementTree.ParseError) as error:
             if isinstance(error, (ConfigError, DataError)):
                 raise
@@ -139,10 +141,11 @@ def _segmentation(annotation, found):
 
 def _area(annotation, size, file) -> float:
     """The area as the file has it, or that of the mask if it has none."""
-    area = annotation.get('area')
+    area, (height, width) = annotation.get('area'), size
     if type(area) in (int, float) and area > 0:
         return area
-    return int(optional('pycocotools.mask', file).area(_runs(annotation['segmentation'], *size, file)))
+    runs = _runs(annotation['segmentation'], height, width, file)
+    return int(optional('pycocotools.mask', file).area(runs))
 
 
 def _coco(segmentation, file) -> Draw:
