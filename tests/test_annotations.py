@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ann_jax.command import load_config
+from ann_jax.data.own.annotation_kinds import find_annotations
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.modes.check import check
 from ann_jax.modes.setup import setup
@@ -20,7 +23,7 @@ HEIGHT, WIDTH = 30, 40
 
 def photo(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(str(path)))
+    rng = np.random.default_rng(zlib.crc32(str(path).encode()))
     Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(path)
 
 
@@ -157,7 +160,7 @@ def test_labelme(tmp_path):
     assert line.any(1).sum() == 10 and line[5].all()
     bad = tmp_path / 'bad'
     labelme(bad, 'c', [('car', 'polygon', [[0, 0], [1, 1]])])
-    with pytest.raises(DataError, match='a polygon of 2 points, named car'):
+    with pytest.raises(DataError, match='holds only 1 outlines of less than 3 points'):
         convert(bad, tmp_path / 'more')
 
 
@@ -210,6 +213,276 @@ def test_yolo_and_what_comes_after_it(tmp_path, monkeypatch, capsys):
     config = load_config(str(setup(config)))
     assert config.dataset.classes == 'background,road,car' and config.dataset.eval_split == 'val'
     assert check(config) == 0
+
+
+OUTLINE = '0.25 0.1 0.75 0.1 0.75 0.5 0.25 0.5'
+DRAWN = box(3, 10, 16, 31)  # both ends are in
+
+
+def same(one, two):
+    return one.read_bytes() == two.read_bytes()
+
+
+def yolo(root, labels, names='names: [road, car]\n'):
+    """Files of labels: path below the root -> lines."""
+    write(root / 'data.yaml', names)
+    for path, lines in labels.items():
+        write(root / path, lines)
+
+
+def test_images_of_other_splits_have_the_same_names(tmp_path):
+    for split in ('train', 'val'):
+        photo(tmp_path / f'yolo/images/{split}/0.jpg')
+    yolo(tmp_path / 'yolo', {'labels/train/0.txt': f'0 {OUTLINE}', 'labels/val/0.txt': f'1 {OUTLINE}'})
+    convert(tmp_path / 'yolo', tmp_path / 'out')
+    for value, split in enumerate(('train', 'val'), 1):
+        assert same(tmp_path / f'out/images/{split}/0.jpg', tmp_path / f'yolo/images/{split}/0.jpg')
+        np.testing.assert_array_equal(label(tmp_path / f'out/labels/{split}/0.png'), value * DRAWN)
+    (tmp_path / 'yolo/images/val/0.jpg').unlink()  # that of train is no replacement
+    with pytest.raises(DataError, match='1 of 2 images are missing'):
+        convert(tmp_path / 'yolo', tmp_path / 'more')
+
+
+@pytest.mark.parametrize('path', ['0.jpg', r'C:\data\0.jpg', '/on/another/computer/0.jpg', r'..\x\0.jpg'])
+@pytest.mark.parametrize('folders', [('train', 'val'), ('cam1', 'cam2')])
+def test_labelme_beside_images_or_in_folders_like_theirs(path, folders, tmp_path):
+    for i, folder in enumerate(folders):
+        shapes = [{'label': 'car', 'points': [[i, 0], [5, 5]], 'shape_type': 'rectangle'}]
+        tree = {'shapes': shapes, 'imagePath': path, 'imageHeight': HEIGHT, 'imageWidth': WIDTH}
+        for root, images in (('apart', 'images'), ('beside', 'annotations')):
+            write(tmp_path / f'{root}/annotations/{folder}/0.json', tree)
+            photo(tmp_path / f'{root}/{images}/{folder}/0.jpg')
+    for root, images in (('apart', 'images'), ('beside', 'annotations')):
+        out = tmp_path / f'{root}_out'
+        convert(tmp_path / root, out)
+        assert len([each for each in out.rglob('*') if each.is_file()]) == 5  # two pairs, and classes
+        for i, folder in enumerate(folders):
+            assert same(out / f'images/{folder}/0.jpg', tmp_path / f'{root}/{images}/{folder}/0.jpg')
+            np.testing.assert_array_equal(label(out / f'labels/{folder}/0.png'), box(0, i, 6, 6))
+
+
+def test_yolo_of_several_cameras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for camera in ('cam1', 'cam2'):
+        photo(Path(f'in/images/{camera}/0.jpg'))
+    yolo(Path('in'), {'labels/cam2/0.txt': f'0 {OUTLINE}'})
+    assert '1 images without annotations' in convert('in', 'one')
+    assert same(Path('one/images/cam2/0.jpg'), Path('in/images/cam2/0.jpg'))
+    yolo(Path('in'), {'labels/cam1/0.txt': f'1 {OUTLINE}'})
+    convert('in', 'both')
+    for value, camera in ((2, 'cam1'), (1, 'cam2')):
+        assert same(Path(f'both/images/{camera}/0.jpg'), Path(f'in/images/{camera}/0.jpg'))
+        np.testing.assert_array_equal(label(f'both/labels/{camera}/0.png'), value * DRAWN)
+    said = convert('in/labels/cam1', 'part')  # images/ are where labels/ are
+    assert said.startswith('1 labels') and 'without' not in said
+    assert same(Path('part/images/0.jpg'), Path('in/images/cam1/0.jpg'))
+    config = load_config('folder')
+    config.dataset.root = 'both'
+    assert check(load_config(str(setup(config)))) == 0
+
+
+def test_yolo_labels_of_one_image(tmp_path):
+    photo(tmp_path / 'in/images/0.jpg')
+    yolo(tmp_path / 'in', {f'labels/{split}/0.txt': f'0 {OUTLINE}' for split in ('train', 'val')})
+    with pytest.raises(DataError, match='both have labels of .*0.jpg: move one of them out of'):
+        convert(tmp_path / 'in', tmp_path / 'out')
+    shutil.move(tmp_path / 'in/labels/val', tmp_path)
+    assert convert(tmp_path / 'in', tmp_path / 'out').startswith('1 labels')
+
+
+def coco_of(names, annotations, **image):
+    """COCO of images numbered from 0, and of annotations without what is always so."""
+    size = {'height': HEIGHT, 'width': WIDTH}
+    return {
+        'images': [{'id': i, 'file_name': name} | size | image for i, name in enumerate(names)],
+        'annotations': [{'id': i, 'category_id': 1} | each for i, each in enumerate(annotations)],
+        'categories': [{'id': 1, 'name': 'road'}, {'id': 2, 'name': 'car'}],
+    }
+
+
+def test_coco_names_that_several_images_have(tmp_path):
+    pytest.importorskip('pycocotools', reason="pip install '.[annotations]'")
+    for camera in ('cam1', 'cam2'):
+        photo(tmp_path / f'in/images/{camera}/0.jpg')
+    objects = [{'image_id': 0, 'segmentation': [rectangle(1, 2, 3, 4)]}]
+    write(tmp_path / 'in/all.json', coco_of(['0.jpg'], objects))
+    with pytest.raises(DataError, match='all.json.*cam1/0.jpg or .*cam2/0.jpg: move those') as caught:
+        convert(tmp_path / 'in', tmp_path / 'out')
+    assert '\n' not in str(caught.value)
+    (tmp_path / 'in/all.json').rename(tmp_path / 'in/cam2.json')  # a name tells which
+    convert(tmp_path / 'in', tmp_path / 'named')
+    assert same(tmp_path / 'named/images/cam2/0.jpg', tmp_path / 'in/images/cam2/0.jpg')
+    write(tmp_path / 'in/cam2.json', coco_of(['cam1/0.jpg'], objects))  # and a path even more
+    convert(tmp_path / 'in', tmp_path / 'path')
+    assert same(tmp_path / 'path/images/cam1/0.jpg', tmp_path / 'in/images/cam1/0.jpg')
+
+
+def test_yolo_files_that_are_long(tmp_path):
+    """Of the first, the part that is looked at ends in the second line, of the other in the first."""
+    along = np.linspace(0, 1, 1500)
+    corners = np.array([[0.25, 0.1], [0.75, 0.1], [0.75, 0.5], [0.25, 0.5], [0.25, 0.1]])
+    sides = [a + (b - a) * along[:, None] for a, b in zip(corners[:-1], corners[1:], strict=True)]
+    outline = ' '.join(f'{number:.12f}' for number in np.concatenate(sides).ravel())
+    for name, lines in (('a', f'0 {OUTLINE}\n1 {outline}\n'), ('b', f'1 {outline}')):
+        assert len(lines) > 100_000
+        photo(tmp_path / f'{name}/images/0.jpg')
+        yolo(tmp_path / name, {'labels/0.txt': lines})
+        convert(tmp_path / name, tmp_path / f'{name}_out')
+        np.testing.assert_array_equal(label(tmp_path / f'{name}_out/labels/0.png'), 2 * DRAWN)
+
+
+def test_yolo_coordinates_outside(tmp_path):
+    files = {
+        'a': '0 -0.0001 0.1 1.0001 0.1 1.0001 0.5 -0.0001 0.5',
+        'b': '0 0.1 0.1 0.2 0.2',
+        'c': f'0 {OUTLINE} 1.3 0.4',
+        'classes': 'road',  # has no image
+    }
+    for name in 'abcd':
+        photo(tmp_path / f'in/images/{name}.jpg')
+    yolo(tmp_path / 'in', {f'labels/{name}.txt': lines for name, lines in files.items()})
+    said = convert(tmp_path / 'in', tmp_path / 'out')
+    np.testing.assert_array_equal(label(tmp_path / 'out/labels/a.png'), box(3, 0, 16, 40))
+    assert '1 labels' in said and '2 files were not read' in said and '3 images without' in said
+    assert 'b.txt is YOLO boxes' in said and 'c.txt has lines that are no class' in said
+    far = [f'0 {OUTLINE}'] * 60 + ['0 1.3 0.4 0.1 0.1 0.2 0.2']  # not looked at when it is recognised
+    yolo(tmp_path / 'in', {'labels/d.txt': '\n'.join(far)})
+    with pytest.raises(DataError, match='d.txt has the coordinate 1.3: divide'):
+        convert(tmp_path / 'in', tmp_path / 'more')
+
+
+def test_names_of_yolo(tmp_path):
+    def drawn_as(names, number=1):
+        shutil.rmtree(tmp_path / 'out', ignore_errors=True)
+        yolo(tmp_path / 'in', {'labels/0.txt': f'{number} {OUTLINE}'}, names)
+        convert(tmp_path / 'in', tmp_path / 'out')
+        classes = (tmp_path / 'out/classes.txt').read_text().split()
+        assert classes[0] == 'background' and len(classes) == 3
+        return classes[label(tmp_path / 'out/labels/0.png').max()]
+
+    photo(tmp_path / 'in/images/0.jpg')
+    write(tmp_path / 'in/config.yaml', 'epochs: 100\nbatch: 16\n')
+    assert drawn_as('names: [a, b]') == drawn_as('names: {0: a, 1: b}') == 'b'
+    assert drawn_as('names: {1: b, 0: a}') == 'b' and drawn_as('names: {1: b, 0: a}', 0) == 'a'
+    assert drawn_as('names: {1: a, 2: b}') == 'a'
+    with pytest.raises(DataError, match='0.txt has class 0, but there are names of 1, 2'):
+        drawn_as('names: {1: a, 2: b}', 0)
+    with pytest.raises(DataError, match='several classes one name'):
+        drawn_as('names: [a, a]')
+    write(tmp_path / 'in/classes.txt', 'c\nd\n')
+    assert drawn_as('path: .\n') == 'd'
+
+
+def test_names_of_two_yolo_datasets(tmp_path):
+    for name, names in (('x', 'names: [a, b]'), ('y', 'names: [b, a]')):
+        photo(tmp_path / f'in/{name}/images/0.jpg')
+        yolo(tmp_path / f'in/{name}', {'labels/0.txt': f'1 {OUTLINE}'}, names)
+    convert(tmp_path / 'in', tmp_path / 'out')
+    assert (tmp_path / 'out/classes.txt').read_text().split() == ['background', 'a', 'b']
+    for name, value in (('x', 2), ('y', 1)):
+        np.testing.assert_array_equal(label(tmp_path / f'out/labels/{name}/0.png'), value * DRAWN)
+
+
+def test_coco_ids_of_text_and_flat_outlines(tmp_path):
+    """As VGG Image Annotator exports it."""
+    pytest.importorskip('pycocotools', reason="pip install '.[annotations]'")
+    photo(tmp_path / 'in/a.jpg')
+    flat = {'image_id': '0', 'segmentation': rectangle(2, 3, 9, 12), 'area': 63}
+    write(tmp_path / 'in/x.json', coco_of(['a.jpg'], [flat]))
+    convert(tmp_path / 'in', tmp_path / 'out')
+    np.testing.assert_array_equal(label(tmp_path / 'out/labels/a.png'), box(2, 3, 9, 12))
+    write(tmp_path / 'in/x.json', coco_of(['a.jpg'], [flat, flat | {'image_id': 7}, flat | {'image_id': 8}]))
+    with pytest.raises(DataError, match='x.json has 2 annotations of images that .* annotation 1 of image 7'):
+        convert(tmp_path / 'in', tmp_path / 'more')
+    write(tmp_path / 'in/x.json', coco_of(['a.jpg', 'b.jpg'], [flat], id=0))
+    with pytest.raises(DataError, match='x.json has images of the same id'):
+        convert(tmp_path / 'in', tmp_path / 'more')
+
+
+@pytest.mark.parametrize('area', [{}, {'area': None}, {'area': '100'}, {'area': 0}])
+@pytest.mark.parametrize('form', [list, dict])
+def test_coco_without_areas(area, form, tmp_path):
+    pytest.importorskip('pycocotools', reason="pip install '.[annotations]'")
+    photo(tmp_path / 'in/a.jpg')
+    large = runs(box(0, 0, 20, 30)) if form is dict else [rectangle(0, 0, 20, 30)]
+    objects = [
+        {'image_id': 0, 'segmentation': [rectangle(5, 5, 8, 9)], 'category_id': 2, 'area': 12},
+        {'image_id': 0, 'segmentation': large} | area,
+    ]
+    write(tmp_path / 'in/x.json', coco_of(['a.jpg'], objects))
+    convert(tmp_path / 'in', tmp_path / 'out')
+    expected = box(0, 0, 20, 30).astype(int) + box(5, 5, 8, 9)
+    np.testing.assert_array_equal(label(tmp_path / 'out/labels/a.png'), expected)
+
+
+def test_segments_of_panoptic_labels(tmp_path):
+    """They are no images, even if named as one, and all must be listed."""
+    photo(tmp_path / 'in/val/a.png')
+    segments = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    segments[:10, :, 0], segments[10:20, :, 0], segments[20:22, :, 1] = 3, 4, 1
+    (tmp_path / 'in/panoptic_val').mkdir()
+    Image.fromarray(segments).save(tmp_path / 'in/panoptic_val/a.png')
+    listed = [{'id': 3, 'category_id': 1}, {'id': 4, 'category_id': 2}, {'id': 256, 'category_id': 1}]
+    tree = coco_of(['a.png'], [{'image_id': '0', 'file_name': 'a.png', 'segments_info': listed}])
+    write(tmp_path / 'in/panoptic_val.json', tree)
+    assert 'without annotations' not in convert(tmp_path / 'in', tmp_path / 'out')
+    expected = np.select([box(0, 0, 10, 40), box(10, 0, 20, 40), box(20, 0, 22, 40)], [1, 2, 1], IGNORE)
+    np.testing.assert_array_equal(label(tmp_path / 'out/labels/val/a.png'), expected)
+    assert same(tmp_path / 'out/images/val/a.png', tmp_path / 'in/val/a.png')
+    del listed[1:]
+    write(tmp_path / 'in/panoptic_val.json', tree)
+    with pytest.raises(
+        DataError, match='a.png has 2 segments that .*panoptic_val.json does not list, such as 4'
+    ):
+        convert(tmp_path / 'in', tmp_path / 'more')
+
+
+@pytest.mark.parametrize(
+    'tree',
+    [
+        {'images': [], 'annotations': {'1': {}}, 'categories': []},
+        {'images': 1, 'annotations': 5, 'categories': []},
+        {'images': [], 'annotations': ['a'], 'categories': []},
+        {'_via_img_metadata': [1]},
+        '[' * 100_000,
+    ],
+)
+def test_json_of_other_things(tree, tmp_path):
+    write(tmp_path / 'in/x.json', tree)
+    assert find_annotations(str(tmp_path)) == []
+    with pytest.raises(DataError, match='holds no annotations'):
+        convert(tmp_path / 'in', tmp_path / 'out')
+    config = load_config('folder')
+    config.dataset.root = str(tmp_path / 'in')
+    with pytest.raises(DataError, match='no picture in it has a label'):
+        setup(config)
+
+
+def test_damaged_annotations_end_with_one_line(tmp_path):
+    for tree in (
+        {'images': [{'id': 0}], 'annotations': [{}, 5], 'categories': []},
+        {'shapes': [], 'imagePath': None},
+        {'shapes': [5], 'imagePath': 'a.jpg'},
+    ):
+        write(tmp_path / 'in/x.json', tree)
+        with pytest.raises(DataError, match='cannot read the annotations .*x.json'):
+            convert(tmp_path / 'in', tmp_path / 'out')
+
+
+def test_labelme_shapes_without_area(tmp_path):
+    shapes = [
+        ('car', 'rectangle', [[1, 2], [5, 6]]),
+        ('sign', 'polygon', [[0, 0], [9, 9]]),
+        ('sign', 'polygon', []),
+        ('car', 'points', [[0, 0], [9, 9], [3, 4]]),
+    ]
+    labelme(tmp_path / 'in', 'a', shapes)
+    labelme(tmp_path / 'in', 'b', [])
+    said = convert(tmp_path / 'in', tmp_path / 'out')
+    assert '2 outlines of less than 3 points were left out' in said and '1 points shapes were' in said
+    assert (tmp_path / 'out/classes.txt').read_text().split() == ['background', 'car']
+    np.testing.assert_array_equal(label(tmp_path / 'out/labels/a.png'), box(2, 1, 7, 6))
+    assert not label(tmp_path / 'out/labels/b.png').any()  # annotated, and nothing is in it
 
 
 def test_what_cannot_be_converted(tmp_path):

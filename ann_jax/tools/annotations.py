@@ -11,12 +11,15 @@ images and labels.
 """
 
 import argparse
+import functools
 import os
+import re
 import shlex
 import shutil
 import struct
 import sys
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePath, PureWindowsPath
 
 import cv2
 import numpy as np
@@ -25,19 +28,23 @@ from PIL import Image, ImageOps
 from ann_jax.data.decode.images import IMAGE_ENDINGS
 from ann_jax.data.decode.reading import open_picture, read_file
 from ann_jax.data.disk import walk
-from ann_jax.data.own.annotation_kinds import KINDS, find_annotations, others
-from ann_jax.data.own.annotations import BACKGROUND, IGNORED, Labelled, read_annotations
+from ann_jax.data.own.annotation_kinds import KINDS, find_annotations, others, unread
+from ann_jax.data.own.annotations import BACKGROUND, IGNORED, Annotated, Labelled, read_annotations
 from ann_jax.data.own.discovery import split_of
 from ann_jax.errors import ConfigError, DataError, SaveError, listed
 from ann_jax.files import refuse_special, replacing
 from ann_jax.typing import IGNORE
+
+# Folders named after what all of their files are, in which case they do not tell two of them apart.
+_PLAIN = re.compile(r'images?|imgs?|jpegimages|labels?|masks?|annotations?|anns?|jsons?|', re.IGNORECASE)
 
 
 def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool = False) -> str:
     """Draws the annotations in a file or folder.
 
     Args:
-        source: of the annotations; images lie in the same folder or below it.
+        source: of the annotations; images lie in the same folder or below it, or those of YOLO in images/
+            where it has labels/.
         out: folder to write; must not exist.
         kind: a key of KINDS, or auto.
         link: link images instead of copying them.
@@ -69,22 +76,8 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
     values = {name: value for value, name in enumerate(names)} | {IGNORED: IGNORE}
     if len(names) >= IGNORE:
         raise DataError(f'{source} has {len(names)} classes with the background, of at most {IGNORE - 1}')
-    images = _Images(source if source.is_dir() else source.parent)
-    places: dict[str, tuple[Labelled, Path]] = {}
-    missing = []
-    for each in annotated.images:
-        path = images.find(each)
-        if path is None:
-            missing.append(f'{each.image}, which {each.file} names')
-            continue
-        place = _place(each, path, source, alone=kind in ('labelme', 'yolo'))
-        if place in places:
-            files = f'{each.file} and {places[place][0].file}'
-            raise DataError(f'{files} both have labels of {place}: give one of them in place of the folder')
-        places[place] = each, path
-    if missing:
-        of = f'{len(missing)} of {len(annotated.images)} images'
-        raise DataError(f'{of} are missing in {source}; add them:{listed(missing)}')
+    images = _Images(source, kind, annotated)
+    places = _pair(annotated, images, source)
     try:
         for place, (each, path) in places.items():
             _write(each, path, place, out, values, link)
@@ -98,58 +91,196 @@ def convert(source: str | Path, out: str | Path, kind: str = 'auto', link: bool 
         f'{len(found[each])} files of {KINDS[each]} were left out: --kind={each} takes those'
         for each in known[1:]
     ]
-    unused = len(images) - len({path for _, path in places.values()})
-    if unused:
+    rest = unread(found)
+    if kind == 'yolo' and source.is_dir():
+        rest += images.other_texts({file for files in found.values() for file in files}, found[kind])
+    if rest:
+        lines.append(f'{len(rest)} files were not read:{listed(rest)}')
+    if unused := images.count_others(path for _, path in places.values()):
         lines.append(f'{unused} images without annotations were left out')
     done = f'{len(places)} labels of {len(names)} classes drawn from {KINDS[kind]}, written to {out}'
     return '\n'.join([done, *lines])
 
 
+def _pair(annotated, images, source) -> dict[str, tuple[Labelled, Path]]:
+    """Path of an image below the folder of images -> its annotations, and where it is now."""
+    places: dict[str, tuple[Labelled, Path]] = {}
+    taken: dict[str, tuple[Labelled, Path]] = {}
+    missing = []
+    for each in annotated.images:
+        path = images.find(each)
+        if path is None:
+            missing.append(f'{each.image}, which {each.file} names')
+            continue
+        place = images.place(each, path)
+        # A file for one image means another one if both have found the same.
+        for name in (place, os.path.abspath(path)) if images.alone else (place,):
+            other, its_path = taken.setdefault(name, (each, path))
+            if other is each:
+                continue
+            if other.file != each.file:
+                files = f'{other.file} and {each.file}'
+                raise DataError(f'{files} both have labels of {name}: move one of them out of {source}')
+            if its_path == path:
+                raise DataError(f'{each.file} has labels of {path} twice: remove one of them')
+            raise DataError(
+                f'{its_path} and {path} would both be {name}: rename one of them, and in {each.file} too'
+            )
+        places[place] = each, path
+    if missing:
+        of = f'{len(missing)} of {len(annotated.images)} images'
+        raise DataError(f'{of} are missing in {source}; add them:{listed(missing)}')
+    return places
+
+
 class _Images:
-    """The pictures below a folder, by their names."""
+    """The pictures that annotations may mean, by their names.
 
-    def __init__(self, root):
-        files = [Path(where) / name for where, names in walk(root) for name in names]
-        self._files = [path for path in files if path.name.lower().endswith(IMAGE_ENDINGS)]
-        self._by_name: dict[str, list[Path]] = {}
-        for path in self._files:
-            for name in {path.name, path.stem}:
-                self._by_name.setdefault(name, []).append(path)
+    Attributes:
+        alone: each image has a file of annotations, named as it is, in folders as its own.
+    """
 
-    def __len__(self):
-        return len(self._files)
+    def __init__(self, source: Path, kind: str, annotated: Annotated):
+        root = os.path.abspath(source if source.is_dir() else source.parent)
+        self._source, self._yolo, self.alone = source, kind == 'yolo', kind in ('labelme', 'yolo')
+        self._roots = [root, *filter(os.path.isdir, [_swapped(root)] if self._yolo else [])]
+        self._segments = annotated.pictures
+        self._parts: dict[str, tuple[str, ...] | None] = {}
+        self._files: set[str] = set()
+        self._by_name: dict[str, list[str]] = {}
+        for path in (os.path.join(*each) for top in self._roots for each in _files(top)):
+            if (
+                path.lower().endswith(IMAGE_ENDINGS)
+                and path not in self._segments
+                and path not in self._files
+            ):
+                self._files.add(path)
+                for name in {os.path.basename(path), _stem(path)}:
+                    self._by_name.setdefault(name, []).append(path)
+
+    def count_others(self, used):
+        """The number of images that are not among those used."""
+        return len(self._files - {os.path.abspath(path) for path in used})
+
+    def other_texts(self, known, files):
+        """Files beside those of YOLO that are named as images and are not known, each with what it is."""
+        folders = sorted({os.path.dirname(file) for file in files})
+        paths = [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder))]
+        return [
+            f'{path} has lines that are no class and coordinates from 0 to 1'
+            for path in paths
+            if path.lower().endswith('.txt') and path not in known and _stem(path) in self._by_name
+        ]
 
     def find(self, labelled: Labelled) -> Path | None:
-        """The file that annotations mean: the one of the name that is nearest to them."""
-        name = labelled.image.replace('\\', '/')
-        beside = Path(labelled.file).parent / name
-        if beside.is_file():
-            return beside
-        paths = self._by_name.get(name.rpartition('/')[2], [])
-        file = os.path.abspath(labelled.file)
-        stem = os.path.splitext(os.path.basename(file))[0]
+        """The file that annotations mean: the one of the name whose folders are most like theirs.
 
-        def near(path):
-            text = os.path.abspath(path).replace(os.sep, '/')
-            common = len(os.path.commonpath([text, file]))
-            split = split_of(os.path.splitext(file)[0].replace(os.sep, '/'))[1]
-            return text.endswith('/' + name), bool(split) and f'/{split}' in text or stem in text, common
+        Raises:
+            DataError: several are as much like them.
+        """
+        name = PurePath(labelled.image.replace('\\', '/'))
+        beside = [Path(labelled.file).parent / name]
+        if _elsewhere(labelled.image):
+            beside.append(Path(labelled.file).parent / name.name)
+        for path in beside:
+            if path.is_file() and os.path.abspath(path) not in self._segments:
+                return path
+        paths = [path for path in self._by_name.get(name.name, []) if self._may_mean(labelled, path)]
+        ranks = [self._rank(labelled, name, path) for path in paths]
+        most = max(ranks, default=None)
+        best = [path for path, rank in zip(paths, ranks, strict=True) if rank == most]
+        if len(best) > 1:
+            which = ' or '.join(best[:4])
+            raise DataError(
+                f'{labelled.file} has labels of {name.name}, which may be {which}: move those that it does '
+                f'not mean out of {self._source}'
+            )
+        return Path(best[0]) if best else None
 
-        return max(paths, key=near) if paths else None
+    def _may_mean(self, labelled, path):
+        """Whether the splits are not different ones; a list of many may be of any folder."""
+        if not (self.alone and self._split(labelled) and any(map(_split_in, self._folders(path)))):
+            return True
+        return self._same_split(labelled, path)
+
+    def _same_split(self, labelled, path):
+        split = self._split(labelled).lower()
+        others = [_split_in(part).lower() for part in self._folders(path)]  # val, and valid
+        return any(split and each and (each.startswith(split) or split.startswith(each)) for each in others)
+
+    def _rank(self, labelled, name, path):
+        """How much the folders of an image are as those that annotations name, or lie in."""
+        folders, around = self._folders(path), self._around(labelled)
+        ends = zip(reversed(name.parent.parts), reversed(PurePath(path).parent.parts), strict=False)
+        same = next((i for i, (one, two) in enumerate(ends) if one != two), len(name.parent.parts))
+        swapped = self._yolo and _swapped(os.path.splitext(labelled.file)[0])
+        return (
+            os.path.basename(path) == name.name,
+            same,
+            swapped in (path, os.path.splitext(path)[0]),
+            self._same_split(labelled, path),
+            not self.alone and _stem(labelled.file) in '/'.join(folders),
+            sum((Counter(folders) & Counter(around)).values()),
+        )
+
+    def _folders(self, path):
+        """Those that a file lies in, from the root; None if it lies elsewhere."""
+        folder = os.path.dirname(os.path.abspath(path))
+        if folder not in self._parts:
+            root = next((top for top in self._roots if os.path.commonpath([top, folder]) == top), None)
+            self._parts[folder] = None if root is None else PurePath(os.path.relpath(folder, root)).parts
+        return self._parts[folder]
+
+    def _around(self, labelled):
+        """The folders of a file of annotations, and its name if it is not that of an image, as train_1 is."""
+        folders = self._folders(labelled.file)
+        return folders if self.alone else (*folders, _stem(labelled.file))
+
+    def _split(self, labelled):
+        return next(filter(None, map(_split_in, reversed(self._around(labelled)))), '')
+
+    def place(self, labelled: Labelled, path: Path) -> str:
+        """The path of an image below the folder of images: its split, its folders and its name."""
+        split, folders = self._split(labelled), self._folders(path)
+        if folders is None:
+            parts = PurePath(labelled.image.replace('\\', '/')).parent.parts
+            folders = [] if _elsewhere(labelled.image) else [part for part in parts if part != '..']
+        if split:  # is written once
+            folders = [_without_split(part) for part in folders]
+        return PurePath(
+            split, *(part for part in folders if not _PLAIN.fullmatch(part)), path.name
+        ).as_posix()
 
 
-def _place(labelled, path, source, alone):
-    """The path of an image below the folder of images: its split, and its name."""
-    root = source if source.is_dir() else source.parent
-    file = os.path.relpath(labelled.file, root)
-    # A file of its own is named as its image, which may be train_1.jpg.
-    around = os.path.dirname(file) if alone else os.path.splitext(file)[0]
-    split = split_of(Path(around).as_posix())[1]
-    name = Path(labelled.image.replace('\\', '/'))
-    parts = [part for part in name.parent.parts if part not in (split, 'images', 'img')]
-    if name.is_absolute() or '..' in parts:  # on the computer of the tool
-        parts = []
-    return Path(split, *parts, path.name).as_posix()
+@functools.lru_cache(maxsize=10_000)  # many files lie in few folders
+def _split_in(part):
+    return split_of(part)[1]
+
+
+def _files(top):
+    return ((where, name) for where, names in walk(top) for name in names)
+
+
+def _stem(path):
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _elsewhere(image):
+    """Whether a path begins at the root or drive of a computer, which may be that of the tool."""
+    return bool(PureWindowsPath(image).root)
+
+
+def _swapped(path):
+    """A path with images/ in place of the last labels/, by which YOLO knows them; '' if there is none."""
+    head, labels, tail = f'{os.path.abspath(path)}{os.sep}'.rpartition(f'{os.sep}labels{os.sep}')
+    return os.path.normpath(f'{head}{os.sep}images{os.sep}{tail}') if labels else ''
+
+
+def _without_split(part):
+    """What the name of a folder says besides the split and a year: cam1 of train_cam1, '' of val2017."""
+    template, split = split_of(part)
+    rest = template.replace('{split}', '').strip('_-. ')
+    return ('' if rest.isdecimal() else rest) if split else part
 
 
 def _write(labelled, path, place, out, values, link):

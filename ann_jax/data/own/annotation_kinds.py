@@ -16,6 +16,8 @@ KINDS = {
     'cvat': 'CVAT for images',
     'yolo': 'YOLO outlines',
 }
+ROUNDING = 0.01  # how far coordinates of YOLO, which are from 0 to 1, may lie outside
+_START = 100_000  # characters of a text that are looked at
 _MASK_OF_A_TAG = re.compile(r'task-\d+-annotation-\d+-by-.*-tag-.*-\d+\.(png|npy)$')
 _BOXES = 'only boxes, no outlines of objects: there is nothing to learn segmentation from'
 # What is recognised and not read, and what to do with it.
@@ -108,6 +110,11 @@ def others(found: Mapping[str, list[str]]) -> list[str]:
     return [f'{found[kind][0]} is {name}: {cure}' for kind, (name, cure) in _OTHERS.items() if kind in found]
 
 
+def unread(found: Mapping[str, list[str]]) -> list[str]:
+    """The files of kinds that are not read, each with what it is."""
+    return [f'{file} is {name}' for kind, (name, _) in _OTHERS.items() for file in found.get(kind, ())]
+
+
 def _around(file):
     return os.path.dirname(os.path.dirname(file))
 
@@ -141,10 +148,18 @@ def _kind(path):
             return 'cvat' if '<annotations' in start else 'voc boxes' if '<annotation' in start else ''
         if ending == '.txt':
             with open(path, encoding='utf-8-sig') as file:
-                return _kind_of_lines([line.split() for line in file.read(100_000).splitlines()[:50]])
-    except (OSError, ValueError):
+                return _kind_of_lines([line.split() for line in _first_lines(file)[:50]])
+    except (OSError, ValueError, RecursionError):  # the last of lists in lists in lists
         pass
     return ''
+
+
+def _first_lines(file):
+    """Whole lines: half of a number is another one."""
+    text = file.read(_START)
+    if len(text) == _START:
+        text = text.rpartition('\n')[0] or text + file.readline()
+    return text.splitlines()
 
 
 def _kind_of_json(tree):
@@ -156,19 +171,24 @@ def _kind_of_json(tree):
     if isinstance(tree.get('shapes'), list) and 'imagePath' in tree:
         return 'labelme'
     if {'images', 'annotations', 'categories'} <= tree.keys():
-        first = (tree['annotations'] or [{}])[0]
-        return 'panoptic' if 'segments_info' in first else 'coco'
-    regions = tree.get('_via_img_metadata', tree).values()
-    if '_via_img_metadata' in tree or any(isinstance(each, dict) and 'regions' in each for each in regions):
+        parts = [tree[key] for key in ('images', 'annotations', 'categories')]
+        if not all(isinstance(part, list) and isinstance((part or [{}])[0], dict) for part in parts):
+            return ''
+        return 'panoptic' if 'segments_info' in (tree['annotations'] or [{}])[0] else 'coco'
+    regions = tree.get('_via_img_metadata', tree)
+    if not isinstance(regions, dict):
+        return ''
+    if regions is not tree or any(isinstance(each, dict) and 'regions' in each for each in regions.values()):
         return 'via'
     return 'supervisely' if {'objects', 'size'} <= tree.keys() else ''
 
 
 def _kind_of_lines(lines):
-    """Lines of a class and coordinates below 1: a box has four, an outline more."""
+    """Lines of a class and coordinates from 0 to 1: a box has four, an outline more."""
     lines = [line for line in lines if line]
-    number = re.compile(r'\d*\.?\d+(e-?\d+)?')
-    good = lambda line: line[0].isdigit() and all(number.fullmatch(w) and float(w) <= 1 for w in line[1:])
+    number = re.compile(r'-?\d*\.?\d+(e[-+]?\d+)?')
+    inside = lambda word: number.fullmatch(word) and -ROUNDING <= float(word) <= 1 + ROUNDING
+    good = lambda line: line[0].isdigit() and all(map(inside, line[1:]))
     if not lines:
         return 'empty'
     if not all(len(line) >= 5 and len(line) % 2 and good(line) for line in lines):

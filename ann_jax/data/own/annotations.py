@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import cv2
@@ -22,8 +22,10 @@ from PIL import Image, ImageDraw
 
 from ann_jax.data.decode.reading import open_picture, optional, read_file
 from ann_jax.data.disk import text_of
+from ann_jax.data.own.annotation_kinds import ROUNDING
 from ann_jax.data.own.class_files import parse_classes
 from ann_jax.errors import ConfigError, DataError
+from ann_jax.typing import IGNORE
 
 BACKGROUND, IGNORED = 'background', '__ignore__'
 _LINE_WIDTH, _POINT_RADIUS = 10, 5  # of LabelMe
@@ -53,6 +55,8 @@ class Annotated:
     names: list[str] = field(default_factory=list)  # of the classes, without the background
     images: list[Labelled] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)  # kinds of shapes that have no area
+    pictures: set[str] = field(default_factory=set)  # absolute paths of those that hold segments
+    numbered: dict[str, dict[int, str]] = field(default_factory=dict)  # YOLO's names: folder -> value -> name
 
     def name(self, names: list[str]) -> None:
         """Adds names of classes that are new."""
@@ -73,7 +77,9 @@ def read_annotations(kind: str, files: list[str]) -> Annotated:
     for file in files:
         try:
             _READERS[kind](file, found)
-        except (KeyError, TypeError, ValueError, IndexError, ElementTree.ParseError) as error:
+            if found.images and not isinstance(path := found.images[-1].image, str):
+                raise ValueError(f'{path!r} is no path of an image')
+        except (LookupError, TypeError, ValueError, AttributeError, ElementTree.ParseError) as error:
             if isinstance(error, (ConfigError, DataError)):
                 raise
             reason = f'it lacks {error}' if isinstance(error, KeyError) else error
@@ -93,44 +99,77 @@ def _read_coco(file, found):
     whole = {each.get('supercategory') for each in tree['categories'] if each['id'] != 0}
     used = {annotation['category_id'] for annotation in tree['annotations']}
     found.name([name for number, name in categories.items() if number in used or number or name not in whole])
-    by_image: dict[Any, list] = {}
+    by_image: dict[str, list] = {str(image['id']): [] for image in tree['images']}
+    if len(by_image) < len(tree['images']):
+        raise DataError(f'{file} has images of the same id, so that objects are of several: export it again')
+    lost: list[dict] = []
     for annotation in tree['annotations']:
-        segmentation = annotation.get('segmentation')
-        if not segmentation:
-            found.left_out['boxes'] += 1
-            continue
-        if isinstance(segmentation, list):
-            if any(len(outline) % 2 for outline in segmentation):
-                raise ValueError(f'annotation {annotation.get("id")} has half a point in its outline')
-            if all(len(outline) < 6 for outline in segmentation):
-                found.left_out['outlines of less than 3 points'] += 1
-                continue
-        by_image.setdefault(annotation['image_id'], []).append(annotation)
+        if segmentation := _segmentation(annotation, found):
+            # Some tools write numbers here, and text there.
+            of_image = by_image.get(str(annotation['image_id']), lost)
+            of_image.append(annotation | {'segmentation': segmentation})
+    if lost:
+        raise DataError(
+            f'{file} has {len(lost)} annotations of images that it does not list, such as annotation '
+            f'{lost[0].get("id")} of image {lost[0]["image_id"]!r}: add the images, or remove the annotations'
+        )
     for image in tree['images']:
+        size = image['height'], image['width']
         # Small objects lie on large ones.
-        objects = sorted(by_image.get(image['id'], ()), key=lambda each: -each.get('area', 0))
+        objects = sorted(by_image[str(image['id'])], key=lambda each: -_area(each, size, file))
         drawn = [(categories[each['category_id']], _coco(each['segmentation'], file)) for each in objects]
-        found.images.append(Labelled(image['file_name'], file, (image['height'], image['width']), drawn))
+        found.images.append(Labelled(image['file_name'], file, size, drawn))
+
+
+def _segmentation(annotation, found):
+    """Outlines or runs of pixels; None if they have no area, which is counted."""
+    segmentation = annotation.get('segmentation')
+    if not segmentation:
+        found.left_out['boxes'] += 1
+        return None
+    if not isinstance(segmentation, list):
+        return segmentation
+    if isinstance(segmentation[0], (int, float)):  # VGG Image Annotator writes one outline so
+        segmentation = [segmentation]
+    if any(len(outline) % 2 for outline in segmentation):
+        raise ValueError(f'annotation {annotation.get("id")} has half a point in its outline')
+    if all(len(outline) < 6 for outline in segmentation):
+        found.left_out['outlines of less than 3 points'] += 1
+        return None
+    return segmentation
+
+
+def _area(annotation, size, file) -> float:
+    """The area as the file has it, or that of the mask if it has none."""
+    area, (height, width) = annotation.get('area'), size
+    if type(area) in (int, float) and area > 0:
+        return area
+    runs = _runs(annotation['segmentation'], height, width, file)
+    return int(optional('pycocotools.mask', file).area(runs))
 
 
 def _coco(segmentation, file) -> Draw:
     """Draws polygons, or runs of pixels, compressed or not, by pycocotools."""
-    masks = optional('pycocotools.mask', file)
 
     def draw(height, width):
-        if isinstance(segmentation, list):
-            outlines = [outline for outline in segmentation if len(outline) >= 6]
-            runs = masks.merge(masks.frPyObjects(outlines, height, width))
-        elif isinstance(segmentation['counts'], list):
-            runs = masks.frPyObjects(segmentation, height, width)
-        else:
-            runs = segmentation
-        mask = masks.decode(runs).astype(bool)
+        runs = _runs(segmentation, height, width, file)
+        mask = optional('pycocotools.mask', file).decode(runs).astype(bool)
         if mask.shape != (height, width):
             raise ValueError(f'its mask is {mask.shape[1]}x{mask.shape[0]}, and the image {width}x{height}')
         return mask
 
     return draw
+
+
+def _runs(segmentation, height, width, file):
+    """Compressed runs of pixels."""
+    masks = optional('pycocotools.mask', file)
+    if isinstance(segmentation, list):
+        outlines = [outline for outline in segmentation if len(outline) >= 6]
+        return masks.merge(masks.frPyObjects(outlines, height, width))
+    if isinstance(segmentation['counts'], list):
+        return masks.frPyObjects(segmentation, height, width)
+    return segmentation
 
 
 def _read_panoptic(file, found):
@@ -139,20 +178,32 @@ def _read_panoptic(file, found):
         each['id']: each['name'] for each in sorted(tree['categories'], key=lambda each: each['id'])
     }
     found.name(list(categories.values()))
-    images = {image['id']: image for image in tree['images']}
+    images = {str(image['id']): image for image in tree['images']}
     stem, folder = os.path.splitext(file)[0], os.path.dirname(file)
     for annotation in tree['annotations']:
-        image = images[annotation['image_id']]
+        image = images[str(annotation['image_id'])]
         names = {segment['id']: categories[segment['category_id']] for segment in annotation['segments_info']}
         options = [os.path.join(top, annotation['file_name']) for top in (stem, folder)]
         path = next((path for path in options if os.path.isfile(path)), options[0])
-        void = (IGNORED, lambda height, width, path=path: _segments(path) == 0)
+        found.pictures.add(os.path.abspath(path))
+        void = (IGNORED, functools.partial(_void, path, file, frozenset(names)))
         objects = [
             (name, lambda height, width, path=path, number=number: _segments(path) == number)
             for number, name in names.items()
         ]
         size = image['height'], image['width']
         found.images.append(Labelled(image['file_name'], file, size, [void, *objects]))
+
+
+def _void(path, file, listed, height, width):
+    """Where no segment is; all others must be listed, or they would become background."""
+    segments = _segments(path)
+    if unlisted := {*np.unique(segments).tolist()} - listed - {0}:
+        raise DataError(
+            f'{path} has {len(unlisted)} segments that {file} does not list, such as {min(unlisted)}: export '
+            'both again, or paint these in black, which is ignored'
+        )
+    return segments == 0
 
 
 @functools.lru_cache(maxsize=1)  # each segment asks for it
@@ -169,13 +220,24 @@ def _read_labelme(file, found):
     tree = json.loads(text_of(file, 'annotations'))
     objects = []
     for shape in tree['shapes']:
-        if shape['label'] not in (IGNORED, '_background_'):
-            found.name([shape['label']])
-        name = BACKGROUND if shape['label'] == '_background_' else shape['label']
-        objects.append((name, _labelme(shape)))
+        name = shape['label']
+        if why := _flat(shape):
+            found.left_out[why] += 1
+            continue
+        if name not in (IGNORED, '_background_'):
+            found.name([name])
+        objects.append((BACKGROUND if name == '_background_' else name, _labelme(shape)))
     height, width = tree.get('imageHeight'), tree.get('imageWidth')
     size = (height, width) if height and width else None
     found.images.append(Labelled(tree['imagePath'], file, size, objects))
+
+
+def _flat(shape):
+    """What a shape without area is called; '' if it has one."""
+    kind, count = shape.get('shape_type') or 'polygon', len(shape['points'])
+    if kind in ('polygon', 'oriented_rectangle') and count < 3:
+        return 'outlines of less than 3 points'
+    return 'points shapes' if kind == 'points' else '' if count else f'{kind} shapes without points'
 
 
 def _labelme(shape) -> Draw:
@@ -197,12 +259,10 @@ def _labelme(shape) -> Draw:
             part = Image.open(io.BytesIO(base64.b64decode(shape['mask']))).convert('L')
             left, top = (round(value) for value in points[0])
             picture.paste(part.point(lambda level: level > 0), (left, top))
-        elif kind in ('polygon', 'oriented_rectangle') and len(points) > 2:
+        elif kind in ('polygon', 'oriented_rectangle'):
             brush.polygon(points, outline=1, fill=1)
         else:
-            raise DataError(
-                f'a {kind} of {len(points)} points, named {shape["label"]}, has no area: remove it'
-            )
+            raise ValueError(f'{kind} is no kind of shape that is known here')
         return np.asarray(picture).astype(bool)
 
     return draw
@@ -271,8 +331,7 @@ def _sin_cos(degrees):
 
 
 def _read_yolo(file, found):
-    names = found.names or _yolo_names(file)
-    found.name(names)
+    names = _yolo_names(file, found)
     objects = []
     for line in text_of(file, 'annotations').splitlines():
         words = line.split()
@@ -282,10 +341,20 @@ def _read_yolo(file, found):
             found.left_out['boxes'] += 1
             continue
         number = int(words[0])
-        if number >= len(names):
-            raise DataError(f'{file} has class {number}, but there are names of {len(names)} classes')
-        objects.append((names[number], _yolo(np.array(words[1:], float).reshape(-1, 2))))
+        if number not in names:
+            known = ', '.join(map(str, names))
+            raise DataError(f'{file} has class {number}, but there are names of {known}: add its name')
+        objects.append((names[number], _yolo(_points(words[1:], file))))
     found.images.append(Labelled(os.path.splitext(os.path.basename(file))[0], file, None, objects))
+
+
+def _points(words, file):
+    """(N, 2) x and y, of which rounding may have moved some outside."""
+    points = np.array(words, float).reshape(-1, 2)
+    outside = points[~((points >= -ROUNDING) & (points <= 1 + ROUNDING))]
+    if outside.size:
+        raise DataError(f'{file} has the coordinate {outside[0]}: divide x by the width and y by the height')
+    return points.clip(0, 1)
 
 
 def _yolo(points) -> Draw:
@@ -297,15 +366,48 @@ def _yolo(points) -> Draw:
     return draw
 
 
-def _yolo_names(file) -> list[str]:
-    """Names from data.yaml, or another file of classes in the folders around."""
+def _yolo_names(file, found) -> dict[int, str]:
+    """Value -> name, as the folders around a file have it: each dataset may have names of its own."""
     folder = os.path.dirname(os.path.abspath(file))
+    if folder not in found.numbered:
+        names = found.numbered[folder] = _names_around(folder, file)
+        found.name([names[value] for value in sorted(names)])
+    return found.numbered[folder]
+
+
+def _names_around(folder, file):
     for _ in range(4):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(('.yaml', '.yml')) or name in ('classes.txt', 'obj.names', 'notes.json'):
-                return list(parse_classes(os.path.join(folder, name), '').names)
+        names = sorted(name for name in os.listdir(folder) if name.endswith(('.yaml', '.yml')))
+        names.sort(key=lambda name: name not in ('data.yaml', 'data.yml'))
+        names += ['classes.txt', 'notes.json', 'obj.names']
+        for path in (os.path.join(folder, name) for name in names):
+            if os.path.isfile(path) and (numbered := _numbered(path)):
+                return numbered
         folder = os.path.dirname(folder)
     raise DataError(f'{file}: no data.yaml or classes.txt beside it or around it names the classes: add it')
+
+
+def _numbered(path) -> dict[int, str]:
+    """Value -> name; {} of YAML without names, which holds settings."""
+    if not path.endswith(('.yaml', '.yml')):
+        classes = parse_classes(path, '')
+        values = classes.label_map or {i: i for i in range(len(classes.names))}
+        return {value: classes.names[i] for value, i in values.items() if i != IGNORE}
+    try:
+        tree = optional('yaml', path).safe_load(text_of(path, 'class file'))
+        names = tree.get('names') if isinstance(tree, dict) else None
+        names = dict(enumerate(names)) if isinstance(names, list) else names
+        numbered = {int(value): str(name) for value, name in names.items()} if isinstance(names, dict) else {}
+    except DataError:
+        raise
+    except Exception as error:  # YAML has errors of its own
+        reason = ' '.join(str(error).split())
+        raise DataError(
+            f'cannot read the names of classes in {path}: {reason}; mend it, or remove it'
+        ) from error
+    if len({*numbered.values()}) < len(numbered):
+        raise DataError(f'{path} gives several classes one name: rename them')
+    return numbered
 
 
 _READERS: dict[str, Callable[[str, Annotated], None]] = {
