@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import json
 import logging
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +33,7 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
 from ann_jax.parallel.mesh import check_batch_size, has_accelerator, make_mesh
 from ann_jax.parallel.processes import on_this_machine
+from ann_jax.runs.history import flat
 from ann_jax.training import groups, losses, terms
 from ann_jax.training.optimizers import arguments, make_optimizer
 from ann_jax.training.schedules import make_schedule
@@ -359,6 +362,30 @@ def protocol_settings(config: ConfigDict) -> dict[str, Any]:
     c = config.eval
     names = ('scales', 'flip', 'crop', 'stride', 'average', 'limit')
     return {name: c[name] for name in names} | {'dtype': config.model.dtype}
+
+
+# Settings of the dataset that change no score: where it lies, what is trained on, and what weights determine.
+_NOT_SCORED = (
+    'root', 'format', 'train_split', 'repeat_threshold', 'scenes.train_count', 'max_pixels', 'page', 'bands',
+    'image_range', 'stand_in',
+)  # fmt: skip
+
+
+def scored_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the flat settings of `config.dataset` on which scores depend, wherever the dataset lies."""
+    drawn = 'scenes' in (settings['name'], settings['stand_in'])
+    name = lambda value: os.path.basename(value) if os.path.isabs(str(value)) else value
+    return {
+        key: name(value)
+        for key, value in settings.items()
+        if key not in _NOT_SCORED and (drawn or not key.startswith('scenes.'))
+    }
+
+
+def scored_how(config: ConfigDict) -> str:
+    """How an evaluation makes its scores, and of what, as a text: scores of one text can be compared."""
+    data = scored_data(flat(config.dataset.to_dict()))
+    return json.dumps(protocol_settings(config) | data, sort_keys=True)
 
 
 def evaluation(

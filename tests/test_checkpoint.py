@@ -63,6 +63,34 @@ def test_best_and_newest_are_kept(scores, kept, tmp_path):
     assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == kept
 
 
+def test_scores_of_steps_that_come_again_are_dropped(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in ((1, 0.3), (2, 0.5), (3, 0.4), (4, 0.9)):
+        checkpoints.save(step, tiny_state(step), {})
+        checkpoints.score(step, score)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / '4')  # as a damaged one may be moved away
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(4, tiny_state(4), {})
+    assert not checkpoints.scored(4) and checkpoints.best == 2
+    checkpoints.close()
+    assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == {2, 3, 4}
+
+
+def test_only_scores_that_were_made_alike_are_compared(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    made = ('on one image', 'on one image', 'on all', 'on all', 'on all')
+    for step, (score, how) in enumerate(zip((0.8, 0.9, 0.5, 0.4, 0.3), made, strict=True), 1):
+        checkpoints.save(step, tiny_state(step), {})
+        checkpoints.score(step, score, how)
+        assert checkpoints.best == (1, 2, 3, 3, 3)[step - 1]
+    assert [checkpoints.without_better(step) for step in range(1, 6)] == [0, 0, 0, 1, 2]
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best == 3 and checkpoints.steps == [5, 4, 3, 2]  # the best of each is kept
+    checkpoints.close()
+
+
 def test_the_newest_without_a_score_does_not_hide_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tiny_state(1), {})

@@ -16,6 +16,12 @@ def launch(*arguments):
     return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.parametrize('count', ['0', '-1', 'two'])
+def test_a_machine_runs_at_least_one_process(count):
+    result = launch('machine', f'--processes={count}', '--dry-run', *RUN)
+    assert result.returncode == 2 and f'{count} must be a whole number of at least 1' in result.stderr
+
+
 def test_a_machine_runs_one_process_per_index():
     lines = launch('machine', '--processes=3', '--port=999', '--dry-run', *RUN).stdout.splitlines()
     assert len(lines) == 3

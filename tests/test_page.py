@@ -17,6 +17,7 @@ from PIL import Image
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.evaluation import page
 from ann_jax.evaluation.details import read_details
+from ann_jax.evaluation.gather import gather
 from ann_jax.evaluation.report import Report
 from ann_jax.evaluation.samples import SIDE, Samples
 from ann_jax.modes import report as mode
@@ -209,6 +210,28 @@ def test_runs_side_by_side(workdir, tmp_path, capsys):
     for text, kind in ((f'{tmp_path}/no*', ConfigError), ('', ConfigError), (f'{tmp_path}/empty', DataError)):
         with pytest.raises(kind):
             mode.report(text)
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    pytest.importorskip('bokeh', reason='draws the plots')
+    folders = [tmp_path / first / 'seed0' for first in ('plain', 'dice')]
+    for folder in folders:
+        write_run(folder)
+    file = mode.report(','.join(map(str, [*folders, folders[0]])))
+    assert file == tmp_path / 'report.html'
+    scores = Page(file.read_text(encoding='utf-8')).tables[0]
+    assert [row[0] for row in scores[1:]] == ['plain/seed0', 'dice/seed0']
+    write_run(folders[0] / 'more')
+    assert mode._top([folders[0], folders[0] / 'more']) == tmp_path / 'plain'  # a run has a page of its own
+
+
+def test_facts_are_those_of_a_long_log_too(tmp_path):
+    write_run(tmp_path)
+    log = (tmp_path / 'log.txt').read_text(encoding='utf-8')
+    more = '2026-11-28 08:00:00,000 WARNING step 9: a.png in place of a bad sample\n' * 600
+    (tmp_path / 'log.txt').write_text(log + more, encoding='utf-8')
+    run = gather(tmp_path)
+    assert {'versions', 'devices'} <= run.facts.keys() and len(run.log) == 500
 
 
 def test_a_run_without_details_and_a_machine_without_bokeh(tmp_path, monkeypatch):

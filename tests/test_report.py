@@ -76,7 +76,9 @@ def test_scores_are_written_and_an_absent_class_is_null(tmp_path):
         ({'dataset.eval_split': 'test'}, 'test'),
         ({'eval.limit': 0}, 'limit=0'),
         ({'model.dtype': 'bfloat16', 'eval.batch_size': 7}, 'dtype=bfloat16'),
-        ({'dataset.name': 'camvid', 'dataset.root': '/data/camvid'}, 'name=camvid root=camvid'),
+        ({'dataset.name': 'camvid'}, 'name=camvid'),
+        ({'dataset.label_map': '0:1'}, 'label_map=0:1'),
+        ({'dataset.labels': 'other/{split}'}, 'labels=other/{split}'),
         ({'dataset.scenes.seed': 7, 'dataset.scenes.train_count': 9}, 'scenes.seed=7'),
     ],
 )
@@ -87,7 +89,27 @@ def test_an_evaluation_that_differs_from_the_training_has_a_name(settings, name,
     assert evaluate._name(config, tmp_path, tmp_path) == name
     here, there = (evaluate._name(config, tmp_path, tmp_path / each / 'resnet') for each in 'ab')
     assert re.fullmatch(f'{name} from=resnet-......'.strip(), here) and here != there
+    for text in ('{}', 'null', '[]'):  # no run
+        (tmp_path / 'config.json').write_text(text)
+        assert evaluate._name(config, tmp_path, Path('weights/resnet')) == ''
     assert evaluate._name(config, tmp_path / 'absent', Path('weights/resnet')) == ''
+
+
+def test_evaluations_of_other_data_of_one_name_lie_apart(tmp_path):
+    config = scenes.get_config('runlocal')
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    names = set()
+    for root in ('/a/camvid', '/b/camvid'):
+        config.dataset.root = root
+        names.add(evaluate._name(config, tmp_path, tmp_path))
+    assert len(names) == 2 and all(name.startswith('root=camvid-') for name in names)
+
+
+def test_scores_of_other_weights_without_a_run_lie_apart(tmp_path):
+    config = scenes.get_config('runlocal')
+    (tmp_path / 'metrics.json').write_text(json.dumps({'protocol': {'weights': 'weights/a'}}))
+    assert evaluate._name(config, tmp_path, Path('weights/a')) == ''
+    assert evaluate._name(config, tmp_path, Path('weights/b')).startswith('from=b-')
 
 
 def test_named_scores_lie_beside_those_of_the_training(tmp_path):

@@ -122,6 +122,10 @@ def test_the_log_counts_steps_left_out_and_samples_replaced(caplog, monkeypatch)
     log, rates = train_log(newest=None), []
     keep = lambda _, step, values: rates.append(values['train/learning_rate'])
     monkeypatch.setattr(Silent, 'scalars', keep)
+    later = TrainLog(Silent(), Silent(), poly_schedule(0.1, 10), 1, behind=2)
+    later.add(7, metrics(), BATCH)
+    later.flush()
+    assert rates.pop() == pytest.approx(poly_schedule(0.1, 10)(4))  # two steps were skipped before
     log.add(1, metrics(np.nan, skipped=True), BATCH | {'problem': np.array(['', 'c.png is truncated'])})
     log.add(2, metrics(skipped=False), BATCH)
     log.flush()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 
 import jax
@@ -164,7 +165,7 @@ def test_a_run_that_was_killed_and_ended_early_goes_on_to_the_bit(
         train(tmp_path, last=3)
     # Later evaluations bring less.
     score = Checkpoints.score
-    monkeypatch.setattr(Checkpoints, 'score', lambda self, step, _: score(self, step, 0.9 - step / 10))
+    monkeypatch.setattr(Checkpoints, 'score', lambda self, step, *_: score(self, step, 0.9 - step / 10))
     with contextlib.closing(Checkpoints(tmp_path / 'checkpoints')) as checkpoints:
         checkpoints.score(2, 0.0)
     train(tmp_path, **{'train.patience': 1, 'profile.steps': '1:2', 'eval.batch_size': 1})
@@ -184,6 +185,20 @@ def test_a_run_that_was_killed_and_ended_early_goes_on_to_the_bit(
         jax.tree.map(
             np.testing.assert_array_equal, *(each[kind]['backbone']['stem'] for each in (first, last))
         )
+
+
+def test_a_run_keeps_where_it_began(train, finished, tmp_path):
+    began = {'init.from': str(finished), 'init.parts': 'backbone'}
+    for last, settings in ((3, began), (5, {})):  # the command may leave it out
+        with pytest.raises(Killed):
+            train(tmp_path, last=last, **settings)
+        saved = json.loads((tmp_path / 'config.json').read_text())
+        assert {f'init.{key}': saved['init'][key] for key in ('from', 'parts')} == began
+    # What the weights do not determine has to be as before.
+    with pytest.raises(ConfigError, match=r'other settings \(model.variant: baseline -> apnb'):
+        train(tmp_path, **began, **{'model.variant': 'apnb'})
+    with pytest.raises(Killed):
+        train(tmp_path, last=5, **began)
 
 
 def test_the_average_is_what_is_opened_and_exported(finished, tmp_path):

@@ -14,6 +14,7 @@ from ann_jax.runs.history import flat
 
 _STAMP = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)')
 _STEP = re.compile(r'step \d+: ([\d.]+) s per step, ([\d.]+) s of it waiting')
+_SHOWN = 500  # lines of the log
 _LONG = re.compile(r'config \{|step \d+: loss')  # lines of the log that the page shows elsewhere
 
 
@@ -59,7 +60,7 @@ def gather(workdir: Path) -> Run:
     log = _log(workdir / 'log.txt')
     scored.sort(key=lambda each: each.name)
     name = workdir.resolve().name
-    return Run(name, curves, flat(_json(workdir / 'config.json')), scored, _facts(log, scored), log)
+    return Run(name, curves, flat(_json(workdir / 'config.json')), scored, _facts(log, scored), log[-_SHOWN:])
 
 
 def _json(file):
@@ -76,7 +77,7 @@ def _log(file):
     except OSError:
         return []
     stamped = filter(None, map(_STAMP.fullmatch, lines))
-    return [f'{each[1]} {each[3]}' for each in stamped if not _LONG.match(each[3])][-500:]
+    return [f'{each[1]} {each[3]}' for each in stamped if not _LONG.match(each[3])]
 
 
 def _facts(log, scored):

@@ -24,6 +24,9 @@ from ann_jax.typing import Backbone, Source, Writer
 logger = logging.getLogger(__name__)
 
 
+_LONG = 40  # characters of a value in a name
+
+
 def evaluate(
     config: ConfigDict,
     workdir: str | Path,
@@ -72,7 +75,10 @@ def evaluate(
     step = weights.source.get('step', 0)
     name = _name(config, workdir, path)
     with contextlib.closing(Record(workdir, silent=not is_main(), writer=writer)) as record:
-        report = Report(record, dataset.classes, dataset.colors, build.protocol_settings(config), name)
+        protocol = build.protocol_settings(config)
+        if not (workdir / 'checkpoints').is_dir():  # nothing else here tells whose scores these are
+            protocol['weights'] = str(path)
+        report = Report(record, dataset.classes, dataset.colors, protocol, name)
         scores = evaluation.run(weights.variables, step, config.dataset.eval_split, report)
     if is_main():
         print(report.table(scores))
@@ -85,27 +91,52 @@ def _name(config, workdir, path):
     """How this evaluation differs from those of the run in the working directory, '' if it does not."""
     try:
         saved = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):  # there is no run
-        return ''
+        model, then = saved['model'], flat(saved['dataset'])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # there is no run
+        return '' if _evaluated(workdir) in ('', str(path)) else f'from={_short(path)}'
     trained = build.protocol_settings(defaults())
     trained |= {key: value for key, value in saved.get('eval', {}).items() if key in trained}
-    plain = lambda value: ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    trained['dtype'] = model.get('dtype', 'float32')
     changed = {
-        key: plain(value)
+        key: _plain(value)
         for key, value in build.protocol_settings(config).items()
-        if plain(value) != plain(saved['model'].get(key, 'float32') if key == 'dtype' else trained[key])
+        if _plain(value) != _plain(trained[key])
     }
-    now, then = flat(config.dataset.to_dict()), flat(saved['dataset'])
-    drawn = 'scenes' in (now['name'], now['stand_in'])
-    for key in ('name', 'root', *(key for key in now if drawn and key.startswith('scenes.'))):
-        if key != 'scenes.train_count' and now[key] != then.get(key, now[key]):
-            changed[key] = Path(str(now[key])).name
+    now = flat(config.dataset.to_dict())
+    before = build.scored_data({**now, **then})
+    for key, value in build.scored_data(now).items():
+        if key != 'eval_split' and _plain(value) != _plain(before.get(key, value)):
+            changed[key] = _plain(value)
+    if now['root'] != then.get('root', now['root']):
+        changed['root'] = _short(now['root'])
     if path != workdir:
-        # Other weights may have the same name elsewhere.
-        where = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:6]
-        changed['from'] = f'{path.name}-{where}'
+        changed['from'] = _short(path)
     if config.init.prefer == 'weights' and saved.get('optim', {}).get('ema_decay'):
         changed['prefer'] = 'weights'  # the training evaluates the average
     split = config.dataset.eval_split
-    parts = [split] if split != saved['dataset']['eval_split'] else []
+    parts = [split] if split != then.get('eval_split') else []
     return ' '.join([*parts, *(f'{key}={value or "()"}' for key, value in changed.items())])
+
+
+def _evaluated(workdir):
+    """The weights of which the working directory holds scores, '' if it has none."""
+    try:
+        metrics = json.loads((workdir / 'metrics.json').read_text(encoding='utf-8'))
+        return metrics['protocol']['weights']
+    except (OSError, ValueError, LookupError, TypeError):
+        return ''
+
+
+def _plain(value):
+    """A value as part of a name: itself, or the beginning and a checksum of a long one."""
+    text = ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= _LONG else f'{text[:10]}-{_checksum(text)}'
+
+
+def _short(path):
+    """The name of a folder, and what tells it from others of that name."""
+    return f'{Path(path).name}-{_checksum(str(Path(path).absolute()))}'
+
+
+def _checksum(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

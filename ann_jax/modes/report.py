@@ -29,7 +29,11 @@ def report(workdirs: str) -> Path:
     """
     folders = _folders(workdirs)
     file = _top(folders) / NAME
-    write_page(file, [gather(folder) for folder in folders])
+    runs = [gather(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        names = _apart(folders)
+        runs = [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
+    write_page(file, runs)
     print(f'{len(folders)} run{"s" if len(folders) > 1 else ""}: {file}')
     return file
 
@@ -40,7 +44,15 @@ def _top(folders):
         return folders[0]
     if remote(folders[0]):
         return folders[0].parent
-    return Path(os.path.commonpath([each.resolve() for each in folders if not remote(each)]))
+    local = [each.resolve() for each in folders if not remote(each)]
+    top = Path(os.path.commonpath(local))
+    return top.parent if top in local else top  # a run has a page of its own
+
+
+def _apart(folders):
+    """The paths of folders of one name, without what they begin with."""
+    parts = [(each if remote(each) else each.resolve()).parts for each in folders]
+    return ['/'.join(each[len(os.path.commonprefix(parts)) :]) or each[-1] for each in parts]
 
 
 def report_of_run(workdir: Path) -> str:
@@ -74,4 +86,4 @@ def _folders(text):
         folders += runs
     if not folders:
         raise ConfigError('--workdir is missing: name the working directory of a run, or several')
-    return list(dict.fromkeys(folders))
+    return list({str(each if remote(each) else each.resolve()): each for each in folders}.values())

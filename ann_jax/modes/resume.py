@@ -50,7 +50,7 @@ OF_STATE = (
     'optim.ema_decay',
 )
 # Settings that may change during a run; changes are logged.
-LOGGED = ('optim', 'train', 'mesh', 'model.remat', 'eval.', 'dataset.eval_split')
+LOGGED = ('optim', 'train', 'mesh', 'model.remat', 'eval.', *(key for key in FREE if key != 'model.remat'))
 
 
 def keep_settings(config: ConfigDict, workdir: Path) -> None:
@@ -150,8 +150,11 @@ def first_state(
         first, facts, state = checkpoints.first_whole(steps, restore)
         _note(facts, config, workdir, checkpoints.folder / str(first))
         logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - begin)
+        began = facts['config'].get('init', {})
         if config.init['from']:
             logger.info('init.from=%s is where the run began: it is not read again', config.init['from'])
+        elif began.get('from'):  # the run keeps where it began, for when it is named again
+            config.init.update(began)
         checkpoints.set_aside(step for step in steps if step > first)
         return state, first, facts.get('started_from', {})
     weights = _open_init(config) if config.init['from'] else None
@@ -206,7 +209,9 @@ def _follow_start(saved, added, config, workdir):
             f'init.from={given}: the run in {workdir} began from {began or "random weights"}: leave it out '
             'to continue, or use another --workdir'
         )
-    model = {key: value for key, value in saved['model'].items() if key != 'remat'}
+    parts = saved['init']['parts']
+    keys = BACKBONE_FACTS if parts == 'backbone' else saved['model'].keys() - {'remat'}
+    model = {key: saved['model'][key] for key in keys}
     for line in adopt(config, model=model, input=saved['input']):
         logger.info('as the weights needed it: %s', line)
 

@@ -158,15 +158,14 @@ def train(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
         )
         newest_step = lambda: checkpoints.latest
-        log = TrainLog(record, bar, schedule, config.train.log_every, newest_step, read_by.faster)
+        behind = first - _updates(state, first)
+        log = TrainLog(record, bar, schedule, config.train.log_every, newest_step, read_by.faster, behind)
 
         def is_due(number):
             return number == steps or number % config.train.eval_every == 0
 
         def score(number):
-            return _score(
-                evaluation, state, number, config.dataset.eval_split, report, checkpoints, log, stop
-            )
+            return _score(evaluation, state, number, config, report, checkpoints, log, stop)
 
         number = first
         scores: Scores | None = None
@@ -292,11 +291,18 @@ def _batches(config, source, first, counts, read_by):
     )
 
 
-def _score(evaluation, state, number, split, report, checkpoints, log, stop):
-    start = time.perf_counter()
+def _updates(state, first):
+    """How many updates the optimizer counts; `first` if it does not count."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    counts = [int(x) for path, x in leaves if jax.tree_util.keystr(path).endswith('.count')]
+    return min(max(counts, default=first), first)
+
+
+def _score(evaluation, state, number, config, report, checkpoints, log, stop):
+    start, split = time.perf_counter(), config.dataset.eval_split
     asked = lambda: not all_agree(not stop.requested)
     scores = evaluation.run(state.averaged, number, split, report, asked)
-    checkpoints.score(number, scores.miou)
+    checkpoints.score(number, scores.miou, build.scored_how(config))
     took = time.perf_counter() - start
     what = ' of the moving average' if isinstance(state, AveragedState) else ''
     logger.info('step %d: mIoU %.2f%s on %s, in %.1f s', number, 100 * scores.miou, what, split, took)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -30,7 +31,7 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
     """
     given = config.init['from']
     if given and (workdir / 'checkpoints').is_dir():
-        if _start_of(workdir) == given:
+        if os.path.normpath(_start_of(workdir) or '.') == os.path.normpath(given):
             logger.info('the run in %s, which started from %s', workdir, given)
             given = ''
         else:

@@ -4,7 +4,7 @@ The data stream is a pure function of the seed and the step (`data.pipeline`), s
 checkpoint is also the complete state of the iterator.
 
 checkpoints/<step>/           state and facts, renamed into place when complete, in a bucket marked
-checkpoints/scores.json       mIoU by step; a file of its own, because evaluation follows saving
+checkpoints/scores.json       mIoU by step, and how it was made: evaluation follows saving
 checkpoints/damaged.<step>/   moved out of the way: its content is not what was saved
 
 Orbax restores a flipped byte without an error, so the facts hold a checksum of every array and of themselves.
@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ class _NewestAndBest:
     """Keeps the two newest checkpoints and the best one, in the protocol of orbax."""
 
     folder: Path
-    best: Callable[[], int | None]
+    best: Callable[[], Collection[int]]  # one for each way in which scores were made
 
     def should_preserve(self, checkpoints, *, context):
         newest = {info.step for info in checkpoints[-2:]}
-        kept = newest | {self.best()}
+        kept = newest | {*self.best()}
         # A link is the user's, and what it leads to need not belong to this run.
         linked = lambda step: not remote(self.folder) and (self.folder / str(step)).is_symlink()
         return [info.step in kept or linked(info.step) for info in checkpoints]
@@ -71,10 +71,10 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=_NewestAndBest(self.folder, lambda: self.best)
+                    preservation_policy=_NewestAndBest(self.folder, self._best_of_each)
                 ),
             )
-        self._scores = self._read_scores()
+        self._scores, self._made = self._read_scores()
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Saves a tree of arrays under a step, with its facts (JSON).
@@ -91,6 +91,11 @@ class Checkpoints:
         arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
         facts = facts | {'version': __version__, 'arrays': arrays}
         facts = facts | {'checksum': digest_json(facts)}
+        # Of checkpoints that were moved away, and whose steps come again; before saving, which keeps the best.
+        if late := [number for number in self._scores if number >= step]:
+            for number in late:
+                del self._scores[number]
+            self._write_scores()
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
         try:
             with telling_if_slow(self.folder, 'saving'):
@@ -98,13 +103,13 @@ class Checkpoints:
         except Exception as error:  # tensorstore's errors have no type of their own
             raise self._cannot_save(error) from error
 
-    def score(self, step: int, miou: float) -> None:
-        """Records the score of a saved step.
+    def score(self, step: int, miou: float, made: str = '') -> None:
+        """Records the score of a saved step, and how it was made: only scores made alike are compared.
 
         Raises:
             SaveError: it cannot be written.
         """
-        self._scores[step] = miou
+        self._scores[step], self._made[step] = miou, made
         self._write_scores()
 
     def scored(self, step: int) -> bool:
@@ -141,15 +146,29 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the checkpoint with the highest mIoU, None before the first score."""
-        scored = set(self.steps) & self._scores.keys()
+        """Step of the checkpoint with the highest mIoU of those made as the newest; None if there is none."""
+        scored = self._comparable(max(self._scores, default=0)) & {*self.steps}
         return max(scored, key=lambda step: (self._scores[step], step), default=None)
 
     def without_better(self, step: int) -> int:
         """Number of evaluations up to a step since the one that first had the highest mIoU."""
-        steps = sorted(number for number in self._scores if number <= step)
+        steps = sorted(self._comparable(step))
         best = max(steps, key=lambda number: (self._scores[number], -number), default=None)
         return sum(number > best for number in steps) if best is not None else 0
+
+    def _comparable(self, last):
+        """The steps up to a last one whose scores were made as that of the newest of them."""
+        steps = {number for number in self._scores if number <= last}
+        made = self._made.get(max(steps, default=0), '')
+        # Earlier versions did not record it.
+        return {number for number in steps if self._made.get(number, '') in ('', made)}
+
+    def _best_of_each(self):
+        """The best checkpoint of each way in which scores were made."""
+        found = {}
+        for step in sorted({*self.steps} & self._scores.keys(), key=lambda each: (self._scores[each], each)):
+            found[self._made.get(step, '')] = step
+        return [*found.values(), *filter(None, [self.best])]
 
     def first_whole(self, steps: Iterable[int], read: Callable[[int, dict], Any]) -> tuple[int, dict, Any]:
         """Reads the first intact checkpoint among some steps, and logs the damaged ones before it.
@@ -321,8 +340,9 @@ class Checkpoints:
         except Exception as error:
             raise self._cannot_save(error) from error
 
-    def _read_scores(self) -> dict[int, float]:
-        scores = {}
+    def _read_scores(self) -> tuple[dict[int, float], dict[int, str]]:
+        scores: dict[int, float] = {}
+        made: dict[int, str] = {}
         for step in self.steps:  # the first commits saved them with the state
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 file = self.folder / str(step) / 'metrics' / 'metrics'
@@ -330,16 +350,19 @@ class Checkpoints:
         path = self.folder / 'scores.json'
         try:
             record = json.loads(path.read_text(encoding='utf-8'))
-            return scores | {int(step): float(miou) for step, miou in record.items()}
+            for step, score in record.items():  # earlier versions wrote the mIoU alone
+                miou, how = score if isinstance(score, list) else (score, '')
+                scores[int(step)], made[int(step)] = float(miou), str(how)
         except FileNotFoundError:
-            return scores
-        except (OSError, ValueError, AttributeError) as error:
+            pass
+        except (OSError, TypeError, ValueError, AttributeError) as error:
             logger.warning('%s is damaged (%s): the best checkpoint is unknown', path, error)
-            return scores
+        return scores, made
 
     def _write_scores(self):
         if processes.is_main():
-            write_json(self.folder / 'scores.json', self._scores)
+            record = {step: [miou, self._made.get(step, '')] for step, miou in self._scores.items()}
+            write_json(self.folder / 'scores.json', record)
 
     def _refuse_parts(self, step, facts, arrays, like):
         """Refuses items and branches of a newer version that would be lost if the run continued."""

@@ -32,6 +32,7 @@ class Trace:
 
     def __init__(self, folder: Path, steps: range):
         self._folder, self._steps, self._running = folder, steps, False
+        self._traced: list[int] = []
 
     def step(self, number: int) -> contextlib.AbstractContextManager:
         """To be entered for each step."""
@@ -40,6 +41,7 @@ class Trace:
         if not self._running:
             jax.profiler.start_trace(self._folder)
             self._running = True
+        self._traced.append(number)
         return jax.profiler.StepTraceAnnotation('step', step_num=number)
 
     def stepped(self, number: int, results: Any) -> None:
@@ -54,4 +56,4 @@ class Trace:
             return
         self._running = False
         jax.profiler.stop_trace()
-        logger.info('steps %d to %d are traced in %s', self._steps[0], self._steps[-1], self._folder)
+        logger.info('steps %d to %d are traced in %s', self._traced[0], self._traced[-1], self._folder)

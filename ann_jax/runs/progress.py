@@ -68,6 +68,7 @@ class TrainLog:
         every: int,
         newest: Callable[[], int | None] = lambda: None,
         cure: str = '',
+        behind: int = 0,
     ):
         """Starts the clock.
 
@@ -78,9 +79,10 @@ class TrainLog:
             every: steps between points of a curve.
             newest: returns the step of the newest checkpoint, if there is one.
             cure: what helps if steps wait for data; '' to say nothing.
+            behind: steps that were skipped before, by which the schedule is behind.
         """
         self._record, self._bar, self._schedule, self._every = record, bar, schedule, every
-        self._newest, self._cure = newest, cure
+        self._newest, self._cure, self._behind = newest, cure, behind
         self._pending: deque = deque()
         self._since, self._steps = time.perf_counter(), 0
         self.clock, self.stop, self.skipped, self.replaced = Clock(), False, 0, 0
@@ -144,7 +146,7 @@ class TrainLog:
     def _log(self, number, metrics, names):
         values = {name: float(value) for name, value in metrics.items()}
         self.stop = self.stop or bool(values.pop('stop', 0))
-        count = number - 1 - self.skipped  # of the optimizer: skipped steps do not advance it
+        count = number - 1 - self._behind - self.skipped  # of the optimizer: skipped steps do not advance it
         self._refuse(number, values, names)
         self._steps += 1
         self._total += 1

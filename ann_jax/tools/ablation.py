@@ -16,6 +16,7 @@ ablation.png.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import shlex
@@ -30,6 +31,7 @@ import numpy as np
 from ann_jax import files
 from ann_jax.buckets.paths import place
 from ann_jax.data.scene_objects import LOOK_ALIKES
+from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.record import suffix
 
 
@@ -204,8 +206,22 @@ def train(
     command += [f'--config.seed={seed}', *arguments, *row.arguments()]  # of a setting, the last counts
     _run(command, row, seed)
     for split in splits:
-        if not _metrics(into, split).is_file():
+        if not _is_of_best(_metrics(into, split), into):
             _run([*command, '--mode=evaluate', f'--config.dataset.eval_split={split}'], row, seed)
+            if not _metrics(into, split).is_file():
+                sys.exit(
+                    f'error: the run of {row.name} with seed {seed} was trained with other settings of its '
+                    'evaluation: use those, or another --workdir'
+                )
+
+
+def _is_of_best(metrics, run):
+    """Whether scores on a split are those of the best checkpoint that the run has now."""
+    if not metrics.is_file():
+        return False
+    scored = json.loads(metrics.read_text(encoding='utf-8')).get('step')
+    with contextlib.closing(Checkpoints(run / 'checkpoints')) as checkpoints:
+        return scored == checkpoints.best
 
 
 def _run(command, row, seed):

@@ -68,7 +68,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     common.add_argument('--dry-run', action='store_true')
     places = parser.add_subparsers(dest='where', required=True)
     machine = places.add_parser('machine', parents=[common])
-    machine.add_argument('--processes', type=int, default=2)
+    machine.add_argument('--processes', type=_count, default=2)
     machine.add_argument('--port', type=int, default=0, help='0 for a free one')
     slurm = places.add_parser('slurm', parents=[common])
     slurm.add_argument('--nodes', type=int, default=1)
@@ -92,6 +92,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if not argv[cut + 1 :]:
         parser.error('give the arguments of ann_jax.main after --, at least --config')
     return options, argv[cut + 1 :]
+
+
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} must be a whole number of at least 1')
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
