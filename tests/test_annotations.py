@@ -281,6 +281,18 @@ def test_yolo_of_several_cameras(tmp_path, monkeypatch):
     assert check(load_config(str(setup(config)))) == 0
 
 
+def test_yolo_beside_images_of_which_there_are_others(tmp_path):
+    for path in ('0.jpg', 'a_preview/0.jpg'):
+        photo(tmp_path / 'in' / path)
+    yolo(tmp_path / 'in', {'0.txt': f'0 {OUTLINE}'})
+    convert(tmp_path / 'in', tmp_path / 'out')
+    assert same(tmp_path / 'out/images/0.jpg', tmp_path / 'in/0.jpg')
+    (tmp_path / 'in/0.jpg').unlink()
+    (tmp_path / 'in/b_preview').symlink_to(tmp_path / 'in/a_preview')  # another path of one image
+    convert(tmp_path / 'in', tmp_path / 'link')
+    assert same(tmp_path / 'link/images/a_preview/0.jpg', tmp_path / 'in/a_preview/0.jpg')
+
+
 def test_yolo_labels_of_one_image(tmp_path):
     photo(tmp_path / 'in/images/0.jpg')
     yolo(tmp_path / 'in', {f'labels/{split}/0.txt': f'0 {OUTLINE}' for split in ('train', 'val')})
@@ -315,6 +327,21 @@ def test_coco_names_that_several_images_have(tmp_path):
     write(tmp_path / 'in/cam2.json', coco_of(['cam1/0.jpg'], objects))  # and a path even more
     convert(tmp_path / 'in', tmp_path / 'path')
     assert same(tmp_path / 'path/images/cam1/0.jpg', tmp_path / 'in/images/cam1/0.jpg')
+
+
+def test_coco_images_of_one_place(tmp_path):
+    for folder in ('images', 'img'):
+        photo(tmp_path / f'in/{folder}/0.jpg')
+    write(tmp_path / 'in/all.json', coco_of(['images/0.jpg', 'img/0.jpg'], []))
+    with pytest.raises(DataError, match='images/0.jpg and .*img/0.jpg would both be 0.jpg: rename'):
+        convert(tmp_path / 'in', tmp_path / 'out')
+    write(tmp_path / 'in/all.json', coco_of(['img/0.jpg'] * 2, []))
+    with pytest.raises(DataError, match='all.json has labels of .*img/0.jpg twice: remove'):
+        convert(tmp_path / 'in', tmp_path / 'out')
+    (tmp_path / 'in/img/0.jpg').rename(tmp_path / 'in/img/1.jpg')
+    write(tmp_path / 'in/all.json', coco_of(['images/0.jpg', 'img/1.jpg'], []))
+    convert(tmp_path / 'in', tmp_path / 'out')
+    assert same(tmp_path / 'out/images/1.jpg', tmp_path / 'in/img/1.jpg')
 
 
 def test_yolo_files_that_are_long(tmp_path):
@@ -463,6 +490,7 @@ def test_damaged_annotations_end_with_one_line(tmp_path):
         {'images': [{'id': 0}], 'annotations': [{}, 5], 'categories': []},
         {'shapes': [], 'imagePath': None},
         {'shapes': [5], 'imagePath': 'a.jpg'},
+        coco_of([7, 'a.jpg'], []),
     ):
         write(tmp_path / 'in/x.json', tree)
         with pytest.raises(DataError, match='cannot read the annotations .*x.json'):

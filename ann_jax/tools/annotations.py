@@ -12,13 +12,13 @@ images and labels.
 
 import argparse
 import functools
+import itertools
 import os
 import re
 import shlex
 import shutil
 import struct
 import sys
-from collections import Counter
 from pathlib import Path, PurePath, PureWindowsPath
 
 import cv2
@@ -186,10 +186,12 @@ class _Images:
             if path.is_file() and os.path.abspath(path) not in self._segments:
                 return path
         paths = [path for path in self._by_name.get(name.name, []) if self._may_mean(labelled, path)]
-        ranks = [self._rank(labelled, name, path) for path in paths]
+        file = os.path.splitext(os.path.abspath(labelled.file))[0]
+        swapped = _swapped(file) if self._yolo else ''
+        ranks = [self._rank(labelled, name, path, os.path.dirname(file), swapped) for path in paths]
         most = max(ranks, default=None)
         best = [path for path, rank in zip(paths, ranks, strict=True) if rank == most]
-        if len(best) > 1:
+        if len({*map(os.path.realpath, best)}) > 1:  # others are links to one
             which = ' or '.join(best[:4])
             raise DataError(
                 f'{labelled.file} has labels of {name.name}, which may be {which}: move those that it does '
@@ -208,27 +210,27 @@ class _Images:
         others = [_split_in(part).lower() for part in self._folders(path)]  # val, and valid
         return any(split and each and (each.startswith(split) or split.startswith(each)) for each in others)
 
-    def _rank(self, labelled, name, path):
+    def _rank(self, labelled, name, path, beside, swapped):
         """How much the folders of an image are as those that annotations name, or lie in."""
         folders, around = self._folders(path), self._around(labelled)
-        ends = zip(reversed(name.parent.parts), reversed(PurePath(path).parent.parts), strict=False)
-        same = next((i for i, (one, two) in enumerate(ends) if one != two), len(name.parent.parts))
-        swapped = self._yolo and _swapped(os.path.splitext(labelled.file)[0])
+        ends = zip(reversed(name.parts[:-1]), reversed(os.path.dirname(path).split(os.sep)), strict=False)
         return (
             os.path.basename(path) == name.name,
-            same,
+            sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], ends)),
             swapped in (path, os.path.splitext(path)[0]),
+            os.path.dirname(path) == beside,
             self._same_split(labelled, path),
             not self.alone and _stem(labelled.file) in '/'.join(folders),
-            sum((Counter(folders) & Counter(around)).values()),
+            sum(min(folders.count(part), around.count(part)) for part in {*folders}),
         )
 
     def _folders(self, path):
         """Those that a file lies in, from the root; None if it lies elsewhere."""
-        folder = os.path.dirname(os.path.abspath(path))
+        folder = os.path.dirname(path)
         if folder not in self._parts:
-            root = next((top for top in self._roots if os.path.commonpath([top, folder]) == top), None)
-            self._parts[folder] = None if root is None else PurePath(os.path.relpath(folder, root)).parts
+            whole = os.path.abspath(folder)
+            root = next((top for top in self._roots if os.path.commonpath([top, whole]) == top), None)
+            self._parts[folder] = None if root is None else PurePath(os.path.relpath(whole, root)).parts
         return self._parts[folder]
 
     def _around(self, labelled):

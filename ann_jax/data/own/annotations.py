@@ -75,10 +75,12 @@ def read_annotations(kind: str, files: list[str]) -> Annotated:
     """
     found = Annotated()
     for file in files:
+        start = len(found.images)
         try:
             _READERS[kind](file, found)
-            if found.images and not isinstance(path := found.images[-1].image, str):
-                raise ValueError(f'{path!r} is no path of an image')
+            wrong = [each.image for each in found.images[start:] if not isinstance(each.image, str)]
+            if wrong:
+                raise ValueError(f'{wrong[0]!r} is no path of an image')
         except (LookupError, TypeError, ValueError, AttributeError, ElementTree.ParseError) as error:
             if isinstance(error, (ConfigError, DataError)):
                 raise
