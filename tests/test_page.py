@@ -231,7 +231,7 @@ def test_facts_are_those_of_a_long_log_too(tmp_path):
     more = '2026-11-28 08:00:00,000 WARNING step 9: a.png in place of a bad sample\n' * 600
     (tmp_path / 'log.txt').write_text(log + more, encoding='utf-8')
     run = gather(tmp_path)
-    assert {'versions', 'devices'} <= run.facts.keys() and len(run.log) == 500
+    assert 'versions' in run.facts and len(run.log) == 500
 
 
 def test_a_run_without_details_and_a_machine_without_bokeh(tmp_path, monkeypatch):

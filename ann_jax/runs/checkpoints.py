@@ -91,7 +91,7 @@ class Checkpoints:
         arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
         facts = facts | {'version': __version__, 'arrays': arrays}
         facts = facts | {'checksum': digest_json(facts)}
-        # Of checkpoints that were moved away, and whose steps come again; before saving, which keeps the best.
+        # Of checkpoints that were moved away, before saving, which keeps the best.
         if late := [number for number in self._scores if number >= step]:
             for number in late:
                 del self._scores[number]
