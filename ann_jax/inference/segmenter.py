@@ -20,6 +20,7 @@ from ann_jax.data.datasets import read_image
 from ann_jax.data.decode.images import from_array, from_pillow
 from ann_jax.data.decode.levels import to_levels
 from ann_jax.data.decode.rasters import Raster, open_raster, whole
+from ann_jax.data.decode.reading import check_size
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.attention import BlockAttention, block_attention, stage_maps
 from ann_jax.inference.batching import in_batches
@@ -350,6 +351,9 @@ class Segmenter:
             raster = self._strips and open_raster(picture, self._reading, LARGE // len(self.classes))
             return raster or read_image(picture, self._reading)
         if isinstance(picture, Image.Image):
+            if not all(picture.size):
+                raise DataError(f'the Pillow image has no pixels: it is {picture.width}x{picture.height}')
+            check_size(picture.width, picture.height, 'given', 'Pillow image', self._reading.max_pixels)
             try:
                 values = from_pillow(picture, self._reading)
             except DataError:

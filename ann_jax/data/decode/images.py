@@ -189,9 +189,6 @@ def from_pillow(
 
 def _from_pillow(image, reading, upright, where, tiff_of):
     form = image.format
-    if not all(image.size):
-        raise DataError(f'{where} has no pixels: it is {image.width}x{image.height}')
-    check_size(image.width, image.height, where, 'image', reading.max_pixels)
     if image.mode[0] != 'I' and any(';16' in str(tile) for tile in getattr(image, 'tile', ())):
         raise DataError(f'{where} has colours of 16 bits, of which Pillow keeps 8: give the file instead')
     # Only where needed: both copy the image, which may be large.
