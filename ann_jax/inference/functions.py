@@ -42,11 +42,9 @@ def sliding_window(predict: Predict, crop: Sequence[int], stride: Sequence[int])
     check_protocol(crop=crop, stride=stride)
 
     def logits(images: Num[Array, 'B H W 3']) -> Float[jax.Array, 'B H W K']:
-        def protocol(variables, canvas):
-            fitting = tuple(map(min, crop, canvas.array.shape[1:3]))
-            return protocols.sliding_window(_checked(predict), fitting, stride, None)(variables, canvas)
-
-        return _apply(protocol, images)
+        images = _batch(images)
+        fitting = tuple(map(min, crop, images.shape[1:3]))
+        return _apply(protocols.sliding_window(_checked(predict), fitting, stride, None), images)
 
     return logits
 
@@ -72,15 +70,19 @@ def multi_scale(
     )
 
     def logits(images: Num[Array, 'B H W 3']) -> Float[jax.Array, 'B H W K']:
-        return _apply(protocol, images)
+        return _apply(protocol, _batch(images))
 
     return logits
 
 
-def _apply(protocol, images):
+def _batch(images):
     images = jnp.asarray(images)
     if images.ndim != 4 or not images.size:
         raise ConfigError(f'images of shape {images.shape}: must be (B, H, W, C), with at least one image')
+    return images
+
+
+def _apply(protocol, images):
     sizes = np.array([images.shape[1:3]] * len(images), np.int32)
     return protocol({}, Canvas(images, sizes)).array
 

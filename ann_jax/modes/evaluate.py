@@ -23,7 +23,6 @@ from ann_jax.typing import Backbone, Source, Writer
 
 logger = logging.getLogger(__name__)
 
-
 _LONG = 40  # characters of a value in a name
 
 
