@@ -364,6 +364,11 @@ def protocol_settings(config: ConfigDict) -> dict[str, Any]:
     return {name: c[name] for name in names} | {'dtype': config.model.dtype}
 
 
+def describe_source(source: Source) -> str:
+    """A source of the caller's own, which no setting describes: the name of its dataset, and its length."""
+    return f'{source.dataset.name} x {len(source)}'
+
+
 # Settings of the dataset that change no score: where it lies, what is trained on, and what weights determine.
 _NOT_SCORED = (
     'root', 'format', 'train_split', 'repeat_threshold', 'scenes.train_count', 'max_pixels', 'page', 'bands',

@@ -243,6 +243,16 @@ def test_images_of_other_splits_have_the_same_names(tmp_path):
         convert(tmp_path / 'yolo', tmp_path / 'more')
 
 
+def test_splits_of_images_and_labels_go_by_other_names(tmp_path):
+    for split in ('training', 'validation'):
+        photo(tmp_path / f'in/images/{split}/0.jpg')
+    yolo(tmp_path / 'in', {'labels/trn/0.txt': f'0 {OUTLINE}', 'labels/val/0.txt': f'1 {OUTLINE}'})
+    convert(tmp_path / 'in', tmp_path / 'out')
+    for value, (split, of) in enumerate((('trn', 'training'), ('val', 'validation')), 1):
+        assert same(tmp_path / f'out/images/{split}/0.jpg', tmp_path / f'in/images/{of}/0.jpg')
+        np.testing.assert_array_equal(label(tmp_path / f'out/labels/{split}/0.png'), value * DRAWN)
+
+
 @pytest.mark.parametrize('path', ['0.jpg', r'C:\data\0.jpg', '/on/another/computer/0.jpg', r'..\x\0.jpg'])
 @pytest.mark.parametrize('folders', [('train', 'val'), ('cam1', 'cam2')])
 def test_labelme_beside_images_or_in_folders_like_theirs(path, folders, tmp_path):

@@ -167,8 +167,11 @@ def test_it_trains_and_evaluates(run):
     workdir, backbone = run
     trained = json.loads((workdir / 'metrics.json').read_text())
     assert trained['miou'] > 0.8
-    ann_jax.evaluate(config_of(), workdir, eval_source=Stripes(8), backbone=backbone)
-    assert json.loads((workdir / 'metrics.json').read_text()) == trained
+    for count in (8, 5):  # the second is another source, and is kept apart
+        ann_jax.evaluate(config_of(), workdir, eval_source=Stripes(count), backbone=backbone)
+        assert json.loads((workdir / 'metrics.json').read_text()) == trained
+    other = json.loads((workdir / 'metrics-source=stripes_x_5.json').read_text())
+    assert (other['protocol']['source'], other['step']) == ('stripes x 5', trained['step'])
 
 
 def test_it_goes_on_with_its_own_optimizer_alone(run):

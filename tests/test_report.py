@@ -13,7 +13,7 @@ from PIL import Image
 from ann_jax.errors import SaveError
 from ann_jax.evaluation.report import Report
 from ann_jax.inference import pictures
-from ann_jax.modes import evaluate
+from ann_jax.modes.evaluation_name import name_evaluation
 from ann_jax.runs.record import Record
 from ann_jax.typing import IGNORE
 from configs import scenes
@@ -86,13 +86,22 @@ def test_an_evaluation_that_differs_from_the_training_has_a_name(settings, name,
     config = scenes.get_config('runlocal')
     (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
     config.update_from_flattened_dict(settings)
-    assert evaluate._name(config, tmp_path, tmp_path) == name
-    here, there = (evaluate._name(config, tmp_path, tmp_path / each / 'resnet') for each in 'ab')
+    assert name_evaluation(config, tmp_path, tmp_path) == name
+    here, there = (name_evaluation(config, tmp_path, tmp_path / each / 'resnet') for each in 'ab')
     assert re.fullmatch(f'{name} from=resnet-......'.strip(), here) and here != there
     for text in ('{}', 'null', '[]'):  # no run
         (tmp_path / 'config.json').write_text(text)
-        assert evaluate._name(config, tmp_path, Path('weights/resnet')) == ''
-    assert evaluate._name(config, tmp_path / 'absent', Path('weights/resnet')) == ''
+        assert name_evaluation(config, tmp_path, Path('weights/resnet')) == ''
+    assert name_evaluation(config, tmp_path / 'absent', Path('weights/resnet')) == ''
+
+
+def test_scores_of_a_source_of_ones_own_are_those_of_no_other(tmp_path):
+    config = scenes.get_config('runlocal')
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    assert name_evaluation(config, tmp_path, tmp_path, 'stripes x 8') == 'source=stripes x 8'
+    (tmp_path / 'metrics.json').write_text(json.dumps({'protocol': {'source': 'stripes x 8'}}))
+    assert name_evaluation(config, tmp_path, tmp_path, 'stripes x 8') == ''
+    assert name_evaluation(config, tmp_path, tmp_path) == 'source=config'
 
 
 def test_evaluations_of_other_data_of_one_name_lie_apart(tmp_path):
@@ -101,15 +110,15 @@ def test_evaluations_of_other_data_of_one_name_lie_apart(tmp_path):
     names = set()
     for root in ('/a/camvid', '/b/camvid'):
         config.dataset.root = root
-        names.add(evaluate._name(config, tmp_path, tmp_path))
+        names.add(name_evaluation(config, tmp_path, tmp_path))
     assert len(names) == 2 and all(name.startswith('root=camvid-') for name in names)
 
 
 def test_scores_of_other_weights_without_a_run_lie_apart(tmp_path):
     config = scenes.get_config('runlocal')
     (tmp_path / 'metrics.json').write_text(json.dumps({'protocol': {'weights': 'weights/a'}}))
-    assert evaluate._name(config, tmp_path, Path('weights/a')) == ''
-    assert evaluate._name(config, tmp_path, Path('weights/b')).startswith('from=b-')
+    assert name_evaluation(config, tmp_path, Path('weights/a')) == ''
+    assert name_evaluation(config, tmp_path, Path('weights/b')).startswith('from=b-')
 
 
 def test_named_scores_lie_beside_those_of_the_training(tmp_path):

@@ -106,10 +106,12 @@ def train(
     else:
         source = Checked(train_source, 'train_source', channels)
     # Opened now, so that its errors show before anything is written.
+    protocol = build.protocol_settings(config)
     if eval_source is None:
         eval_source = build.source(config, config.dataset.eval_split, limit=config.eval.limit)
     else:
         eval_source = Checked(eval_source, 'eval_source', channels)
+        protocol['source'] = build.describe_source(eval_source)
     if config.dataset.image_range == AUTO:
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
     dataset, steps = source.dataset, config.train.steps
@@ -152,7 +154,7 @@ def train(
         stack.enter_context(contextlib.closing(batches))
         record = Record(workdir, first + 1, silent=not is_main(), writer=writer)
         stack.enter_context(contextlib.closing(record))
-        report = Report(record, dataset.classes, dataset.colors, build.protocol_settings(config))
+        report = Report(record, dataset.classes, dataset.colors, protocol)
         record.config(first, config.to_dict())
         bar = stack.enter_context(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())

@@ -79,6 +79,12 @@ def split_of(path: str) -> tuple[str, str]:
     return '/'.join(exact.sub('{split}', part) for part in parts), found
 
 
+def are_one_split(one: str, other: str) -> bool:
+    """Whether two names mean one split, as trn and train do, or val and validation."""
+    one, other = one.lower(), other.lower()
+    return any(one in names and other in names for names in (_TRAIN, _VAL, _TEST, (one,)))
+
+
 def _choose_splits(plan: Plan, splits: Iterable[str]) -> bool:
     """Sets the splits of training and evaluation; False if there is no split for training."""
     by_name = {name.lower(): name for name in sorted(splits)}
