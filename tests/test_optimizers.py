@@ -146,6 +146,8 @@ def test_sm3_has_the_schedule():
         ('lamb', 'weight_decay=0.1', 'weight_decay is set by optim.weight_decay'),
         ('lamb', 'mask=1', 'mask is set by optim.decay and optim.decay_factors'),
         ('adamw', 'b1=high', r"optim.args='b1=high': adamw cannot be used with it \("),
+        ('adamw', 'b2=5', "optim.args='b2=5': b2 must be at least 0 and less than 1"),
+        ('rmsprop', 'momentum=-0.1', 'momentum must be at least 0 and less than 1'),
         ('adamw', 'b1=0.8,b1=0.9', "optim.args='b1=0.8,b1=0.9': b1 is given twice"),
         ('AdamW', '', "unknown optim.name 'AdamW'; did you mean 'adamw'"),
         ('adamw', 'mu_dtype=float17', 'adamw cannot be used with it .*float17'),

@@ -36,6 +36,8 @@ _SETTINGS = {
     'weight_decay_mask': 'optim.decay and optim.decay_factors',
 }
 
+_AVERAGES = ('b1', 'b2', 'b3', 'rho', 'decay', 'momentum')  # arguments: what a moving average keeps a step
+
 
 def sgd(
     schedule: optax.Schedule,
@@ -161,6 +163,8 @@ def arguments(name: str, text: str) -> dict[str, Any]:
         # Any text would be true.
         if isinstance(known[key], bool) and not isinstance(args[key], bool):
             raise ConfigError(f'optim.args={text!r}: {key} must be True or False')
+        if key in _AVERAGES and isinstance(args[key], (int, float)) and not 0 <= args[key] < 1:
+            raise ConfigError(f'optim.args={text!r}: {key} must be at least 0 and less than 1')
     _try(name, args, text)
     return args
 

@@ -1,6 +1,5 @@
 """What a checkpoint file holds: the tensors of its network, and what is said of them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +31,6 @@ class File(NamedTuple):
     meta: dict[str, Any]
     outside: list[str]
     notes: list[str]
-
-
-def read_state(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    """The first two parts of `read_file`."""
-    return read_file(path)[:2]
 
 
 def read_file(path: Path, prefer: str | None = None) -> File:
