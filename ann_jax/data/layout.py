@@ -174,13 +174,13 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def check_sample(sample: Mapping, num_classes: int, channels: int, source: str) -> Sample:
+def check_sample(sample: Mapping, num_classes: int | None, channels: int | None, source: str) -> Sample:
     """Returns a sample with a label of uint8; refuses what would be cut, padded or counted wrongly.
 
     Args:
         sample: as a source of the user's own gives it.
-        num_classes: of the dataset.
-        channels: of the network's input.
+        num_classes: of the dataset; None if it is not known: labels must fit into a byte.
+        channels: of the network's input; None for any.
         source: what errors call the source.
 
     Raises:
@@ -192,14 +192,20 @@ def check_sample(sample: Mapping, num_classes: int, channels: int, source: str) 
     image, label = sample['image'], sample['label']
     kind = lambda x: f'{x.shape} {x.dtype}' if isinstance(x, np.ndarray) else f'of type {type(x).__name__}'
     where = f'the {source} gives for {sample["name"]!r} an image {kind(image)} and a label {kind(label)}'
-    if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == channels):
-        raise DataError(f'{where}: the image must be a NumPy array (H, W, {channels})')
+    if not (isinstance(image, np.ndarray) and image.ndim == 3 and channels in (None, image.shape[2])):
+        raise DataError(f'{where}: the image must be a NumPy array (H, W, {channels or "channels"})')
     if image.dtype != np.uint8:
         raise DataError(f'{where}: the image must hold levels from 0 to 255 as uint8')
     if not isinstance(label, np.ndarray) or label.shape != image.shape[:2]:
         raise DataError(f'{where}: the label must be a NumPy array of {image.shape[:2]}, as the image')
+    if num_classes is None and label.dtype == np.uint8:
+        return sample  # type: ignore[return-value]  # its labels are looked at where the classes are known
+    if num_classes is None and label.dtype.kind in 'iu' and ((label < 0) | (label > IGNORE)).any():
+        raise DataError(
+            f'{where}, from {label.min()} to {label.max()}: give class indices, or {IGNORE}, which is ignored'
+        )
     try:
-        check_labels(label, num_classes)
+        check_labels(label, IGNORE if num_classes is None else num_classes)
     except DataError as error:
         raise DataError(f'{where}: {error}') from error
     return {**sample, 'label': label.astype(np.uint8, copy=False)}  # type: ignore[typeddict-item]
