@@ -1,9 +1,9 @@
 """What a dataset is: its classes, the forms in which its files come, and what their raw values mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -172,6 +172,35 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
             f'the batch has the label {labels[bad][0]}, but the network has {num_classes} classes, 0 to '
             f'{num_classes - 1}: map it to one of them, or to {IGNORE}, which is ignored'
         )
+
+
+def check_pixels(labels: Any, shape: Sequence[int], num_classes: int) -> None:
+    """Refuses labels that a function of arrays would broadcast, round or count wrongly.
+
+    Args:
+        labels: an array of any library; values that `known` does not see are not looked at.
+        shape: of the pixels that they are for.
+        num_classes: K.
+
+    Raises:
+        DataError: another shape or dtype, a label that is no class, or more classes than labels have.
+    """
+    if num_classes > IGNORE:
+        raise DataError(f'{num_classes} classes: at most {IGNORE} can be used, because {IGNORE} is ignored')
+    if tuple(labels.shape) != tuple(shape):
+        raise DataError(f'labels of shape {tuple(labels.shape)} for pixels of shape {tuple(shape)}')
+    if labels.dtype.kind not in 'iu':
+        raise DataError(f'labels are {labels.dtype}: give integers, class indices or {IGNORE}')
+    if (values := known(labels)) is not None:
+        check_labels(values, num_classes)
+
+
+def known(array: Any) -> np.ndarray | None:
+    """The values of an array of any library; None if jax traces them, or another process has them."""
+    try:
+        return np.asarray(array)
+    except (TypeError, RuntimeError):  # as jax says so
+        return None
 
 
 def check_sample(sample: Mapping, num_classes: int | None, channels: int | None, source: str) -> Sample:
