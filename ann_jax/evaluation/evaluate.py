@@ -37,7 +37,7 @@ from ann_jax.parallel.processes import is_main
 from ann_jax.parallel.programs import jit
 from ann_jax.runs.signals import Stopped
 from ann_jax.typing import IGNORE, Source
-from ann_jax.weights.inputs import Normalize, imagenet_rgb
+from ann_jax.weights.inputs import Normalize, check_levels, imagenet_rgb
 
 
 def evaluate(
@@ -115,7 +115,8 @@ def make_eval(
         A function from variables (`TrainState.variables`) and a batch to a confusion matrix: (K, K) int32,
         rows are true classes, pixels labelled IGNORE do not count. A batch is one for `make_step` or from
         `data.pipeline.eval_batches`. Raises ConfigError if the batch does not divide over the devices, or has
-        images of several sizes that the network does not support, and DataError if a label is not a class.
+        images of several sizes that the network does not support, and DataError if a label is not a class, or
+        `check_levels` refuses the images.
     """
     mesh = mesh or make_mesh()
 
@@ -136,6 +137,7 @@ def make_eval(
     def evaluate_batch(variables, batch):
         nonlocal num_classes
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        check_levels(batch['image'], normalize)
         if num_classes is None:
             num_classes = count_classes(model, variables, jax.eval_shape(normalize, batch['image']))
         if not isinstance(batch['label'], jax.Array):

@@ -26,7 +26,7 @@ from ann_jax.training.losses import Loss, segmentation_loss
 from ann_jax.training.pixel_losses import true_probability
 from ann_jax.training.state import AveragedState, TrainState
 from ann_jax.typing import IGNORE
-from ann_jax.weights.inputs import Normalize, imagenet_rgb
+from ann_jax.weights.inputs import Normalize, check_levels, imagenet_rgb
 
 METRICS = 'loss', 'main_loss', 'auxiliary_loss', 'kept', 'pixel_accuracy'
 
@@ -77,7 +77,8 @@ def make_step(
         `main_loss`, `auxiliary_loss`, `kept`, `pixel_accuracy`, `gradient_norm`. A batch has `image`,
         (B, H, W, 3) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; with several
         processes, the share of this one. The function is compiled once per shape, and raises ConfigError if
-        the batch does not divide over the devices, DataError if a label is not a class.
+        the batch does not divide over the devices, DataError if a label is not a class, or `check_levels`
+        refuses the images.
     """
     mesh = mesh or make_mesh()
     settings |= {'loss': loss, 'normalize': normalize, 'seed': seed, 'skip_not_finite': skip_not_finite}
@@ -95,6 +96,7 @@ def make_step(
     def step(state, batch):
         nonlocal num_classes
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        check_levels(batch['image'], normalize)
         if num_classes is None:
             num_classes = count_classes(model, state.variables, jax.eval_shape(normalize, batch['image']))
         if not isinstance(batch['label'], jax.Array):  # labels that are on a device are not fetched
