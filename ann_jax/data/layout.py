@@ -115,6 +115,14 @@ class Dataset:
             raise ValueError(
                 f'{self.name}: {len(self.classes)} classes, of at most {INVALID}; {len(self.colors)} colours'
             )
+        if isinstance(self.classes, str) or len({*self.classes}) < len(self.classes):
+            raise ValueError(f'{self.name}: classes={self.classes!r}: must be a tuple of names, each once')
+        level = lambda value: isinstance(value, int | np.integer) and 0 <= value <= 255
+        for color in self.colors:
+            if isinstance(color, str) or len(color) != 3 or not all(map(level, color)):
+                raise ValueError(
+                    f'{self.name}: the colour {color!r} is not red, green and blue from 0 to 255'
+                )
         if self.label_map is None:
             identity = {**{i: i for i in range(self.num_classes)}, IGNORE: IGNORE}
             object.__setattr__(self, 'label_map', identity)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ann_jax.data.layout import check_labels
 from ann_jax.data.pipeline import Replacing, eval_batches
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.evaluation.metrics import Scores, confusion_matrix
 from ann_jax.evaluation.report import Report
 from ann_jax.evaluation.samples import Samples
@@ -116,7 +116,7 @@ def make_eval(
         rows are true classes, pixels labelled IGNORE do not count. A batch is one for `make_step` or from
         `data.pipeline.eval_batches`. Raises ConfigError if the batch does not divide over the devices, or has
         images of several sizes that the network does not support, and DataError if a label is not a class, or
-        `check_levels` refuses the images.
+        `check_levels` refuses the images, or a size lies beyond them.
     """
     mesh = mesh or make_mesh()
 
@@ -142,6 +142,10 @@ def make_eval(
             num_classes = count_classes(model, variables, jax.eval_shape(normalize, batch['image']))
         if not isinstance(batch['label'], jax.Array):
             check_labels(np.asarray(batch['label']), num_classes)
+        if 'size' in batch:
+            size, canvas = np.asarray(batch['size']), batch['label'].shape[1:]
+            if size.shape != (len(batch['label']), 2) or (size < 1).any() or (size > canvas).any():
+                raise DataError(f'size={size.tolist()}: must be heights and widths from 1 to {tuple(canvas)}')
         keys = ['image', 'label']
         # Sizes that fill the canvas need no masks.
         if 'size' in batch and (np.asarray(batch['size']) != batch['label'].shape[1:]).any():

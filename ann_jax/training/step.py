@@ -21,6 +21,7 @@ from ann_jax.models.feature_map import FeatureMap
 from ann_jax.parallel.arrays import put_batch, replicated, split_batch, split_rows
 from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.parallel.programs import jit
+from ann_jax.ranges import check
 from ann_jax.training import groups
 from ann_jax.training.losses import Loss, segmentation_loss
 from ann_jax.training.pixel_losses import true_probability
@@ -160,8 +161,16 @@ def make_step_parts(
         ema_decay: of the moving average of an `AveragedState`, torch's `get_ema_multi_avg_fn`: that of
             parameters and statistics is theirs after the first step, without correction of a bias, and then
             ema_decay times itself plus (1 - ema_decay) times theirs.
+
+    Raises:
+        ConfigError: a number is out of its range.
     """
+    check('optim.clip_norm', clip_norm)
+    check('optim.ema_decay', ema_decay)
     factors = dict(factors or {})
+    for name, factor in factors.items():
+        if not 0 <= factor < math.inf:
+            raise ConfigError(f'factors: {name}={factor}: must be a finite number of at least 0')
     freezes = bool(frozen_norm) or 0 in factors.values()
     trained = lambda params: groups.trained(params, factors)
 
