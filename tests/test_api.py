@@ -22,6 +22,7 @@ from ann_jax.parallel.mesh import make_mesh
 from ann_jax.training.losses import segmentation_loss
 from ann_jax.training.step import make_train_step
 from ann_jax.typing import IGNORE
+from ann_jax.weights.inputs import IMAGENET_RGB
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 ROOT = Path(__file__).parent.parent
@@ -151,6 +152,45 @@ def test_what_a_loop_cannot_do_is_refused():
     assert np.asarray(evaluate(variables, whole)).sum() == (batch['label'] != IGNORE).sum()
     with pytest.raises(ConfigError, match='padded images'):
         evaluate(variables, batch | {'size': np.array([(17, 14)] * 6)})
+    for size in ((19, 14), (18, 0)):
+        with pytest.raises(DataError, match=r'must be heights and widths from 1 to \(18, 14\)'):
+            evaluate(variables, batch | {'size': np.array([size] * 6)})
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: ann_jax.make_step(Net(), optax.sgd(0.1), clip_norm=-1.0), 'optim.clip_norm=-1.0'),
+        (lambda: ann_jax.make_step(Net(), optax.sgd(0.1), ema_decay=2.0), 'optim.ema_decay=2.0'),
+        (lambda: ann_jax.make_step(Net(), optax.sgd(0.1), factors={'Conv_0': -1.0}), 'factors: Conv_0=-1.0'),
+        (lambda: ann_jax.poly_schedule(0.1, -5), 'max_steps=-5: must be above 0'),
+        (lambda: ann_jax.sgd(0.1, momentum=9.0), 'optim.momentum=9.0'),
+        (lambda: ann_jax.sgd(0.1, weight_decay=-1.0), 'optim.weight_decay=-1.0'),
+        (lambda: ann_jax.Dataset('a', 'xy', ((0, 0, 0), (1, 1, 1))), 'must be a tuple of names'),
+        (lambda: ann_jax.Dataset('a', ('x', 'x'), ((0, 0, 0), (1, 1, 1))), 'each once'),
+        (lambda: ann_jax.Dataset('a', ('x',), ((0, 0, 600),)), 'is not red, green and blue from 0 to 255'),
+    ],
+)
+def test_numbers_and_names_that_cannot_be_meant_are_refused(make, message):
+    """A negative norm turned gradients around, negative steps let the rate rise."""
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize('scale', [1 / 255, -1.0])
+def test_images_that_are_no_levels_are_refused(scale):
+    """Floats from 0 to 1, as torchvision has them, were almost black."""
+    net, tx, one = Net(), optax.sgd(0.1), make_mesh(jax.devices()[:1])
+    batch = random_batch(size=2)
+    images = np.float32(scale) * batch['image']
+    variables = jax.device_get(quick(lambda: net.init(jax.random.key(0), jnp.zeros((1, 18, 14, 3)), False))())
+    with pytest.raises(DataError, match='levels are from 0 to 255: give these, or normalize='):
+        ann_jax.make_eval(net, one)(variables, batch | {'image': images})
+    with pytest.raises(DataError, match='the batch has images from'):
+        ann_jax.make_step(net, tx, one)(ann_jax.create_state(variables, tx), batch | {'image': images})
+    own = ann_jax.make_eval(net, one, normalize=lambda x: ann_jax.normalizer(**IMAGENET_RGB)(x / scale))
+    expected = ann_jax.make_eval(net, one)(variables, batch)
+    assert np.abs(np.asarray(own(variables, batch | {'image': images})) - expected).sum() <= 4
 
 
 @pytest.mark.parametrize('mesh', [{'data': 1}, {'data': 1, 'space': 4}])

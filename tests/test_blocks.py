@@ -22,6 +22,7 @@ from reference import (
     shapes,
 )
 
+from ann_jax.errors import ConfigError
 from ann_jax.kernels.anchors import sample_anchors
 from ann_jax.kernels.resizing import resize_bilinear
 from ann_jax.models.ann import ANN
@@ -406,3 +407,21 @@ def test_out_norm_normalises_the_response():
     norm = variables['params']['out_bn']
     ours, _ = respond(block, variables, x, x, True, mutable=['batch_stats'])
     assert_close(ours.array, expected * norm['scale'] + norm['bias'])
+
+
+@pytest.mark.parametrize('count', [0, 1, 3])
+def test_maps_of_other_images_are_refused(count):
+    """One image's keys and values were those of all."""
+    lows = [normal(count, 5, 6, 4)] if count else []
+    block = AFNB(channels=4, sizes=(1, 2))
+    with pytest.raises(ConfigError, match='for queries of 2: give one map or more, of the same images'):
+        jax.eval_shape(block.init, jax.random.key(0), lows, normal(2, 5, 6, 8))
+
+
+@pytest.mark.parametrize(
+    ('sampling', 'sizes', 'message'),
+    [('average', (-1,), r'sizes=\(-1,\): must be'), ('max', (), 'sizes='), ('random', (2,), 'give rng')],
+)
+def test_anchors_that_cannot_be_sampled_are_refused(sampling, sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        sample_anchors(normal(1, 5, 6, 4), sampling, sizes)

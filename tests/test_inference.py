@@ -102,6 +102,14 @@ def test_a_normalisation_that_cannot_be_one_is_refused(change):
         normalizer(**{'mean': (120, 110, 100), 'std': (50, 60, 70), 'bgr': False} | change)
 
 
+def test_a_normalisation_of_values_from_0_to_1_is_told(caplog):
+    normalizer(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), bgr=False)
+    assert 'are those of values from 0 to 1, but levels are from 0 to 255' in caplog.text
+    caplog.clear()
+    normalizer(mean=(0, 0, 0), std=(1, 1, 1), bgr=False)
+    assert not caplog.text
+
+
 NORMALIZE = normalizer(mean=(120, 110, 100), std=(50, 60, 70), bgr=True)
 
 

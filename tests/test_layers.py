@@ -174,3 +174,10 @@ def test_dropout_drops_whole_channels_and_keeps_the_expectation():
     assert abs(y.mean() - 1) < 0.04  # 4000 draws: four standard deviations
     assert (channels[0] != channels[1]).any()  # each image its own
     np.testing.assert_array_equal(Dropout2d(0.3).apply({}, x, False).array, x)
+
+
+@pytest.mark.parametrize('rate', [2.0, -1.0, 1.0])
+def test_a_rate_of_dropout_out_of_range_is_refused(rate):
+    """In training, 2 dropped all features, and -1 halved them."""
+    with pytest.raises(ConfigError, match='model.dropout=.*: must be a number from 0 to 0.99'):
+        Dropout2d(rate).apply({}, np.ones((1, 2, 2, 3), np.float32), False)

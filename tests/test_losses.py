@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from reference import assert_close, golden, nchw, nhwc, normal, quick, torch_gradients
 
-from ann_jax.errors import ConfigError
+from ann_jax.data.layout import check_pixels
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.parallel.arrays import split_batch
 from ann_jax.parallel.mesh import make_mesh
-from ann_jax.training.losses import batch_totals, segmentation_loss
+from ann_jax.training.losses import Loss, batch_totals, segmentation_loss
 from ann_jax.training.mining import kth_smallest
 from ann_jax.training.pixel_losses import cross_entropy, ohem_cross_entropy, true_probability
 from ann_jax.typing import IGNORE
@@ -284,3 +285,50 @@ def test_the_two_averages_differ_by_the_share_of_ignored_pixels():
     assert_close(total('all') / total('valid'), 0.75)
     with pytest.raises(ConfigError, match="unknown loss.average 'al'; did you mean 'all'"):
         total('al')
+
+
+LABELS = np.zeros((2, 4, 5), int)
+
+
+@pytest.mark.parametrize('labels', [LABELS - 1, LABELS + 3, jnp.asarray(LABELS + 300)])
+def test_labels_without_a_class_are_refused(labels):
+    """They had no loss, but counted in the mean."""
+    logits, message = normal(2, 4, 5, 3), 'the network has 3 classes, 0 to 2'
+    for loss in (lambda *given: segmentation_loss(given[0], *given), cross_entropy, ohem_cross_entropy):
+        with pytest.raises(DataError, match=message):
+            loss(logits, labels)
+
+
+def test_labels_of_another_form_are_refused():
+    """They were broadcast and compared as they were; tests with types would say so before."""
+    with pytest.raises(DataError, match=r'labels of shape \(1, 4, 5\) for pixels of shape \(2, 4, 5\)'):
+        check_pixels(LABELS[:1], LABELS.shape, 3)
+    with pytest.raises(DataError, match='labels are float64: give integers'):
+        check_pixels(LABELS.astype(float), LABELS.shape, 3)
+    jax.eval_shape(lambda labels: check_pixels(labels, labels.shape, 3), LABELS + 7)  # values are not known
+
+
+def test_weights_for_other_classes_are_refused():
+    """The last weight stood for the classes without one."""
+    logits = normal(2, 4, 5, 3)
+    with pytest.raises(ConfigError, match=r'class_weights of shape \(2,\) for 3 classes'):
+        segmentation_loss(logits, logits, LABELS, class_weights=(1.0, 2.0))
+
+
+@pytest.mark.parametrize('settings', [{'label_smoothing': 2.0}, {'threshold': 7.0}, {'min_kept': -7}])
+def test_numbers_of_a_loss_out_of_range_are_refused(settings):
+    (name,) = settings
+    logits = normal(2, 4, 5, 3)
+    with pytest.raises(ConfigError, match=f'loss.{name}='):
+        segmentation_loss(logits, logits, LABELS, **settings)
+
+
+def test_more_classes_than_labels_have_are_refused():
+    with pytest.raises(DataError, match='300 classes: at most 255'):
+        cross_entropy(normal(1, 2, 2, 300), np.full((1, 2, 2), 255))
+
+
+@pytest.mark.parametrize('loss', [jnp.ones(2), (jnp.ones(()), jnp.ones(()))])
+def test_a_loss_that_is_no_scalar_is_refused(loss):
+    with pytest.raises(ConfigError, match='must be a scalar or a `Loss`'):
+        Loss.of(loss)

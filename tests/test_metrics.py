@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ann_jax.errors import DataError
 from ann_jax.evaluation.metrics import confusion_matrix, scores, table
 from ann_jax.typing import IGNORE
 
@@ -78,3 +79,18 @@ def test_table():
 def test_table_needs_a_name_for_each_class():
     with pytest.raises(ValueError):
         table(['road'], scores(np.eye(2)))
+
+
+@pytest.mark.parametrize(
+    ('labels', 'predictions', 'message'),
+    [
+        ([[-1, 0]], [[0, 0]], 'the label -1'),
+        ([[3, 0]], [[0, 0]], 'the label 3'),
+        ([[0, 0]], [[0, 3]], 'predictions are .* from 0 to 3: give classes, 0 to 2'),
+        ([[0, 0]], [[0, 255]], 'predictions are .* from 0 to 255'),
+    ],
+)
+def test_what_would_be_counted_in_another_cell_is_refused(labels, predictions, message):
+    """Label -1 and prediction K were counted in cells of other classes."""
+    with pytest.raises(DataError, match=message):
+        confusion_matrix(np.array(labels), np.array(predictions), 3)

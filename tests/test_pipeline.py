@@ -371,3 +371,47 @@ def test_batches_on_their_way_are_removed_without_a_warning():
     while os.path.exists(f'/dev/shm/{name}') and time.time() < deadline:
         time.sleep(0.02)
     assert name and not os.path.exists(f'/dev/shm/{name}')
+
+
+class Other(Numbered):
+    """Samples of which one part is changed."""
+
+    def __init__(self, **changed):
+        super().__init__(3)
+        self.changed = changed
+
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), **self.changed}
+
+
+WRONG = [
+    ({'image': np.full((4, 6, 3), 0.5, np.float32)}, 'image .* float32 .* levels from 0 to 255 as uint8'),
+    ({'image': np.zeros((4, 6), np.uint8)}, r'must be a NumPy array \(H, W, channels\)'),
+    ({'image': np.zeros((3, 4, 6), np.uint8)}, r'label must be a NumPy array of \(3, 4\)'),
+    ({'label': np.full((4, 6), 256)}, 'from 256 to 256: give class indices, or 255'),
+    ({'label': np.full((4, 6), -1)}, 'from -1 to -1'),
+    ({'label': np.zeros((4, 6), np.float32)}, 'labels are float32'),
+    ({'label': np.zeros((5, 6), np.uint8)}, r'label must be a NumPy array of \(4, 6\)'),
+]
+
+
+@pytest.mark.parametrize(('changed', 'message'), WRONG)
+def test_samples_of_another_form_are_refused(changed, message):
+    """They were cast to bytes: images from 0 to 1 became black, and label 256 became class 0."""
+    message = 'the source gives for .*' + message
+    with pytest.raises(DataError, match=message):
+        take(1, Other(**changed), PLAIN, batch_size=2, seed=0)
+    with pytest.raises(DataError, match=message):
+        take(1, Numbered(3), PLAIN, batch_size=2, seed=0, mix=Mix(Other(**changed), 'cutmix', 1.0))
+    with pytest.raises(DataError, match=message):
+        list(eval_batches(Other(**changed), batch_size=2))
+
+
+def test_labels_of_other_integers_become_bytes():
+    (batch,) = take(1, Other(label=np.full((4, 6), 7)), PLAIN, batch_size=2, seed=0)
+    assert batch['label'].dtype == np.uint8 and (batch['label'] == 7).all()
+
+
+def test_a_step_before_the_first_is_refused():
+    with pytest.raises(ValueError, match='start_step=-1'):
+        train_batches(Numbered(3), PLAIN, batch_size=2, seed=0, start_step=-1)

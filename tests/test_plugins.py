@@ -240,6 +240,16 @@ def test_sources_are_used_as_given(tmp_path):
         check_sample((0, 1), 3, 3, 'train_source')
 
 
+@pytest.mark.parametrize('classes', [('red', 'green'), ('red', 'blue', 'green')])
+def test_other_classes_to_evaluate_are_refused_before_training(classes, tmp_path):
+    """Their number was told after the last step, their order not at all."""
+    source = Stripes(8)
+    source.dataset = Dataset('stripes', classes, Stripes.dataset.colors[: len(classes)])
+    with pytest.raises(DataError, match='but those to evaluate red, .*: give both sources the same'):
+        ann_jax.train(config_of(), tmp_path / 'run', train_source=Stripes(64), eval_source=source)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_it_reports_to_a_writer(run):
     workdir, backbone = run
     assert {(20, 'train/loss', float), (60, 'val/miou', float), (0, 'config', str)} <= set(NOTES.calls)

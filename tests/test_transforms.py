@@ -9,6 +9,7 @@ import pytest
 from ann_jax.data.augment.mixing import Mix
 from ann_jax.data.augment.transforms import Augment, Draw
 from ann_jax.data.augment.warps import IDENTITY, rotated, sheared, shifted
+from ann_jax.errors import ConfigError
 from ann_jax.typing import IGNORE, Sample
 
 MEAN = (10.4, 20.6, 30.0)
@@ -389,3 +390,44 @@ def test_what_is_pasted(kind):
         assert chosen[2] > 0.75 * 400 and chosen[:2].sum() == 0
     else:  # half of the time, the sample itself is the other one
         assert 0.3 < changed < 0.5
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'crop': 33}, r'augment.crop=33: must be two whole numbers'),
+        ({'crop': (33, 0)}, r'augment.crop=\(33, 0\)'),
+        (
+            {'scale_range': (-1, -0.5)},
+            'augment.scale_range=.*: must be two numbers from 0.1 to 10',
+        ),
+        ({'grey': 5}, 'augment.grey=5: must be a number from 0 to 1'),
+        ({'resize_short': -3}, 'augment.resize_short=-3'),
+        ({'jitter': (0, 0, 0, 5.0)}, 'augment.jitter'),
+        ({'mean': (-1, 0, 0)}, 'input.mean'),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Augment(**{'crop': (33, 33), **settings})
+
+
+def test_padding_needs_a_level_for_each_channel():
+    sample = {'name': '', 'image': np.zeros((40, 40, 4), np.uint8), 'label': np.zeros((40, 40), np.uint8)}
+    augment = Augment((33, 33))  # whether an image is padded is drawn
+    with pytest.raises(ConfigError, match='the images have 4 channels: give a level for each'):
+        augment.apply(sample, Draw(0, 0, 33, 33, 33, 33, False, 0))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (('mixup', 0.5), "unknown augment.mix 'mixup'; did you mean 'cutmix'"),
+        (('cutmix', 5), 'augment.mix_share=5'),
+        (('copy_paste', 0.5), 'needs counts'),
+    ],
+)
+def test_a_mix_of_another_kind_is_refused(settings, message):
+    """Any other kind was cutmix."""
+    with pytest.raises(ConfigError, match=message):
+        Mix(Pair(), *settings)

@@ -1,9 +1,9 @@
 """What a dataset is: its classes, the forms in which its files come, and what their raw values mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,6 +115,14 @@ class Dataset:
             raise ValueError(
                 f'{self.name}: {len(self.classes)} classes, of at most {INVALID}; {len(self.colors)} colours'
             )
+        if isinstance(self.classes, str) or len({*self.classes}) < len(self.classes):
+            raise ValueError(f'{self.name}: classes={self.classes!r}: must be a tuple of names, each once')
+        level = lambda value: isinstance(value, int | np.integer) and 0 <= value <= 255
+        for color in self.colors:
+            if isinstance(color, str) or len(color) != 3 or not all(map(level, color)):
+                raise ValueError(
+                    f'{self.name}: the colour {color!r} is not red, green and blue from 0 to 255'
+                )
         if self.label_map is None:
             identity = {**{i: i for i in range(self.num_classes)}, IGNORE: IGNORE}
             object.__setattr__(self, 'label_map', identity)
@@ -174,13 +182,42 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def check_sample(sample: Mapping, num_classes: int, channels: int, source: str) -> Sample:
+def check_pixels(labels: Any, shape: Sequence[int], num_classes: int) -> None:
+    """Refuses labels that a function of arrays would broadcast, round or count wrongly.
+
+    Args:
+        labels: an array of any library; values that `known` does not see are not looked at.
+        shape: of the pixels that they are for.
+        num_classes: K.
+
+    Raises:
+        DataError: another shape or dtype, a label that is no class, or more classes than labels have.
+    """
+    if num_classes > IGNORE:
+        raise DataError(f'{num_classes} classes: at most {IGNORE} can be used, because {IGNORE} is ignored')
+    if tuple(labels.shape) != tuple(shape):
+        raise DataError(f'labels of shape {tuple(labels.shape)} for pixels of shape {tuple(shape)}')
+    if labels.dtype.kind not in 'iu':
+        raise DataError(f'labels are {labels.dtype}: give integers, class indices or {IGNORE}')
+    if (values := known(labels)) is not None:
+        check_labels(values, num_classes)
+
+
+def known(array: Any) -> np.ndarray | None:
+    """The values of an array of any library; None if jax traces them, or another process has them."""
+    try:
+        return np.asarray(array)
+    except (TypeError, RuntimeError):  # as jax says so
+        return None
+
+
+def check_sample(sample: Mapping, num_classes: int | None, channels: int | None, source: str) -> Sample:
     """Returns a sample with a label of uint8; refuses what would be cut, padded or counted wrongly.
 
     Args:
         sample: as a source of the user's own gives it.
-        num_classes: of the dataset.
-        channels: of the network's input.
+        num_classes: of the dataset; None if it is not known: labels must fit into a byte.
+        channels: of the network's input; None for any.
         source: what errors call the source.
 
     Raises:
@@ -192,14 +229,20 @@ def check_sample(sample: Mapping, num_classes: int, channels: int, source: str) 
     image, label = sample['image'], sample['label']
     kind = lambda x: f'{x.shape} {x.dtype}' if isinstance(x, np.ndarray) else f'of type {type(x).__name__}'
     where = f'the {source} gives for {sample["name"]!r} an image {kind(image)} and a label {kind(label)}'
-    if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == channels):
-        raise DataError(f'{where}: the image must be a NumPy array (H, W, {channels})')
+    if not (isinstance(image, np.ndarray) and image.ndim == 3 and channels in (None, image.shape[2])):
+        raise DataError(f'{where}: the image must be a NumPy array (H, W, {channels or "channels"})')
     if image.dtype != np.uint8:
         raise DataError(f'{where}: the image must hold levels from 0 to 255 as uint8')
     if not isinstance(label, np.ndarray) or label.shape != image.shape[:2]:
         raise DataError(f'{where}: the label must be a NumPy array of {image.shape[:2]}, as the image')
+    if num_classes is None and label.dtype == np.uint8:
+        return sample  # type: ignore[return-value]  # its labels are looked at where the classes are known
+    if num_classes is None and label.dtype.kind in 'iu' and ((label < 0) | (label > IGNORE)).any():
+        raise DataError(
+            f'{where}, from {label.min()} to {label.max()}: give class indices, or {IGNORE}, which is ignored'
+        )
     try:
-        check_labels(label, num_classes)
+        check_labels(label, IGNORE if num_classes is None else num_classes)
     except DataError as error:
         raise DataError(f'{where}: {error}') from error
     return {**sample, 'label': label.astype(np.uint8, copy=False)}  # type: ignore[typeddict-item]

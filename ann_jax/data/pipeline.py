@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import grain
@@ -25,6 +25,8 @@ from ann_jax.data import shared
 from ann_jax.data.augment.mixing import Mix
 from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.canvases import Canvases, pad
+from ann_jax.data.decode.rasters import Raster
+from ann_jax.data.layout import check_sample
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE, Batch, Sample, Source
 
@@ -47,6 +49,23 @@ class _RandomMap(grain.transforms.RandomMap):
         sample = self.augment.apply(element, self.augment.draw(rng, height, width, element['label']))
         sample['problem'] = element.get('problem', '')
         return self.mix.apply(sample, self.augment, rng) if self.mix else sample
+
+
+class _Formed:
+    """A source whose samples have the form of a `Sample`: others would be cut, padded or cast to bytes."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index) -> Sample:
+        sample = self._source[index]
+        # Of a raster, a crop will be read.
+        if isinstance(sample, dict) and isinstance(sample.get('image'), Raster):
+            return sample
+        return check_sample(sample, None, None, 'source')
 
 
 class Replacing:
@@ -155,15 +174,19 @@ def train_batches(
         shard_count, *crop) uint8, and the names of the samples. Its `close()` ends the threads and workers.
 
     Raises:
-        ValueError: batch_size is not divisible by shard_count; the source is empty.
-        DataError: raised by the iterator if the source raises it, or if a worker died.
+        ValueError: batch_size is not divisible by shard_count; the source is empty; start_step is negative.
+        DataError: raised by the iterator if the source raises it or gives what is no `Sample`, or if a worker
+            died.
     """
     local = _local_size(batch_size, shard_index, shard_count)
+    if start_step < 0:
+        raise ValueError(f'start_step={start_step}: must be the number of batches to skip')
     if not len(source):
         raise ValueError('the source has no samples to train on')
-    samples = (
-        grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_RandomMap(augment, mix))
-    )
+    if mix:
+        mix = replace(mix, source=_Formed(mix.source))
+    samples = grain.MapDataset.source(_Formed(source)).seed(seed).shuffle().repeat()
+    samples = samples.random_map(_RandomMap(augment, mix))
     # Batched before the split over workers, which take whole batches in turn: their number changes nothing.
     batches = samples[shard_index::shard_count].batch(local, drop_remainder=True)[start_step:]
     ahead = prefetch or max(4, num_threads)
@@ -202,10 +225,10 @@ def eval_batches(
 
     Raises:
         ValueError: batch_size is not divisible by shard_count.
-        DataError: if the source raises it.
+        DataError: if the source raises it, or gives what is no `Sample`.
     """
     local = _local_size(batch_size, shard_index, shard_count)
-    samples = grain.MapDataset.source(source)
+    samples = grain.MapDataset.source(_Formed(source))
     reader = _read(samples, num_workers=num_workers, num_threads=num_threads, prefetch=2 * num_threads)
     rows = slice(shard_index * local, (shard_index + 1) * local)
     return _eval_batches(reader, batch_size, rows, Canvases(exact_sizes))

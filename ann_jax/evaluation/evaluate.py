@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ann_jax.data.layout import check_labels
 from ann_jax.data.pipeline import Replacing, eval_batches
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.evaluation.metrics import Scores, confusion_matrix
 from ann_jax.evaluation.report import Report
 from ann_jax.evaluation.samples import Samples
@@ -37,7 +37,7 @@ from ann_jax.parallel.processes import is_main
 from ann_jax.parallel.programs import jit
 from ann_jax.runs.signals import Stopped
 from ann_jax.typing import IGNORE, Source
-from ann_jax.weights.inputs import Normalize, imagenet_rgb
+from ann_jax.weights.inputs import Normalize, check_levels, imagenet_rgb
 
 
 def evaluate(
@@ -115,7 +115,8 @@ def make_eval(
         A function from variables (`TrainState.variables`) and a batch to a confusion matrix: (K, K) int32,
         rows are true classes, pixels labelled IGNORE do not count. A batch is one for `make_step` or from
         `data.pipeline.eval_batches`. Raises ConfigError if the batch does not divide over the devices, or has
-        images of several sizes that the network does not support, and DataError if a label is not a class.
+        images of several sizes that the network does not support, and DataError if a label is not a class, or
+        `check_levels` refuses the images, or a size lies beyond them.
     """
     mesh = mesh or make_mesh()
 
@@ -136,10 +137,15 @@ def make_eval(
     def evaluate_batch(variables, batch):
         nonlocal num_classes
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        check_levels(batch['image'], normalize)
         if num_classes is None:
             num_classes = count_classes(model, variables, jax.eval_shape(normalize, batch['image']))
         if not isinstance(batch['label'], jax.Array):
             check_labels(np.asarray(batch['label']), num_classes)
+        if 'size' in batch:
+            size, canvas = np.asarray(batch['size']), batch['label'].shape[1:]
+            if size.shape != (len(batch['label']), 2) or (size < 1).any() or (size > canvas).any():
+                raise DataError(f'size={size.tolist()}: must be heights and widths from 1 to {tuple(canvas)}')
         keys = ['image', 'label']
         # Sizes that fill the canvas need no masks.
         if 'size' in batch and (np.asarray(batch['size']) != batch['label'].shape[1:]).any():

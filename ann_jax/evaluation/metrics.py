@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32, Integer, Num
 
+from ann_jax.data.layout import check_pixels, known
+from ann_jax.errors import DataError
 from ann_jax.kernels import Array
 from ann_jax.typing import IGNORE
 
@@ -40,7 +42,18 @@ def confusion_matrix(
 
     Returns:
         Counts; rows are true classes. Sum over batches in int64 on the host.
+
+    Raises:
+        DataError: labels and predictions differ in shape, or are no integers; or, if they are not traced, a
+            label or a prediction is no class.
     """
+    check_pixels(labels, predictions.shape, num_classes)
+    if (values := known(predictions)) is not None and values.size:
+        low, high = values.min(), values.max()
+        if values.dtype.kind not in 'iu' or low < 0 or high >= num_classes:
+            raise DataError(
+                f'predictions are {values.dtype} from {low} to {high}: give classes, 0 to {num_classes - 1}'
+            )
     valid = labels != IGNORE
     cell = jnp.where(valid, labels.astype(jnp.int32) * num_classes + predictions, num_classes**2)
     counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cell.ravel()].add(1)

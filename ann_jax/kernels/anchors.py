@@ -50,10 +50,15 @@ def sample_anchors(
         Anchors in the dtype of x; S = H * W for 'all', see `seen_anchors`.
 
     Raises:
-        ConfigError: unknown `sampling`, or images of several sizes for one that needs a single size.
+        ConfigError: unknown `sampling`, a size below 1 or none, no `rng` for 'random', or images of several
+            sizes for a sampling that needs a single size.
     """
     if sampling not in SAMPLINGS:
         raise ConfigError(unknown('sampling', sampling, SAMPLINGS))
+    if sampling != 'all' and (not len(sizes) or min(sizes) < 1):
+        raise ConfigError(f'sizes={tuple(sizes)}: must be whole numbers from 1, one for each level')
+    if sampling == 'random' and rng is None:
+        raise ConfigError("sampling='random' draws pixels: give rng, such as jax.random.key(0)")
     if sampling == 'average':
         return _average_anchors(x, sizes, size)
     height, width = size_of(x.shape, size)

@@ -212,7 +212,16 @@ class NonLocalBlock(nn.Module):
                 `[high]` gives self-attention.
             high: (B, H, W, C) map for queries.
             train: whether to drop channels and take batch statistics.
+
+        Raises:
+            ConfigError: there is no map for keys and values, or one is of another batch.
         """
+        batches = [low.array.shape[0] for low in lows]
+        if not lows or any(batch != high.array.shape[0] for batch in batches):
+            raise ConfigError(
+                f'maps for keys and values of {batches} images, for queries of {high.array.shape[0]}: '
+                'give one map or more, of the same images'
+            )
         channels = high.channels
         features = self.features or channels
         attentions = [

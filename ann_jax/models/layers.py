@@ -19,6 +19,7 @@ from ann_jax.kernels.masking import count_pixels
 from ann_jax.kernels.normalization import normalize
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.initializers import he_normal, ones, zeros
+from ann_jax.ranges import check
 
 EPSILON = 1e-5  # of every batch normalisation, as in torch
 
@@ -186,7 +187,12 @@ class Dropout2d(nn.Module):
 
     @nn.compact
     def __call__(self, x: FeatureMap, train: bool) -> FeatureMap:
-        """(B, H, W, C) -> the same shape and dtype."""
+        """(B, H, W, C) -> the same shape and dtype.
+
+        Raises:
+            ConfigError: the rate is out of its range, in which flax would scale by a wrong factor.
+        """
+        check('model.dropout', self.rate)
         x = FeatureMap.of(x)
         return x.with_array(nn.Dropout(self.rate, broadcast_dims=(1, 2))(x.array, deterministic=not train))
 

@@ -23,7 +23,7 @@ from ann_jax.data.datasets import Checked, InRegions, Subset
 from ann_jax.data.decode.levels import AUTO
 from ann_jax.data.frequencies import repeated
 from ann_jax.data.pipeline import Replacing, train_batches
-from ann_jax.errors import ConfigError, SaveError
+from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
 from ann_jax.modes.class_counts import class_counts, set_class_weights
@@ -115,6 +115,14 @@ def train(
     if config.dataset.image_range == AUTO:
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
     dataset, steps = source.dataset, config.train.steps
+    others = eval_source.dataset.classes
+    if len(others) != dataset.num_classes or (
+        sorted(others) == sorted(dataset.classes) and tuple(others) != tuple(dataset.classes)
+    ):
+        raise DataError(
+            f'the classes to train are {", ".join(dataset.classes)}, but those to evaluate '
+            f'{", ".join(others)}: give both sources the same, in the same order'
+        )
     make_loss = lambda: loss or build.loss(config, dataset.num_classes)
     build.check_parts(config, make_loss())
     schedule = None if optimizer else build.schedule(config)

@@ -16,9 +16,16 @@ from jaxtyping import Float, Float32, Int, Integer, Num
 
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.kernels import Array
+from ann_jax.ranges import check
 from ann_jax.training.boundaries import boundary_weights
 from ann_jax.training.mining import hard_limit
-from ann_jax.training.pixel_losses import cross_entropy, focal_loss, ohem_cross_entropy, weights_of
+from ann_jax.training.pixel_losses import (
+    check_given,
+    cross_entropy,
+    focal_loss,
+    ohem_cross_entropy,
+    weights_of,
+)
 from ann_jax.training.region_losses import lovasz_softmax, tversky_loss
 from ann_jax.training.rows import divide, per_row
 from ann_jax.training.terms import NAMES, REGIONS
@@ -37,8 +44,17 @@ class Loss(NamedTuple):
 
     @classmethod
     def of(cls, loss: 'Loss | Float[jax.Array, ""]') -> 'Loss':
-        """Makes a loss without parts from a scalar; returns a loss unchanged."""
-        return loss if isinstance(loss, Loss) else cls(loss, loss, jnp.zeros(()), jnp.ones(()))
+        """Makes a loss without parts from a scalar; returns a loss unchanged.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        if isinstance(loss, Loss):
+            return loss
+        if isinstance(loss, tuple | list | dict) or np.ndim(loss):
+            given = f'shape {np.shape(loss)}' if hasattr(loss, 'shape') else f'type {type(loss).__name__}'
+            raise ConfigError(f'the loss function gives a value of {given}: must be a scalar or a `Loss`')
+        return cls(loss, loss, jnp.zeros(()), jnp.ones(()))
 
 
 class BatchTotals(NamedTuple):
@@ -103,8 +119,16 @@ def segmentation_loss(
         pixels: of an image, for average='all', if the labels also have rows below it; None for H * W.
 
     Raises:
-        ConfigError: `average` is neither, a term is unknown, or the totals lack what `per_image=False` needs.
+        ConfigError: `average` is neither, a term is unknown, a number is out of its range, the weights are
+            not one per class, or the totals lack what `per_image=False` needs.
+        DataError: labels of another shape or dtype than the logits', or, if they are not traced, that are no
+            classes.
     """
+    check_given(main_logits, labels, class_weights)
+    numbers = {'threshold': threshold, 'min_kept': min_kept, 'label_smoothing': label_smoothing}
+    for name, number in numbers.items():
+        if isinstance(number, int | float):  # not if it is traced
+            check(f'loss.{name}', number)
     if average not in AVERAGES:
         raise ConfigError(unknown('loss.average', average, AVERAGES))
     if totals and totals.limit is None and not per_image:

@@ -12,6 +12,7 @@ import optax
 import optax.contrib
 
 from ann_jax.errors import ConfigError, unknown
+from ann_jax.ranges import check
 from ann_jax.training import groups
 from ann_jax.training.schedules import poly_schedule
 
@@ -59,8 +60,10 @@ def sgd(
         nesterov: Nesterov's momentum.
 
     Raises:
-        ConfigError: unknown `decay`.
+        ConfigError: unknown `decay`, or a number is out of its range.
     """
+    check('optim.momentum', momentum)
+    check('optim.weight_decay', weight_decay)
     return optax.chain(
         _decayed(weight_decay, decay, decay_factors or {}),
         optax.trace(momentum, nesterov),

@@ -3,16 +3,37 @@
 Ignored pixels get weight zero. Where the paper is silent (Sec. 4.2), formulas follow the authors' code.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Float32, Int, Int32, Integer, Num, Shaped
 
+from ann_jax.data.layout import check_pixels
+from ann_jax.errors import ConfigError
 from ann_jax.kernels import Array
 from ann_jax.training.mining import hard_limit
 from ann_jax.training.rows import divide, per_row, row_sum
 from ann_jax.typing import IGNORE
+
+
+def check_given(
+    logits: Float[Array, '*pixels K'],
+    labels: Integer[Array, '*pixels'],
+    class_weights: Sequence[float] | Float[Array, ' K'] | None,
+) -> None:
+    """Checks what a loss is given.
+
+    Raises:
+        DataError: see `check_pixels`.
+        ConfigError: there are more or fewer weights than classes.
+    """
+    check_pixels(labels, logits.shape[:-1], logits.shape[-1])
+    if class_weights is not None and np.shape(class_weights) != logits.shape[-1:]:
+        raise ConfigError(f'class_weights of shape {np.shape(class_weights)} for {logits.shape[-1]} classes')
 
 
 def _log_probability(
@@ -69,7 +90,11 @@ def cross_entropy(
 
     Returns:
         Losses; 0 for a row without valid pixels.
+
+    Raises:
+        DataError, ConfigError: see `check_given`.
     """
+    check_given(logits, labels, class_weights)
     log_p, safe, valid = _log_probability(logits, labels)
     weights = weights_of(valid, safe, class_weights, pixel_weights)
     total = row_sum(weights) if total_weight is None else jnp.asarray(total_weight)
@@ -143,7 +168,11 @@ def ohem_cross_entropy(
 
     Returns:
         Losses, 0 for a row without valid pixels, and numbers of kept pixels.
+
+    Raises:
+        DataError, ConfigError: see `check_given`.
     """
+    check_given(logits, labels, class_weights)
     log_p, safe, valid = _log_probability(logits, labels)
     # The choice of hard pixels is not differentiated. Ignored pixels sort after every probability.
     p = jax.lax.stop_gradient(jnp.where(valid, jnp.exp(log_p), 2.0))

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ann_jax.errors import ConfigError
+
 SCHEDULES = ('poly', 'cosine', 'one_cycle', 'constant')
 # Of torch's OneCycleLR: the share of the steps in which the rate rises, and what the first rate is below the
 # highest, and the last below the first.
@@ -22,7 +24,12 @@ def poly_schedule(base: float, max_steps: int, power: float = 0.9) -> optax.Sche
     """base * (1 - step / max_steps) ** power, as in the released code; the paper misplaces the power.
 
     It stays 0 after `max_steps`, as torch's PolynomialLR.
+
+    Raises:
+        ConfigError: `max_steps` is not above 0, so that the rate would rise.
     """
+    if max_steps <= 0:
+        raise ConfigError(f'max_steps={max_steps}: must be above 0, the steps of the run')
 
     def rate(step):
         left = 1 - step / max_steps

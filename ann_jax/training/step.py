@@ -21,12 +21,13 @@ from ann_jax.models.feature_map import FeatureMap
 from ann_jax.parallel.arrays import put_batch, replicated, split_batch, split_rows
 from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.parallel.programs import jit
+from ann_jax.ranges import check
 from ann_jax.training import groups
 from ann_jax.training.losses import Loss, segmentation_loss
 from ann_jax.training.pixel_losses import true_probability
 from ann_jax.training.state import AveragedState, TrainState
 from ann_jax.typing import IGNORE
-from ann_jax.weights.inputs import Normalize, imagenet_rgb
+from ann_jax.weights.inputs import Normalize, check_levels, imagenet_rgb
 
 METRICS = 'loss', 'main_loss', 'auxiliary_loss', 'kept', 'pixel_accuracy'
 
@@ -77,7 +78,8 @@ def make_step(
         `main_loss`, `auxiliary_loss`, `kept`, `pixel_accuracy`, `gradient_norm`. A batch has `image`,
         (B, H, W, 3) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; with several
         processes, the share of this one. The function is compiled once per shape, and raises ConfigError if
-        the batch does not divide over the devices, DataError if a label is not a class.
+        the batch does not divide over the devices, DataError if a label is not a class, or `check_levels`
+        refuses the images.
     """
     mesh = mesh or make_mesh()
     settings |= {'loss': loss, 'normalize': normalize, 'seed': seed, 'skip_not_finite': skip_not_finite}
@@ -95,6 +97,7 @@ def make_step(
     def step(state, batch):
         nonlocal num_classes
         check_batch_size(len(batch['label']) * jax.process_count(), mesh, 'batch size')
+        check_levels(batch['image'], normalize)
         if num_classes is None:
             num_classes = count_classes(model, state.variables, jax.eval_shape(normalize, batch['image']))
         if not isinstance(batch['label'], jax.Array):  # labels that are on a device are not fetched
@@ -158,8 +161,16 @@ def make_step_parts(
         ema_decay: of the moving average of an `AveragedState`, torch's `get_ema_multi_avg_fn`: that of
             parameters and statistics is theirs after the first step, without correction of a bias, and then
             ema_decay times itself plus (1 - ema_decay) times theirs.
+
+    Raises:
+        ConfigError: a number is out of its range.
     """
+    check('optim.clip_norm', clip_norm)
+    check('optim.ema_decay', ema_decay)
     factors = dict(factors or {})
+    for name, factor in factors.items():
+        if not 0 <= factor < math.inf:
+            raise ConfigError(f'factors: {name}={factor}: must be a finite number of at least 0')
     freezes = bool(frozen_norm) or 0 in factors.values()
     trained = lambda params: groups.trained(params, factors)
 

@@ -1,5 +1,6 @@
 """Normalisation of the input, which depends on the weights."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.ranges import check, shown
+
+logger = logging.getLogger(__name__)
 
 Normalize = Callable[[jax.Array], jax.Array]
 
@@ -51,6 +54,12 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
     check_input({**numbers, 'bgr': bgr}, len(numbers['mean']))
     if len({len(each) for each in numbers.values()}) > 1:
         raise ConfigError(f'input.std={shown(numbers["std"])}: must be as many as there are means')
+    if max(numbers['mean']) <= 1 and max(numbers['std']) < 1:
+        logger.warning(
+            'input.mean=%s and input.std=%s are those of values from 0 to 1, but levels are from 0 to 255: '
+            'give both times 255',
+            shown(numbers['mean']), shown(numbers['std']),
+        )  # fmt: skip
     offset, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def normalize(image):
@@ -58,6 +67,22 @@ def normalizer(*, mean: Sequence[float], std: Sequence[float], bgr: bool) -> Nor
         return ((image[..., ::-1] if bgr else image) - offset) / scale
 
     return normalize
+
+
+def check_levels(image: Any, normalize: Normalize) -> None:
+    """Refuses images that `imagenet_rgb` would normalise wrongly; those on a device are not looked at.
+
+    Raises:
+        DataError: they are floats from 0 to 1, as torchvision's, or were normalised before.
+    """
+    if normalize is not imagenet_rgb or not isinstance(image, np.ndarray) or image.dtype.kind != 'f':
+        return
+    low, high = image.min(initial=0), image.max(initial=0)
+    if low < 0 or 0 < high <= 1:
+        raise DataError(
+            f'the batch has images from {low:g} to {high:g}, but levels are from 0 to 255: give these, or '
+            'normalize=..., a function from your images to the input of the network'
+        )
 
 
 def check_input(settings: Mapping[str, Any], channels: int) -> None:

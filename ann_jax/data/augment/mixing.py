@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ann_jax.data.augment.transforms import Augment, pick_rare
+from ann_jax.errors import ConfigError, unknown
+from ann_jax.ranges import check
 from ann_jax.typing import IGNORE, Sample
 
 KINDS = 'none', 'cutmix', 'classmix', 'copy_paste'
@@ -29,6 +31,20 @@ class Mix:
     kind: str
     share: float
     counts: np.ndarray | None = None
+
+    def __post_init__(self):
+        """Checks the settings.
+
+        Raises:
+            ConfigError: the kind is unknown, the share is none, or copy_paste has no counts.
+        """
+        if self.kind not in KINDS[1:]:
+            raise ConfigError(unknown('augment.mix', self.kind, KINDS[1:]))
+        check('augment.mix_share', self.share)
+        if self.kind == 'copy_paste' and self.counts is None:
+            raise ConfigError(
+                'augment.mix=copy_paste: Mix needs counts, the pixels of each class in each sample'
+            )
 
     def apply(self, sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:
         """Returns the augmented sample, with the chance of a part of another one at the same place.

@@ -17,6 +17,8 @@ from ann_jax.data.augment.rand_augment import draw_operations
 from ann_jax.data.augment.warps import IDENTITY, Warp, rotated, warp_window
 from ann_jax.data.labels import count_bytes
 from ann_jax.data.layout import INVALID
+from ann_jax.errors import ConfigError
+from ann_jax.ranges import RANGES, check, shown
 from ann_jax.typing import IGNORE, Sample
 
 cv2.setNumThreads(0)  # several threads and processes augment at once
@@ -88,6 +90,20 @@ class Augment:
     frequencies: tuple[float, ...] = ()
     rand_augment: int = 0
     rand_magnitude: int = 9
+
+    def __post_init__(self):
+        """Checks the numbers.
+
+        Raises:
+            ConfigError: one is out of the range of the setting of its name.
+        """
+        whole = lambda side: isinstance(side, int | np.integer) and side > 0
+        if not isinstance(self.crop, list | tuple) or len(self.crop) != 2 or not all(map(whole, self.crop)):
+            raise ConfigError(f'augment.crop={shown(self.crop)}: must be two whole numbers above 0')
+        for name, value in vars(self).items():
+            if name != 'crop' and f'augment.{name}' in RANGES:
+                check(f'augment.{name}', 0 if value is None else value)
+        check('input.mean', tuple(self.mean))
 
     def draw(
         self,
@@ -174,8 +190,17 @@ class Augment:
         return draw._replace(warp=warp if warp != IDENTITY else None, colors=tuple(colors))
 
     def apply(self, sample: Sample, draw: Draw) -> Sample:
-        """Returns the sample with image (*crop, N) uint8 and label (*crop) uint8."""
+        """Returns the sample with image (*crop, N) uint8 and label (*crop) uint8.
+
+        Raises:
+            ConfigError: `mean` has another number of channels than the image.
+        """
         padding = tuple(round(level) for level in self.mean)
+        if len(padding) != sample['image'].shape[2]:
+            raise ConfigError(
+                f'mean={shown(tuple(self.mean))} of Augment: the images have {sample["image"].shape[2]} '
+                'channels: give a level for each'
+            )
         if draw.warp:
             window, size = draw[:4], (draw.new_height, draw.new_width)
             image, label = warp_window(sample['image'], sample['label'], window, size, draw.warp, self.crop)
