@@ -73,6 +73,17 @@ def test_requests_are_batched_and_bad_ones_are_refused(serve, folder):
         assert post(png(images[0])[:-2000])[0] == 400
         status, text = post(png(np.zeros((101, 100, 3), np.uint8)))
         assert status == 400 and '100 x 101 is more than 10000 pixels' in text
+        # Read as in prediction: deep images keep their levels, what would be a wrong picture is refused.
+        grey = images[3][..., 0]
+        np.testing.assert_array_equal(post(png(grey.astype(np.uint16) * 257))[1], segmenter(grey).ids)
+        jpeg, animation = io.BytesIO(), io.BytesIO()
+        frames = list(map(Image.fromarray, images[:2]))
+        frames[0].resize((96, 96)).save(jpeg, 'jpeg')
+        frames[0].save(animation, 'gif', save_all=True, append_images=frames[1:])
+        cut = jpeg.getvalue()[: len(jpeg.getvalue()) // 2] + b'\xff\xd9'
+        for data, word in ((cut, 'the image is damaged'), (animation.getvalue(), 'the image holds 2 images')):
+            status, text = post(data)
+            assert status == 400 and text.startswith(word), text
         assert post(bytes(60_001)) == (413, 'more than 60000 bytes')
         assert post(png(images[0]), 'others')[0] == 404
         assert post(png(images[1]))[0] == 200  # still there
