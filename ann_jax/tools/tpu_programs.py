@@ -126,7 +126,8 @@ def inference_program(config: ConfigDict, mesh: Mesh, classes: int, batch: int, 
         logits: Any = model.clone(folded=True).apply(variables, image, full_size=True)
         return logits.main.array.argmax(-1).astype(jnp.uint8)
 
-    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8, sharding=split_batch(mesh))
+    shape = batch, *size, build.channels(config)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
     program = jit(segment, mesh, out_shardings=split_batch(mesh))
     return program.lower(jax.tree.map(placed, folded_shapes(model)), images)
 
