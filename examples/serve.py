@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -118,8 +119,10 @@ if __name__ == '__main__':
     parser.add_argument('--host', default='127.0.0.1')
     parser.add_argument('--batch_size', type=int, default=8)
     options = parser.parse_args()
-    uvicorn.run(
-        make_app(ann_jax.load(options.weights), batch_size=options.batch_size),
-        host=options.host,
-        port=options.port,
-    )
+    if options.batch_size < 1:
+        parser.error(f'--batch_size={options.batch_size}: must be at least 1')
+    try:
+        segmenter = ann_jax.load(options.weights)
+    except (ann_jax.ConfigError, ann_jax.DataError) as error:
+        sys.exit(f'error: {error}')
+    uvicorn.run(make_app(segmenter, batch_size=options.batch_size), host=options.host, port=options.port)

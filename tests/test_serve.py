@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -33,6 +35,18 @@ def png(image, exif=None):
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'png', exif=exif)
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(['absent'], 'error: absent holds no checkpoint'), (['absent', '--batch_size=0'], 'must be at least 1')],
+)
+def test_what_cannot_be_served_ends_with_one_line(arguments, message, tmp_path):
+    file = Path(__file__).parent.parent / 'examples' / 'serve.py'
+    done = subprocess.run(
+        [sys.executable, file, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode and message in done.stderr.splitlines()[-1]
 
 
 def test_requests_are_batched_and_bad_ones_are_refused(serve, folder):
