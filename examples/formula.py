@@ -10,6 +10,7 @@ turn, colours and the number of rings tell nothing about it.
 """
 
 import argparse
+import sys
 
 import cv2
 import numpy as np
@@ -89,15 +90,18 @@ def main():
     parser.add_argument('workdir')
     parser.add_argument('--steps', type=int, default=5000)
     given = parser.parse_args()
-    config = ann_jax.load_config(given.config)
-    config.train.steps = given.steps
-    height, width = config.augment.crop
-    ann_jax.train(
-        config,
-        given.workdir,
-        train_source=Contours(height, width),
-        eval_source=Contours(height, width, count=100, seed=1),
-    )
+    try:
+        config = ann_jax.load_config(given.config)
+        config.train.steps = given.steps
+        height, width = config.augment.crop
+        ann_jax.train(
+            config,
+            given.workdir,
+            train_source=Contours(height, width),
+            eval_source=Contours(height, width, count=100, seed=1),
+        )
+    except (ann_jax.ConfigError, ann_jax.DataError, ann_jax.SaveError) as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

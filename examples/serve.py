@@ -11,10 +11,12 @@ import argparse
 import asyncio
 import contextlib
 import io
+import sys
+import tempfile
+from pathlib import Path
 
-import numpy as np
 import uvicorn
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -22,17 +24,30 @@ from starlette.routing import Route
 import ann_jax
 
 
-def decode(data, max_pixels):
-    """Bytes of a file -> (H, W, 3) uint8, upright; ValueError if it is no image, or a large one."""
+def check(data, max_pixels):
+    """ValueError if bytes are no image that Pillow opens, or a large one; nothing is decoded."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > max_pixels:
-                raise ValueError(f'{image.width} x {image.height} is more than {max_pixels} pixels')
-            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+            width, height = image.size
     except UnidentifiedImageError:
         raise ValueError('this is no image that Pillow reads') from None
-    except Exception as error:  # decoders raise anything
+    except Exception as error:  # damaged files can make Pillow raise anything
         raise ValueError(f'cannot use the image: {error}') from error
+    if width * height > max_pixels:
+        raise ValueError(f'{width} x {height} is more than {max_pixels} pixels')
+
+
+def segment_files(segmenter, paths, batch_size):
+    """For each file its result, or a ValueError that says why it cannot be used.
+
+    Files are read as in prediction: by the bands and the range of the network, and damaged ones are refused.
+    """
+    errors: list[str] = []
+    stream = segmenter.stream(paths, errors=errors, batch_size=batch_size)
+    results = {result.path: result for result in stream}
+    problems = iter(errors)  # in the order of the files
+    plain = lambda text, path: text.replace(f'the image {path}', str(path)).replace(str(path), 'the image')
+    return [results.get(path) or ValueError(plain(next(problems), path)) for path in paths]
 
 
 def encode(result, kind):
@@ -52,12 +67,14 @@ def make_app(segmenter, *, batch_size=8, max_bytes=1 << 24, max_pixels=1 << 23, 
             jobs = [await queue.get()]
             while len(jobs) < batch_size and not queue.empty():
                 jobs.append(queue.get_nowait())
-            images = [image for image, _ in jobs]
-            run = lambda images=images: list(segmenter.stream(images, batch_size=batch_size))
-            results = (await asyncio.gather(asyncio.to_thread(run), return_exceptions=True))[0]
-            for i, (_, future) in enumerate(jobs):
+            paths = [path for path, _ in jobs]
+            run = asyncio.to_thread(segment_files, segmenter, paths, batch_size)
+            results = (await asyncio.gather(run, return_exceptions=True))[0]
+            if isinstance(results, BaseException):
+                results = [RuntimeError(f'the network failed: {results!r}')] * len(jobs)
+            for (_, future), result in zip(jobs, results, strict=True):
                 if not future.done():  # its client is still there
-                    future.set_result(results if isinstance(results, BaseException) else results[i])
+                    future.set_result(result)
 
     async def segment(request):
         data = bytearray()
@@ -70,12 +87,15 @@ def make_app(segmenter, *, batch_size=8, max_bytes=1 << 24, max_pixels=1 << 23, 
             return PlainTextResponse('busy, try again', 503, {'Retry-After': '1'})
         waiting += 1
         try:
-            image = await asyncio.to_thread(decode, bytes(data), max_pixels)
-            future = asyncio.get_running_loop().create_future()
-            queue.put_nowait((image, future))
-            if isinstance(result := await future, BaseException):
-                raise RuntimeError('the network failed') from result
-            png = await asyncio.to_thread(encode, result, request.url.path)
+            await asyncio.to_thread(check, bytes(data), max_pixels)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / 'image'
+                await asyncio.to_thread(path.write_bytes, data)
+                future = asyncio.get_running_loop().create_future()
+                queue.put_nowait((path, future))
+                if isinstance(result := await future, Exception):
+                    raise result
+                png = await asyncio.to_thread(encode, result, request.url.path)
         except ValueError as error:
             return PlainTextResponse(str(error), 400)
         finally:
@@ -99,8 +119,10 @@ if __name__ == '__main__':
     parser.add_argument('--host', default='127.0.0.1')
     parser.add_argument('--batch_size', type=int, default=8)
     options = parser.parse_args()
-    uvicorn.run(
-        make_app(ann_jax.load(options.weights), batch_size=options.batch_size),
-        host=options.host,
-        port=options.port,
-    )
+    if options.batch_size < 1:
+        parser.error(f'--batch_size={options.batch_size}: must be at least 1')
+    try:
+        segmenter = ann_jax.load(options.weights)
+    except (ann_jax.ConfigError, ann_jax.DataError) as error:
+        sys.exit(f'error: {error}')
+    uvicorn.run(make_app(segmenter, batch_size=options.batch_size), host=options.host, port=options.port)

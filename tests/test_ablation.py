@@ -110,6 +110,9 @@ def test_own_rows_on_several_splits(commands, tmp_path, capsys):
     commands.clear()
     ablation.main(['--workdir', str(tmp_path), '--seeds', '0', '--rows', 'full', '--own', 'plain='])
     assert len(commands) == 2
+    capsys.readouterr()
+    ablation.main(['--workdir', str(tmp_path), '--seeds', '1', '--own', 'plain='])
+    assert '| plain | 60.0 | 51.0 | nan |\n' in capsys.readouterr().out  # of one run there is no deviation
 
 
 def test_a_run_that_fails_ends_the_comparison(commands, tmp_path):
@@ -121,3 +124,7 @@ def test_rows_of_other_tables_are_told(commands, capsys):
     with pytest.raises(SystemExit):
         ablation.main(['--tables', '9', '--rows', 'full'])
     assert 'none of the rows' in capsys.readouterr().err and not commands
+    for more in (['--tables', '6', '--rows', 'full', 'full-15'], ['--rows', 'full-15', '--own', 'plain=']):
+        with pytest.raises(SystemExit):
+            ablation.main(more)
+        assert "have none of the rows ['full-15']" in capsys.readouterr().err and not commands

@@ -216,6 +216,14 @@ def test_the_check_compares_with_the_cpu_and_reports_what_fails(monkeypatch, tmp
     assert accelerator_check.main([str(tmp_path)]) == 0
 
 
+def test_a_folder_that_cannot_be_made_ends_the_check_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerator_check, 'PARTS', {'equality': lambda *_: pytest.fail('checked')})
+    file = tmp_path / 'file'
+    file.write_text('')
+    with pytest.raises(SystemExit, match='error: cannot write .*file'):
+        accelerator_check.main([str(file)])
+
+
 def test_without_torch_the_check_times_this_package_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(accelerator_check.importlib.util, 'find_spec', lambda name: None)
     monkeypatch.setattr(accelerator_check, 'peak', lambda config: [{'GFLOP/s': 1.0}])

@@ -278,6 +278,8 @@ def test_what_cannot_be_explained_is_refused_before_a_network_is_opened(
 class Watching:
     """In place of a network: every pixel looks at the barrier, wherever it stands."""
 
+    classes = scene_attention.VERSIONS[3]
+
     def __init__(self, size):
         self.cells = np.zeros(size[0], int), np.zeros(size[1], int)
 
@@ -306,3 +308,17 @@ def test_the_share_of_attention_to_a_cue(monkeypatch, capsys):
     for name in ('stopped car', 'moving car'):
         assert f'| {name} | barrier | 3 | 75.0 | 50.0 |' in lines
     assert '| road | barrier | 6 | 75.0 | 50.0 |' in lines
+
+
+def test_attention_of_other_networks_is_not_measured(monkeypatch, capsys):
+    other = Watching(scene_attention.SIZE)
+    monkeypatch.setattr(scene_attention, 'load', lambda run: other)
+    other.attention = dict
+    with pytest.raises(SystemExit, match='error: runs/x has no attention'):
+        scene_attention.main(['--run=runs/x', '--scenes=1'])
+    other.classes = other.classes[::-1]
+    with pytest.raises(SystemExit, match='error: runs/x is no run on the embedded scenes'):
+        scene_attention.main(['--run=runs/x', '--scenes=1'])
+    with pytest.raises(SystemExit):
+        scene_attention.main(['--run=runs/x', '--scenes=0'])
+    assert '0 must be a whole number of at least 1' in capsys.readouterr().err

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ann_jax import build
 from ann_jax.benchmark import SECTIONS, benchmark
 from ann_jax.benchmark.contest import Contestant, compiled, contest
 from ann_jax.config import defaults, finish, parse_argument
+from ann_jax.data.augment import mixing
 from ann_jax.errors import ConfigError
 from ann_jax.models import resnet
 
@@ -67,6 +69,35 @@ def test_networks(tmp_path):
     rows = run(tmp_path, sections='network', variants='baseline,full')['network']
     baseline, full = rows
     assert full['GFLOP'] > baseline['GFLOP'] and full['parameters (M)'] > baseline['parameters (M)']
+
+
+def test_a_record_tells_what_was_measured_with(tmp_path):
+    record = run(tmp_path, sections='peak')
+    assert record['versions'].keys() >= {'ann_jax', 'jax', 'python'} and record['date'][:2] == '20'
+    assert record['processor'].endswith(' cores') and record['platform']
+
+
+def test_a_name_that_is_given_twice_counts_once(tmp_path):
+    rows = run(tmp_path, sections='network', variants='baseline, baseline', dtypes='float32,float32')
+    assert len(rows['network']) == 1
+
+
+def test_a_step_of_many_bands_pastes_as_training_does(tmp_path, monkeypatch):
+    config = small(sections='step', rounds=1)
+    config.dataset.bands, config.augment.mix, config.augment.mix_share = '1,2,3,3', 'copy_paste', 1.0
+    source = build.source(config, 'train')
+    config.input.bgr, config.input.mean, config.input.std = False, (0.5,) * 4, (0.2,) * 4
+    read = type(source).__getitem__
+
+    def four(self, index):
+        sample = read(self, index)
+        return sample | {'image': sample['image'][..., [0, 1, 2, 2]]}
+
+    pasted, apply = [], mixing.Mix.apply
+    monkeypatch.setattr(type(source), '__getitem__', four)
+    monkeypatch.setattr(mixing.Mix, 'apply', lambda mix, *args: pasted.append(mix.kind) or apply(mix, *args))
+    benchmark(config, tmp_path)
+    assert set(pasted) == {'copy_paste'}
 
 
 def test_step_tells_its_parts(tmp_path):
@@ -201,11 +232,35 @@ def test_memory_that_a_run_takes_is_seen():
         {'sections': 'network', 'variants': 'ful'},
         {'sections': 'blocks', 'block_sizes': '96'},
         {'sections': 'network', 'image_sizes': '0x3'},
+        {'sections': 'network', 'dtypes': 'float23'},
+        {'sections': 'network', 'variants': ''},
+        {'sections': 'blocks,reference', 'reference_step_sizes': '33'},
     ],
 )
-def test_bad_settings_are_named(settings, tmp_path):
+def test_bad_settings_are_named_before_anything_is_measured(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr('ann_jax.benchmark.peak', lambda config: pytest.fail('measured'))
     with pytest.raises(ConfigError, match='benchmark'):
         benchmark(small(**settings), tmp_path)
+
+
+def test_what_a_section_would_leave_out_is_refused(tmp_path):
+    config = small(sections='step')
+    config.train.accumulate = 2
+    with pytest.raises(ConfigError, match='train.accumulate=2: .* leave it at 1'):
+        benchmark(config, tmp_path)
+    config = small(sections='blocks,stream')
+    config.dataset.bands = '1,2,3,4'
+    with pytest.raises(ConfigError, match='stream of benchmark.sections measure networks for RGB'):
+        benchmark(config, tmp_path)
+
+
+def test_a_stream_without_a_reference_of_its_network_is_measured_alone(tmp_path, caplog):
+    pytest.importorskip('torch')
+    config = small(sections='stream', rounds=1, stream_images=2, stream_sizes='33x41', stream_batch=1)
+    config.model.depth = 10
+    benchmark(config, tmp_path)
+    (row,) = json.loads((tmp_path / 'benchmark.json').read_text())['stream']
+    assert row['contestant'] == 'ann_jax 33x41, one by one' and 'without PyTorch' in caplog.text
 
 
 def test_sections_are_described():

@@ -22,6 +22,11 @@ def test_a_machine_runs_at_least_one_process(count):
     assert result.returncode == 2 and f'{count} must be a whole number of at least 1' in result.stderr
 
 
+def test_slurm_has_at_least_one_node():
+    result = launch('slurm', '--nodes=0', '--dry-run', *RUN)
+    assert result.returncode == 2 and '0 must be a whole number of at least 1' in result.stderr
+
+
 def test_a_machine_runs_one_process_per_index():
     lines = launch('machine', '--processes=3', '--port=999', '--dry-run', *RUN).stdout.splitlines()
     assert len(lines) == 3

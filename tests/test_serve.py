@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -33,6 +35,18 @@ def png(image, exif=None):
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'png', exif=exif)
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(['absent'], 'error: absent holds no checkpoint'), (['absent', '--batch_size=0'], 'must be at least 1')],
+)
+def test_what_cannot_be_served_ends_with_one_line(arguments, message, tmp_path):
+    file = Path(__file__).parent.parent / 'examples' / 'serve.py'
+    done = subprocess.run(
+        [sys.executable, file, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode and message in done.stderr.splitlines()[-1]
 
 
 def test_requests_are_batched_and_bad_ones_are_refused(serve, folder):
@@ -73,6 +87,17 @@ def test_requests_are_batched_and_bad_ones_are_refused(serve, folder):
         assert post(png(images[0])[:-2000])[0] == 400
         status, text = post(png(np.zeros((101, 100, 3), np.uint8)))
         assert status == 400 and '100 x 101 is more than 10000 pixels' in text
+        # Read as in prediction: deep images keep their levels, what would be a wrong picture is refused.
+        grey = images[3][..., 0]
+        np.testing.assert_array_equal(post(png(grey.astype(np.uint16) * 257))[1], segmenter(grey).ids)
+        jpeg, animation = io.BytesIO(), io.BytesIO()
+        frames = list(map(Image.fromarray, images[:2]))
+        frames[0].resize((96, 96)).save(jpeg, 'jpeg')
+        frames[0].save(animation, 'gif', save_all=True, append_images=frames[1:])
+        cut = jpeg.getvalue()[: len(jpeg.getvalue()) // 2] + b'\xff\xd9'
+        for data, word in ((cut, 'the image is damaged'), (animation.getvalue(), 'the image holds 2 images')):
+            status, text = post(data)
+            assert status == 400 and text.startswith(word), text
         assert post(bytes(60_001)) == (413, 'more than 60000 bytes')
         assert post(png(images[0]), 'others')[0] == 404
         assert post(png(images[1]))[0] == 200  # still there

@@ -88,6 +88,12 @@ def test_rows_of_other_settings_are_not_taken(monkeypatch, tmp_path):
         SystemExit, match='known.json has rows of other settings .classes, .*: name another file by'
     ):
         tpu_programs.main(['--config=scenes', '--rows=step,v5e:2x2,2,9x9', f'--output={path}'])
+    for damaged in ('{', '[1]'):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match='known.json holds no figures of programs: name another'):
+            tpu_programs.known(path, {})
+    with pytest.raises(SystemExit, match='train.steps=0: must be'):
+        tpu_programs.main(['--config=scenes', '--config.train.steps=0', f'--output={path}'])
     settings = {'classes': 19, 'model.dtype': 'float32'}
     path.write_text(json.dumps({'settings': settings, 'rows': {}}))
     assert tpu_programs.known(path, settings)['rows'] == {}

@@ -22,6 +22,8 @@ from ann_jax.benchmark.contest import (
     on_one_device,
     random,
 )
+from ann_jax.config import CHOICES
+from ann_jax.data.frequencies import count_classes
 from ann_jax.data.pipeline import train_batches
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.models.ann import VARIANTS
@@ -37,22 +39,19 @@ def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     """Inference of the config's network in each variant and dtype: one image, logits not resized.
 
     Raises:
-        ConfigError: a size is malformed, or a variant is unknown.
+        ConfigError: a size is malformed, or a variant or a dtype is unknown.
     """
-    variants = [name.strip() for name in config.benchmark.variants.split(',')]
-    for name in variants:
-        if name not in VARIANTS:
-            raise ConfigError(unknown('benchmark.variants', name, VARIANTS))
+    variants, dtypes = names_of(config, 'variants'), names_of(config, 'dtypes')
     rows, settings = [], config.copy_and_resolve_references()
     for height, width in parse_sizes(config.benchmark.image_sizes, 'benchmark.image_sizes'):
         contestants, more = {}, []
-        for dtype in config.benchmark.dtypes.split(','):
+        for dtype in dtypes:
             for variant in variants:
-                settings.model.update(variant=variant, dtype=dtype.strip())
+                settings.model.update(variant=variant, dtype=dtype)
                 model = build.model(settings, 19)
                 variables = initial_variables(model, 0)
                 folded = put_weights(fold(model, variables), make_mesh(jax.local_devices()[:1]))
-                image = random((1, height, width, 3))
+                image = random((1, height, width, build.channels(config)))
                 start = time.perf_counter()
                 name = f'{variant} {height}x{width} {dtype}'
                 model = model.clone(folded=True)
@@ -70,6 +69,33 @@ def network(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     return rows
 
 
+def names_of(config: ConfigDict, key: str) -> list[str]:
+    """The names in `benchmark.variants` or `benchmark.dtypes`, each once.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    names = list(dict.fromkeys(name.strip() for name in config.benchmark[key].split(',')))
+    known = {'variants': VARIANTS, 'dtypes': CHOICES['model.dtype']}[key]
+    for name in names:
+        if name not in known:
+            raise ConfigError(unknown(f'benchmark.{key}', name, known))
+    return names
+
+
+def check_step(config: ConfigDict) -> None:
+    """Refuses what the section `step` would not measure.
+
+    Raises:
+        ConfigError: the batch is to be computed in parts.
+    """
+    if (parts := config.train.accumulate) > 1:
+        raise ConfigError(
+            f'train.accumulate={parts}: benchmark.sections=step measures a batch in one part: leave it at 1, '
+            'and give the size of a part by --config.train.batch_size'
+        )
+
+
 def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     """Training steps on one device, with real training data.
 
@@ -78,8 +104,10 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     the program; and the time on the device.
 
     Raises:
+        ConfigError: see `check_step`.
         DataError: the dataset cannot be used.
     """
+    check_step(config)
     mesh = make_mesh(jax.local_devices()[:1])
     samples = build.source(config, config.dataset.train_split)
     classes = samples.dataset.num_classes
@@ -92,7 +120,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     count, crop = config.train.batch_size, tuple(config.augment.crop)
     while True:
         shapes = {
-            'image': jax.ShapeDtypeStruct((count, *crop, 3), jnp.uint8),
+            'image': jax.ShapeDtypeStruct((count, *crop, build.channels(config)), jnp.uint8),
             'label': jax.ShapeDtypeStruct((count, *crop), jnp.uint8),
         }
         start = time.perf_counter()
@@ -104,6 +132,9 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
     settings = config.copy_and_resolve_references()
     settings.augment.crop = crop
     read_by = build.readers(config, training=True)
+    # Only copy_paste needs to know where classes are; crops around rare ones take as long if all are alike.
+    counted = settings.augment.mix == 'copy_paste'
+    counts = count_classes(samples, num_threads=read_by.threads) if counted else None
     batches = train_batches(
         samples,
         build.augment(settings),
@@ -111,6 +142,7 @@ def step(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
         seed=config.seed,
         num_workers=read_by.workers,
         num_threads=read_by.threads,
+        mix=build.mix(settings, samples, counts),
     )
     times = []
     for _ in tqdm(range(config.benchmark.rounds + 1), desc='steps', leave=False):

@@ -135,12 +135,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number in numbers
         if (rows := [row for row in TABLES[number] if not options.rows or row.name in options.rows])
     }
+    found = {row.name for rows in tables.values() for row in rows}
+    if lost := [name for name in options.rows or () if name not in found]:
+        parser.error(f'tables {numbers} have none of the rows {lost}')
     if options.own:
         tables[OWN] = list({row.name: row for row in options.own}.values())
         if len(tables[OWN]) < len(options.own):
             parser.error('two rows of --own have one name')
-    if not tables:
-        parser.error(f'tables {numbers} have none of the rows {options.rows}')
 
     runs = {row.name: row for rows in tables.values() for row in rows}
     for seed in options.seeds:  # every row once, then again: what is interrupted compares all rows
@@ -252,14 +253,18 @@ def score(workdir: Path, name: str, seed: int, splits: Sequence[str] = ()) -> di
 
 
 def table(rows: Sequence[Row], scores: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Mean and sample deviation over the seeds, beside the figure of the paper, as Markdown."""
+    """Mean and sample deviation over the seeds, beside the figure of the paper, as Markdown.
+
+    A single seed has no deviation.
+    """
     keys = list(scores[rows[0].name][0])
     published = any(row.paper for row in rows)
     head = ['network', *keys, *(['paper, Cityscapes'] if published else [])]
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for row in rows:
         values = np.array([[run[key] for key in keys] for run in scores[row.name]])
-        cells = [f'{mean:.1f} ± {deviation:.1f}' for mean, deviation in zip(*spread(values), strict=True)]
+        texts = '{:.1f} ± {:.1f}' if len(values) > 1 else '{:.1f}'
+        cells = [texts.format(*each) for each in zip(*spread(values), strict=True)]
         lines.append(f'| {" | ".join([row.label, *cells, *([f"{row.paper:.1f}"] if published else [])])} |')
     return '\n'.join(lines)
 

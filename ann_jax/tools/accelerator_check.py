@@ -13,7 +13,6 @@ Prints short tables and writes check.json into the folder. A part that fails is 
 
 import argparse
 import importlib.util
-import json
 import re
 import sys
 import time
@@ -28,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ann_jax import __version__
+from ann_jax import __version__, files
 from ann_jax.benchmark import networks
 from ann_jax.benchmark.contest import Contestant, contest, count_flops, peak, table
 from ann_jax.command import load_config
+from ann_jax.errors import SaveError
 from ann_jax.kernels.convolution import convolve
 from ann_jax.kernels.expansion import normalize_product
 from ann_jax.kernels.normalization import normalize
@@ -62,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('folder', type=Path)
     parser.add_argument('--small', action='store_true', help='small sizes, to try this on a CPU')
     options = parser.parse_args(argv)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files.make_folder(options.folder)
+    except SaveError as error:
+        sys.exit(f'error: {error}')
     device = jax.devices()[0]
     found: dict[str, Any] = {
         'device': f'{device.device_kind} ({device.platform})',
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             failed.append(name)
             found[name] = [{'error': f'{type(error).__name__}: {error}'}]
-        (options.folder / 'check.json').write_text(json.dumps(found, indent=1), encoding='utf-8')
+        files.write_json(options.folder / 'check.json', found)
     wrong = [row['what'] for row in found['equality'] if not row.get('equal', True)]
     for name in failed:
         print(f'error: {name} failed, see above')

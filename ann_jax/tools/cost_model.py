@@ -84,7 +84,8 @@ class Step(NamedTuple):
     def arguments(self, mesh: Mesh, images: int, height: int, width: int) -> tuple[Any, dict[str, Any]]:
         """Shapes and shardings of the state and of a batch."""
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
-        batch = {'image': array(images, height, width, 3), 'label': array(images, height, width)}
+        channels = getattr(self.model, 'in_channels', 3)
+        batch = {'image': array(images, height, width, channels), 'label': array(images, height, width)}
         return abstract_state(self.model, self.tx, replicated(mesh), **(self.settings or {})), batch
 
 

@@ -68,10 +68,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     common.add_argument('--dry-run', action='store_true')
     places = parser.add_subparsers(dest='where', required=True)
     machine = places.add_parser('machine', parents=[common])
-    machine.add_argument('--processes', type=_count, default=2)
+    machine.add_argument('--processes', type=count, default=2)
     machine.add_argument('--port', type=int, default=0, help='0 for a free one')
     slurm = places.add_parser('slurm', parents=[common])
-    slurm.add_argument('--nodes', type=int, default=1)
+    slurm.add_argument('--nodes', type=count, default=1)
     slurm.add_argument('--gpus', type=int, default=0, help='on each node')
     slurm.add_argument('--time', default='', help="in Slurm's format: '2-00:00:00'")
     slurm.add_argument('--python', default='python')
@@ -94,7 +94,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, argv[cut + 1 :]
 
 
-def _count(text):
+def count(text: str) -> int:
+    """A number on the command line that counts things.
+
+    Raises:
+        argparse.ArgumentTypeError: it is less than one.
+    """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text} must be a whole number of at least 1')
     return int(text)

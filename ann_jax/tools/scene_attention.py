@@ -14,6 +14,7 @@ import numpy as np
 from ann_jax.data.scenes import SPLITS, VERSIONS, render
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.inference.segmenter import load
+from ann_jax.tools.launch import count
 
 SIZE = 96, 208
 # Pixels of a class, and the cue that they are measured against.
@@ -31,7 +32,7 @@ def main(argv=None):
     """Parses the command line, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--run', required=True, help='a run on the embedded scenes')
-    parser.add_argument('--scenes', type=int, default=50, help='of the val split, each drawn in two ways')
+    parser.add_argument('--scenes', type=count, default=50, help='of the val split, each drawn in two ways')
     options = parser.parse_args(argv)
     try:
         print(table(measure(options.run, options.scenes)))
@@ -39,17 +40,24 @@ def main(argv=None):
         sys.exit(f'error: {error}')
 
 
-def measure(run, count):
+def measure(run, scenes):
     """(class, cue) -> block -> per scene, the share of attention, and that if all anchors weighed the same.
 
     The share is that of the anchors whose boxes meet the box of the cue, over the pixels of the class.
+
+    Raises:
+        ConfigError: the run is of other classes, or its network attends to nothing.
     """
     segmenter = load(run)
+    if tuple(segmenter.classes) != tuple(VERSIONS[3]):
+        raise ConfigError(f'{run} is no run on the embedded scenes of today: name one of configs/scenes.py')
     found: dict[tuple[str, str], dict] = {row: {} for row in ROWS}
-    for index in range(count):
+    for index in range(scenes):
         for state in (True, False):
             image, label, info = render((0, SPLITS.index('val'), index), *SIZE, lowered=state, crane=state)
             blocks = next(segmenter.stream([image])).attention()
+            if not blocks:
+                raise ConfigError(f'{run} has no attention, as its model.variant says: name another run')
             for name, cue in ROWS:
                 pixels = np.nonzero(label == VERSIONS[3].index(name))
                 if not len(pixels[0]):
@@ -72,8 +80,8 @@ def table(found):
         if row:
             means = {block: 100 * np.mean(values, 0) for block, values in row.items()}
             cells = [f'{means[block][0]:.1f}' for block in blocks]
-            count, even = len(row[blocks[0]]), means[blocks[0]][1]
-            lines.append(f'| {name} | {cue} | {count} | {" | ".join(cells)} | {even:.1f} |')
+            number, even = len(row[blocks[0]]), means[blocks[0]][1]
+            lines.append(f'| {name} | {cue} | {number} | {" | ".join(cells)} | {even:.1f} |')
     return '\n'.join(lines)
 
 

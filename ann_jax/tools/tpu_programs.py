@@ -31,7 +31,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax import build, command, files
-from ann_jax.errors import ConfigError
+from ann_jax.config import validate
+from ann_jax.errors import ConfigError, SaveError
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import folded_shapes
 from ann_jax.parallel.arrays import replicated, split_batch
@@ -126,7 +127,8 @@ def inference_program(config: ConfigDict, mesh: Mesh, classes: int, batch: int, 
         logits: Any = model.clone(folded=True).apply(variables, image, full_size=True)
         return logits.main.array.argmax(-1).astype(jnp.uint8)
 
-    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8, sharding=split_batch(mesh))
+    shape = batch, *size, build.channels(config)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_batch(mesh))
     program = jit(segment, mesh, out_shardings=split_batch(mesh))
     return program.lower(jax.tree.map(placed, folded_shapes(model)), images)
 
@@ -194,11 +196,14 @@ def known(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings and the rows of a file, if it is there.
 
     Raises:
-        ConfigError: its rows are of other settings.
+        ConfigError: its rows are of other settings, or it is none of these files.
     """
     if not path.is_file():
         return {'settings': settings, 'rows': {}}
-    found = json.loads(path.read_text(encoding='utf-8'))
+    try:
+        found = dict(json.loads(path.read_text(encoding='utf-8')))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f'{path} holds no figures of programs: name another file by --output') from error
     other = [key for key, value in settings.items() if found.get('settings', {}).get(key) != value]
     if other:
         raise ConfigError(
@@ -219,6 +224,7 @@ def main(argv=None):
     jax.config.update('jax_platforms', 'cpu')
     path = Path(given.output)
     try:
+        validate(given.config)
         rows = [Row.parse(text) for text in given.rows.split()]
         # By way of JSON, whose lists are tuples in a config.
         settings = json.loads(json.dumps({'classes': given.classes} | history.flat(given.config.to_dict())))
@@ -228,7 +234,7 @@ def main(argv=None):
                 logger.info('compiling %s', row)
                 found['rows'][str(row)] = measured(row, given.config, given.classes)
                 files.write_json(path, found)
-    except ConfigError as error:
+    except (ConfigError, SaveError) as error:
         sys.exit(f'error: {error}')
     print(table({str(row): found['rows'][str(row)] for row in rows}))
 
