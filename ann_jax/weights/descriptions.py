@@ -101,6 +101,9 @@ def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         facts['classes'] = [str(name) for name in classes]
     if isinstance(palette, list | tuple | np.ndarray) and len(palette):
         facts['colors'] = [[int(level) for level in color] for color in palette]
+        for color in facts['colors']:
+            if len(color) != 3 or not all(0 <= level <= 255 for level in color):
+                raise ValueError(f'palette has {color}, which are not three levels from 0 to 255')
     for name in ('cfg', 'config'):
         if isinstance(config := meta.get(name), str):
             config = mmseg_config.parse(config)
@@ -123,6 +126,10 @@ def _hub_facts(meta):
     """Normalisation that timm's or transformers' config.json names; both state it for pixels of 0 to 1."""
     if meta.get('downsample_in_bottleneck') is True:
         raise ValueError('downsample_in_bottleneck=True: strides in 1x1 convolutions cannot be built here')
+    if meta.get('downsample_in_first_stage') is True:
+        raise ValueError('downsample_in_first_stage=True: a stride in the first stage cannot be built here')
+    if meta.get('hidden_act', 'relu') != 'relu':
+        raise ValueError(f'hidden_act={meta["hidden_act"]}: only relu can be built here')
     timm = meta.get('pretrained_cfg')
     timm = timm if isinstance(timm, Mapping) else meta
     facts: dict[str, Any] = {}
