@@ -33,6 +33,8 @@ from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.events import TensorBoard, read_scalars
 from ann_jax.runs.lock import lock
 from ann_jax.runs.log import log_file
+from ann_jax.tools import export_checkpoint
+from ann_jax.weights.converter import convert
 from ann_jax.weights.opening import open_weights
 
 # Not imported yet: `buckets.paths` sets up what gcsfs reads when it is.
@@ -310,6 +312,16 @@ def test_weights_are_written_and_opened_there(server, run):
     np.testing.assert_array_equal(kernel(opened), kernel(saved))
     with pytest.raises(ConfigError, match=r'gs://.*/weights exists: name a new folder'):
         small_folder(run / 'weights')
+    assert opened.path == run / 'weights'
+    export = [f'{run}/weights', '--layout=authors', '--out', f'{run}/ann.safetensors']
+    export_checkpoint.main(export)
+    with pytest.raises(SystemExit, match=r'^error: gs://.*/ann\.safetensors exists: name another file'):
+        export_checkpoint.main(export)
+    assert not convert(f'{run}/ann.safetensors').notes
+    name = f'{run.name}/weights/model.json'
+    server.objects[name] = server.objects[name][0][:99], server.objects[name][1]
+    with pytest.raises(DataError, match=r'^gs://bucket/.*/weights is a damaged weights folder'):
+        open_weights(f'{run}/weights')
     with pytest.raises(ConfigError, match=r'gs://.*/absent holds no checkpoint and no model.json'):
         open_weights(f'{run}/absent')
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ann_jax.buckets.copies import fetched
 from ann_jax.errors import DataError
 from ann_jax.files import replacing
 from ann_jax.weights import mmseg_config
@@ -40,7 +41,7 @@ def describe(weights: Weights) -> dict[str, Any]:
 def write_beside(path: Path, description: Mapping[str, Any]) -> Path:
     """Writes a description beside an exported file; returns where."""
     out = path.with_suffix('.json')
-    text = json.dumps({OWN: description, 'sha256': sha256(path)}, indent=1)
+    text = json.dumps({OWN: description, 'sha256': sha256(Path(fetched(str(path))))}, indent=1)
     with replacing(out) as draft:
         draft.write_text(text + '\n', encoding='utf-8')
     return out

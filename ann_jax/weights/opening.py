@@ -10,7 +10,7 @@ from ann_jax import __version__
 from ann_jax.buckets.copies import fetched
 from ann_jax.buckets.paths import remote
 from ann_jax.data.scenes import VERSIONS
-from ann_jax.errors import ConfigError, unknown
+from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.files import refuse_special
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.facts import unknown_parts
@@ -47,9 +47,17 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
     """
     if prefer not in PREFERENCES:
         raise ConfigError(unknown('prefer', prefer, PREFERENCES[1:]))
-    weights = _read(_near(located(path)), prefer)
-    weights.check()
-    return weights
+    found = located(path)
+    near = _near(found)
+    try:
+        weights = _read(near, prefer)
+        weights.check()
+    except (ConfigError, DataError) as error:
+        if near == found:
+            raise
+        # The copy is gone with the process: what can be mended lies in the bucket.
+        raise type(error)(str(error).replace(str(near), str(found))) from error
+    return weights if near == found else dataclasses.replace(weights, path=found)
 
 
 def _near(path):
