@@ -318,6 +318,10 @@ def test_weights_are_written_and_opened_there(server, run):
     with pytest.raises(SystemExit, match=r'^error: gs://.*/ann\.safetensors exists: name another file'):
         export_checkpoint.main(export)
     assert not convert(f'{run}/ann.safetensors').notes
+    server.before = refusing(400, 'no')
+    with pytest.raises(DataError, match=r'^cannot read gs://bucket/.*/weights: no'):
+        open_weights(f'{run}/weights')
+    server.before = lambda method, name: None
     name = f'{run.name}/weights/model.json'
     server.objects[name] = server.objects[name][0][:99], server.objects[name][1]
     with pytest.raises(DataError, match=r'^gs://bucket/.*/weights is a damaged weights folder'):

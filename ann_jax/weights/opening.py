@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from ann_jax import __version__
+from ann_jax.buckets import reasons
 from ann_jax.buckets.copies import fetched
 from ann_jax.buckets.paths import remote
 from ann_jax.data.scenes import VERSIONS
@@ -47,9 +48,9 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
     """
     if prefer not in PREFERENCES:
         raise ConfigError(unknown('prefer', prefer, PREFERENCES[1:]))
-    found = located(path)
-    near = _near(found)
+    near = found = located(path)
     try:
+        near = _near(found)
         weights = _read(near, prefer)
         weights.check()
     except (ConfigError, DataError) as error:
@@ -57,6 +58,10 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
             raise
         # The copy is gone with the process: what can be mended lies in the bucket.
         raise type(error)(str(error).replace(str(near), str(found))) from error
+    except Exception as error:
+        if why := remote(found) and reasons.reason(error):
+            raise DataError(f'cannot read {found}: {why}') from error
+        raise
     return weights if near == found else dataclasses.replace(weights, path=found)
 
 
