@@ -296,7 +296,10 @@ def test_checkpoints_come_back_and_neither_damage_nor_half_of_one_nor_a_refusal_
         saved(checkpoints, 5)
     assert re.search(r'checkpoints.*: saving takes over .* s, and the run waits', caplog.text)
     with contextlib.closing(Checkpoints(run)) as checkpoints:
+        server.before = lambda method, name: time.sleep(0.4 if '/5/state/d/' in name else 0)
         read = checkpoints.read(5, ['params'])['params']['w']
+        assert 'reading takes over' in caplog.text
+        server.before = lambda method, name: None
         np.testing.assert_array_equal(read, state(5)['params']['w'])
         del server.objects[max(server.names(f'{run.name}/5/'), key=lambda name: len(server.objects[name][0]))]
         assert whole(checkpoints)[0] == 2 and '/5 is damaged' in caplog.text

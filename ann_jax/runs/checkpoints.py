@@ -221,7 +221,8 @@ class Checkpoints:
         self._refuse_others(step, arrays, like)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            state = self._manager.restore(step, args=args)['state']
+            with telling_if_slow(self.folder, 'reading'):
+                state = self._manager.restore(step, args=args)['state']
         except Exception as error:  # any error: the names and shapes fit, so the files are to blame
             raise damaged(self.folder / str(step), error) from error
         self._verify(step, state)
@@ -246,7 +247,8 @@ class Checkpoints:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         args = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
         try:
-            content = ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=args)
+            with telling_if_slow(self.folder, 'reading'):
+                content = ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=args)
         except Exception as error:
             raise damaged(folder, error) from error
         self._verify(step, content)
