@@ -134,7 +134,7 @@ def making(folder: Path, last: str) -> Iterator[Path]:
                 yield Path(made)
                 copies.upload_folder(Path(made), folder, last)
             return
-        draft = folder.with_name(f'.{folder.name}.{os.getpid()}')
+        draft = folder.with_name(f'.{folder.name}.partial-{uuid.uuid4().hex[:12]}')
         try:
             draft.mkdir(parents=True)
             yield draft

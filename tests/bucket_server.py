@@ -162,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             'generation': str(generation),
             'metageneration': '1',
             'md5Hash': _md5(content),
+            'crc32c': _crc32c(content),
             'timeCreated': '2026-01-01T00:00:00.000Z',
             'updated': '2026-01-01T00:00:00.000Z',
         }
@@ -240,6 +241,12 @@ def _parts(kind, body):
 
 def _md5(content):
     return base64.b64encode(hashlib.md5(content).digest()).decode()
+
+
+def _crc32c(content):
+    from google_crc32c import value  # of Google's client, which compares it
+
+    return base64.b64encode(value(content).to_bytes(4, 'big')).decode()
 
 
 if __name__ == '__main__':

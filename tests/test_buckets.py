@@ -1,12 +1,14 @@
 """Runs and weights in a bucket: what a folder promises holds there, and a failing one is told in a line."""
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +33,8 @@ from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.events import TensorBoard, read_scalars
 from ann_jax.runs.lock import lock
 from ann_jax.runs.log import log_file
+from ann_jax.tools import export_checkpoint
+from ann_jax.weights.converter import convert
 from ann_jax.weights.opening import open_weights
 
 # Not imported yet: `buckets.paths` sets up what gcsfs reads when it is.
@@ -77,6 +81,7 @@ def refusing(status, text=''):
     ('path', 'said'),
     [
         ('s3://bucket/run', r'^s3://bucket/run: only buckets of Google Cloud Storage.*: mount '),
+        ('GS://bucket/run', r'^GS://bucket/run: only buckets of .*, gs://BUCKET/NAME, can be used: mount '),
         ('gs://bucket', r'^gs://bucket: name a folder in the bucket, as in gs://bucket/run$'),
         (
             'gs://absent/run',
@@ -201,6 +206,21 @@ def test_the_log_goes_on_and_the_curves_come_back(server, run, monkeypatch):
     assert read_scalars(run / 'tensorboard') == {'loss': {1: 1.0, 2: 0.5}}
 
 
+def test_what_ctrl_c_cuts_short_is_as_it_was(server, run, tmp_path):
+    write_json(run / 'weights', {})
+    (tmp_path / 'weights').write_bytes(bytes(40_000_000))
+
+    def interrupt(method, name):
+        server.before = lambda method, name: None
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+
+    server.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        copies.upload(tmp_path / 'weights', run / 'weights')
+    assert json.loads((run / 'weights').read_text()) == {}
+
+
 def state(seed):
     rng = np.random.default_rng(seed)
     return {'params': {'w': jnp.asarray(rng.random(3000, np.float32)), 'b': jnp.zeros(3, jnp.bfloat16)}}
@@ -214,6 +234,31 @@ def saved(checkpoints, *steps):
 
 def whole(checkpoints):
     return checkpoints.first_whole(checkpoints.steps, lambda step, _: checkpoints.restore(step, state(0)))
+
+
+def test_a_bucket_that_fails_at_some_objects_damages_nothing(server, run):
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        saved(checkpoints, 1, 2)
+
+    def refuse(part, method, name):
+        if method == 'GET' and part in name:
+            raise Refusal(403, 'no')
+
+    for part in ('2/state/d/', '2/state/manifest'):
+        server.before = functools.partial(refuse, part)
+        with contextlib.closing(Checkpoints(run)) as checkpoints:
+            with pytest.raises(DataError, match=r'cannot read gs://.*/2: it refuses this account \(403'):
+                whole(checkpoints)
+    server.before = functools.partial(refuse, 'scores.json')  # without which the best one would be removed
+    with pytest.raises(DataError, match=r'cannot read gs://.*/scores\.json: it refuses this account \(403'):
+        Checkpoints(run)
+
+
+@pytest.mark.parametrize('name', ['run#1', 'run?', 'run [1]', 'run*', 'a/../run'])
+def test_names_that_the_libraries_misunderstand_hold_no_run(name, server):
+    server.before = lambda method, name: None
+    with pytest.raises(ConfigError, match=r'^gs://bucket/.*mix up the checkpoints: name the run without$'):
+        Checkpoints(paths.place(f'gs://bucket/{name}/checkpoints'))
 
 
 def test_checkpoints_come_back_and_neither_damage_nor_half_of_one_nor_a_refusal_is_taken_for_one(
@@ -251,7 +296,10 @@ def test_checkpoints_come_back_and_neither_damage_nor_half_of_one_nor_a_refusal_
         saved(checkpoints, 5)
     assert re.search(r'checkpoints.*: saving takes over .* s, and the run waits', caplog.text)
     with contextlib.closing(Checkpoints(run)) as checkpoints:
+        server.before = lambda method, name: time.sleep(0.4 if '/5/state/d/' in name else 0)
         read = checkpoints.read(5, ['params'])['params']['w']
+        assert 'reading takes over' in caplog.text
+        server.before = lambda method, name: None
         np.testing.assert_array_equal(read, state(5)['params']['w'])
         del server.objects[max(server.names(f'{run.name}/5/'), key=lambda name: len(server.objects[name][0]))]
         assert whole(checkpoints)[0] == 2 and '/5 is damaged' in caplog.text
@@ -267,6 +315,27 @@ def test_weights_are_written_and_opened_there(server, run):
     np.testing.assert_array_equal(kernel(opened), kernel(saved))
     with pytest.raises(ConfigError, match=r'gs://.*/weights exists: name a new folder'):
         small_folder(run / 'weights')
+    assert opened.path == run / 'weights'
+    export = [f'{run}/weights', '--layout=authors', '--out', f'{run}/ann.safetensors']
+    export_checkpoint.main(export)
+    with pytest.raises(SystemExit, match=r'^error: gs://.*/ann\.safetensors exists: name another file'):
+        export_checkpoint.main(export)
+    assert not convert(f'{run}/ann.safetensors').notes
+    # What lies beside a file is said of it there too.
+    (run / 'ann.safetensors.sha256').write_text('0' * 64)
+    with pytest.raises(DataError, match=r'but ann\.safetensors\.sha256 says 00000000: get it again'):
+        convert(f'{run}/ann.safetensors')
+    (run / 'ann.json').write_text(json.dumps({'ann_jax': {}, 'sha256': ''}))
+    with pytest.raises(DataError, match=r'ann\.json describes another file than ann\.safetensors'):
+        convert(f'{run}/ann.safetensors')
+    server.before = refusing(400, 'no')
+    with pytest.raises(DataError, match=r'^cannot read gs://bucket/.*/weights: no'):
+        open_weights(f'{run}/weights')
+    server.before = lambda method, name: None
+    name = f'{run.name}/weights/model.json'
+    server.objects[name] = server.objects[name][0][:99], server.objects[name][1]
+    with pytest.raises(DataError, match=r'^gs://bucket/.*/weights is a damaged weights folder'):
+        open_weights(f'{run}/weights')
     with pytest.raises(ConfigError, match=r'gs://.*/absent holds no checkpoint and no model.json'):
         open_weights(f'{run}/absent')
 

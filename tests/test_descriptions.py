@@ -227,6 +227,9 @@ def test_configs_as_they_are_found(text, expected, capsys):
             'multi_grid=.* cannot be',
         ),
         ('model = dict(decode_head=dict(query_scales=(1, 2)))', 'query_scales'),
+        ("norm = dict(type='BN', eps=0.001)\nmodel = dict(backbone=dict(norm_cfg=norm))", 'eps=0.001'),
+        ("model = dict(decode_head=[dict(act_cfg=dict(type='GELU'))])", 'act_cfg=.*GELU.*: only ReLU'),
+        ('model = dict(auxiliary_head=dict(act_cfg=None))', 'act_cfg=None: only ReLU'),
         ('model = dict(decode_head=dict(align_corners=f()))', 'align_corners in its config is not a plain'),
         ('model = dict(', 'its config is not Python'),
     ],
@@ -245,6 +248,7 @@ def test_configs_of_other_networks_are_refused(text, message):
             {'cfg': 'model = dict(data_preprocessor=dict(mean=[1, 2, 3], std=[0, 1, 1]))'},
             'input.std=.*: must be',
         ),
+        ({'PALETTE': [[0, 0, 256]] * 19}, r'what is said .*palette has \[0, 0, 256\], which are not three'),
         ({'CLASSES': ['road', 'sky']}, 'names 2 classes, but its classifier has 19 outputs: give --classes'),
     ],
 )
@@ -273,8 +277,14 @@ def test_configs_of_hubs():
     assert read_meta(timm) == {'mean': (123.675, 116.28, 103.53), 'std': (127.5, 127.5, 255.0), 'bgr': False}
     transformers = {'architectures': ['ResNetModel'], 'image_mean': [0.5] * 3, 'image_std': [0.25] * 3}
     assert read_meta(transformers)['std'] == (63.75,) * 3
-    with pytest.raises(ValueError, match='downsample_in_bottleneck'):
-        read_meta({'downsample_in_bottleneck': True})
+    assert not read_meta({'downsample_in_first_stage': False, 'hidden_act': 'relu'})
+    for key, value in (
+        ('downsample_in_bottleneck', True),
+        ('downsample_in_first_stage', True),
+        ('hidden_act', 'gelu'),
+    ):
+        with pytest.raises(ValueError, match=f'{key}={value}'):
+            read_meta({key: value})
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ def test_a_folder_goes_to_a_hub_and_comes_back(hub, tmp_path, capsys, monkeypatc
         open_weights('hf://me/ann')
 
 
+def test_a_hub_that_cannot_be_written(hub, tmp_path, monkeypatch):
+    small_folder(tmp_path / 'mine')
+    for endpoint in ('http://127.0.0.1:9', 'http://'):  # where nobody listens
+        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', endpoint)
+        with pytest.raises(SystemExit, match=r'^error: me/ann: cannot be written \(.*\): check the network'):
+            push([str(tmp_path / 'mine'), 'me/ann'])
+
+
 def test_what_a_hub_does_not_have(hub):
     hub.put('me/else', {'README.md': b''})
     for address, message in (

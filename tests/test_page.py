@@ -251,6 +251,21 @@ def test_a_run_without_details_and_a_machine_without_bokeh(tmp_path, monkeypatch
         mode.report(str(tmp_path))
 
 
+def test_what_is_damaged_is_told(tmp_path, caplog):
+    write_run(tmp_path)
+    for name, told in (('metrics.json', 'metrics.json'), ('evaluation/confusion.csv', 'evaluation')):
+        file = tmp_path / name
+        before = file.read_bytes()
+        assert gather(tmp_path).scored[0].details.classes and not caplog.records
+        file.write_bytes(before[: len(before) // 2])
+        gather(tmp_path)
+        assert (
+            caplog.messages[0].startswith(f'{tmp_path / told} cannot be read (') and len(caplog.messages) == 1
+        )
+        file.write_bytes(before)
+        caplog.clear()
+
+
 def test_details_are_those_of_the_images(workdir):
     folder = workdir / 'evaluation'
     with open(folder / 'confusion.csv', encoding='utf-8', newline='') as file:

@@ -16,7 +16,7 @@ from ann_jax.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_ADDRESS = re.compile(r'([a-z][a-z0-9+.-]+):/+(.*)')  # a `Path` has merged its slashes
+_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/+(.*)')  # a `Path` has merged its slashes
 _SLOW, _TIMEOUT, _LONG = 2.0, 30.0, 60.0  # seconds
 
 
@@ -46,7 +46,7 @@ def place(path: str | os.PathLike) -> Path:
             'other storage as a file system that can rename, and name the mounted folder'
         )
     bucket, _, inside = name.partition('/')
-    if not inside:
+    if not inside.strip('./'):
         raise ConfigError(f'gs://{name}: name a folder in the bucket, as in gs://{bucket or "BUCKET"}/run')
     _open(bucket)
     from etils import epath

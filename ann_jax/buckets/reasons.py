@@ -10,7 +10,7 @@ _LOG_IN = 'run gcloud auth application-default login, or name a key file in GOOG
 _LIBRARIES = {'aiohttp', 'asyncio', 'gcsfs', 'google', 'requests', 'socket', 'urllib3'}
 # What tensorstore, gcsfs and Google's client say, whose errors have no common type.
 _STATUS = re.compile(
-    r'HTTP response code: (?P<code>\d{3})|CURL error|(?P<refused>^Forbidden: )|'
+    r"(HTTP response code: |http_response_code=')(?P<code>\d{3})|CURL error|(?P<refused>^Forbidden: )|"
     r'^(?P<status>\d{3}) [A-Z]+ https?://'
 )
 _SILENT = re.compile(r'tim(ed? ?out|eout)|connect|unreachable|resolve', re.IGNORECASE)

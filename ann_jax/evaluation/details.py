@@ -10,6 +10,7 @@ evaluation/worst-1-truth.png, worst-1-prediction.png    its class maps
 import csv
 import io
 import json
+import logging
 import platform
 import re
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from ann_jax.evaluation.samples import ImageScore, Kept, Samples
 from ann_jax.files import replacing, write_csv, write_json, writing
 from ann_jax.inference.lettering import Color
 from ann_jax.inference.pictures import present
+
+logger = logging.getLogger(__name__)
 
 _PICTURE = re.compile(r'(best|worst)-\d+(-truth|-prediction)?\.(png|jpg)')
 
@@ -108,18 +111,20 @@ def read_details(folder: Path) -> Details:
         table = io.StringIO((folder / 'confusion.csv').read_text(encoding='utf-8'), newline='')
         confusion = np.array([row[1:] for row in list(csv.reader(table))[1:]], np.int64)
         if not len(classes) == len(colors) == len(confusion) == confusion.shape[1]:
-            return Details()
+            raise ValueError('classes, colours and matrix do not fit')
         samples: dict[str, list[Kept]] = {'best': [], 'worst': []}
         for stem, score in record['samples'].items():
             files = (folder / f'{stem}{ending}' for ending in ('.jpg', '-truth.png', '-prediction.png'))
             image, truth, prediction = map(_pixels, files)
             if not image.shape[:2] == truth.shape == prediction.shape:
-                return Details()
+                raise ValueError(f'the pictures of {stem} are of different sizes')
             if max(map(max, map(present, (truth, prediction)))) >= len(classes):
-                return Details()
+                raise ValueError(f'the pictures of {stem} show other classes')
             samples[stem.split('-')[0]].append(Kept(ImageScore(**score), image, truth, prediction))
         return Details(classes, colors, confusion, record['images'], record['about'], samples)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if folder.is_dir():
+            logger.warning('%s cannot be read (%s): no page shows its matrix and images', folder, error)
         return Details()
 
 

@@ -1,6 +1,7 @@
 """Reads what the page of a run shows from its working directory."""
 
 import json
+import logging
 import re
 import statistics
 from datetime import datetime
@@ -11,6 +12,8 @@ from ann_jax.errors import DataError
 from ann_jax.evaluation.details import Details, read_details
 from ann_jax.runs.events import read_scalars
 from ann_jax.runs.history import flat
+
+logger = logging.getLogger(__name__)
 
 _STAMP = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)')
 _STEP = re.compile(r'step \d+: ([\d.]+) s per step, ([\d.]+) s of it waiting')
@@ -66,7 +69,10 @@ def gather(workdir: Path) -> Run:
 def _json(file):
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning('%s cannot be read (%s): the page goes without it', file, error)
         return {}
     return content if isinstance(content, dict) else {}
 

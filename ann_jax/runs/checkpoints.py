@@ -61,12 +61,19 @@ class Checkpoints:
 
         Raises:
             SaveError: it cannot be created.
-            DataError: it holds a pipe, a socket or a device, for which orbax would wait.
+            DataError: it holds a pipe, a socket or a device, for which orbax would wait; or its bucket does
+                not let the scores be read.
+            ConfigError: it is in a bucket, under a name that the libraries misunderstand.
         """
         self.folder = folder if remote(folder) else Path(folder).absolute()
         hide_late_calls()
         if not remote(self.folder):
             _refuse_special(self.folder)
+        elif odd := sorted({*'#?*[]'} & {*str(self.folder)}) or ['..'] * ('..' in self.folder.parts):
+            raise ConfigError(
+                f'{self.folder}: the libraries of buckets read {" ".join(odd)} as a pattern, a part of an '
+                'address or a way up, and would mix up the checkpoints: name the run without'
+            )
         with writing(self.folder):
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -214,7 +221,8 @@ class Checkpoints:
         self._refuse_others(step, arrays, like)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            state = self._manager.restore(step, args=args)['state']
+            with telling_if_slow(self.folder, 'reading'):
+                state = self._manager.restore(step, args=args)['state']
         except Exception as error:  # any error: the names and shapes fit, so the files are to blame
             raise damaged(self.folder / str(step), error) from error
         self._verify(step, state)
@@ -239,7 +247,8 @@ class Checkpoints:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         args = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
         try:
-            content = ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=args)
+            with telling_if_slow(self.folder, 'reading'):
+                content = ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=args)
         except Exception as error:
             raise damaged(folder, error) from error
         self._verify(step, content)
@@ -355,7 +364,11 @@ class Checkpoints:
                 scores[int(step)], made[int(step)] = float(miou), str(how)
         except FileNotFoundError:
             pass
-        except (OSError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:
+            if why := reasons.unavailable(error):  # without them the best checkpoint would be removed
+                raise DataError(f'cannot read {path}: {why}') from error
+            if not isinstance(error, (OSError, TypeError, ValueError, AttributeError)):
+                raise
             logger.warning('%s is damaged (%s): the best checkpoint is unknown', path, error)
         return scores, made
 

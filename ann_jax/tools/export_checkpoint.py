@@ -14,6 +14,7 @@ import pickle
 import sys
 from pathlib import Path
 
+from ann_jax.buckets.paths import place
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.files import replacing
 from ann_jax.weights import descriptions, mmseg_config, safetensors
@@ -37,6 +38,7 @@ def main(argv=None):
 
 def export(source, layout, out):
     """Reads, renames and writes."""
+    out = place(out)
     endings = ('.pdparams', '.safetensors') if layout == 'paddleseg' else ('.pth', '.safetensors')
     if out.suffix not in endings:
         raise ConfigError(f'--out={out}: must end in {" or ".join(endings)} with --layout={layout}')

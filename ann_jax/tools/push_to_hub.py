@@ -36,7 +36,6 @@ def push(source, name, licence=None, revision=None, private=False):
     """Uploads; returns what was written, in words."""
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise ConfigError("needs huggingface_hub: pip install 'ann_jax[hub]'") from error
     weights = open_weights(source)
@@ -54,9 +53,9 @@ def push(source, name, licence=None, revision=None, private=False):
             commit = api.upload_folder(
                 repo_id=name, folder_path=draft, revision=revision, commit_message=message
             )
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            cure = 'check the name, and hf auth whoami'
+        except Exception as error:  # also those of whatever library of HTTP it uses
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            cure = 'check the network, the name, and hf auth whoami'
             raise ConfigError(f'{name}: cannot be written ({reason}): {cure}') from error
     return f'written to hf://{name}@{commit.oid}'
 

@@ -21,12 +21,13 @@ from ann_jax.models.resnet import PLANS, ResNet
 from ann_jax.models.settings import BACKBONE_FACTS, network
 from ann_jax.weights import sums
 from ann_jax.weights.contents import read_file
-from ann_jax.weights.descriptions import UNSEEN, read_meta, refuse_lookalikes
+from ann_jax.weights.descriptions import HUB_NAMES, UNSEEN, read_meta, refuse_lookalikes
 from ann_jax.weights.folder import Weights, save
 from ann_jax.weights.hub import foreign, located, origin
 from ann_jax.weights.layouts import State
 from ann_jax.weights.recognize import recognize
 from ann_jax.weights.state_dicts import PREFERENCES
+from ann_jax.weights.torch_files import ENDINGS
 from ann_jax.weights.torch_state import Conversion, from_torch
 
 
@@ -106,7 +107,7 @@ def convert(
         if value not in known:
             raise ConfigError(f'{name}={value!r}: must be one of {", ".join(map(repr, known))}')
     path = located(path)
-    path = Path(fetched(str(path))) if remote(path) else path
+    path = _near(path) if remote(path) else path
     path = foreign(path) or path
     if path.is_dir():
         raise ConfigError(f'{path} is a folder: name a file in it, or open it with ann_jax.load')
@@ -132,6 +133,20 @@ def convert(
     if out is not None:
         save(out, converted.weights)
     return converted
+
+
+def _near(path):
+    """A copy on this machine of weights in a bucket, with what lies beside a file and is said of it."""
+    copy = Path(fetched(str(path)))
+    if copy.is_file():
+        names = [path.with_suffix('.json').name, f'{path.name}.sha256', path.with_suffix('.sha256').name]
+        others = [each for each in path.parent.iterdir() if each.suffix in ENDINGS and each.name != path.name]
+        if path.stem in HUB_NAMES or not others:
+            names += ['config.json', 'preprocessor_config.json']
+        for beside in (path.with_name(name) for name in dict.fromkeys(names)):
+            if beside.is_file():
+                Path(fetched(str(beside))).replace(copy.with_name(beside.name))
+    return copy
 
 
 def convert_state(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ann_jax.buckets.copies import fetched
 from ann_jax.errors import DataError
 from ann_jax.files import replacing
 from ann_jax.weights import mmseg_config
@@ -40,7 +41,7 @@ def describe(weights: Weights) -> dict[str, Any]:
 def write_beside(path: Path, description: Mapping[str, Any]) -> Path:
     """Writes a description beside an exported file; returns where."""
     out = path.with_suffix('.json')
-    text = json.dumps({OWN: description, 'sha256': sha256(path)}, indent=1)
+    text = json.dumps({OWN: description, 'sha256': sha256(Path(fetched(str(path))))}, indent=1)
     with replacing(out) as draft:
         draft.write_text(text + '\n', encoding='utf-8')
     return out
@@ -101,6 +102,9 @@ def read_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         facts['classes'] = [str(name) for name in classes]
     if isinstance(palette, list | tuple | np.ndarray) and len(palette):
         facts['colors'] = [[int(level) for level in color] for color in palette]
+        for color in facts['colors']:
+            if len(color) != 3 or not all(0 <= level <= 255 for level in color):
+                raise ValueError(f'palette has {color}, which are not three levels from 0 to 255')
     for name in ('cfg', 'config'):
         if isinstance(config := meta.get(name), str):
             config = mmseg_config.parse(config)
@@ -123,6 +127,10 @@ def _hub_facts(meta):
     """Normalisation that timm's or transformers' config.json names; both state it for pixels of 0 to 1."""
     if meta.get('downsample_in_bottleneck') is True:
         raise ValueError('downsample_in_bottleneck=True: strides in 1x1 convolutions cannot be built here')
+    if meta.get('downsample_in_first_stage') is True:
+        raise ValueError('downsample_in_first_stage=True: a stride in the first stage cannot be built here')
+    if meta.get('hidden_act', 'relu') != 'relu':
+        raise ValueError(f'hidden_act={meta["hidden_act"]}: only relu can be built here')
     timm = meta.get('pretrained_cfg')
     timm = timm if isinstance(timm, Mapping) else meta
     facts: dict[str, Any] = {}

@@ -74,6 +74,8 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {}
     model = _dict(config.get('model'))
+    for part in ('backbone', 'decode_head', 'auxiliary_head'):
+        _refuse_layers(model.get(part))
     if backbone := _dict(model.get('backbone')):
         facts |= _backbone(backbone)
     head = model.get('decode_head')
@@ -102,6 +104,16 @@ def _known(part, key, default=None):
     if value is UNKNOWN or isinstance(value, tuple) and UNKNOWN in value:
         raise ValueError(f'{key} in its config is not a plain value')
     return value
+
+
+def _refuse_layers(part):
+    """Refuses layers that no tensor tells from those that are built here."""
+    for each in part if isinstance(part, tuple | list) else (part,):
+        if (eps := _known(_dict(_dict(each).get('norm_cfg')), 'eps', 1e-5)) != 1e-5:
+            raise ValueError(f'norm_cfg has eps={eps}: only 1e-05 can be built here')
+        activation = _dict(each).get('act_cfg', {})
+        if activation is None or _known(_dict(activation), 'type', 'ReLU') != 'ReLU':
+            raise ValueError(f'act_cfg={activation}: only ReLU can be built here')
 
 
 def _backbone(backbone):

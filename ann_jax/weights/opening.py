@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 
 from ann_jax import __version__
+from ann_jax.buckets import reasons
 from ann_jax.buckets.copies import fetched
 from ann_jax.buckets.paths import remote
 from ann_jax.data.scenes import VERSIONS
-from ann_jax.errors import ConfigError, unknown
+from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.files import refuse_special
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.facts import unknown_parts
@@ -47,9 +48,21 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
     """
     if prefer not in PREFERENCES:
         raise ConfigError(unknown('prefer', prefer, PREFERENCES[1:]))
-    weights = _read(_near(located(path)), prefer)
-    weights.check()
-    return weights
+    near = found = located(path)
+    try:
+        near = _near(found)
+        weights = _read(near, prefer)
+        weights.check()
+    except (ConfigError, DataError) as error:
+        if near == found:
+            raise
+        # The copy is gone with the process: what can be mended lies in the bucket.
+        raise type(error)(str(error).replace(str(near), str(found))) from error
+    except Exception as error:
+        if why := remote(found) and reasons.reason(error):
+            raise DataError(f'cannot read {found}: {why}') from error
+        raise
+    return weights if near == found else dataclasses.replace(weights, path=found)
 
 
 def _near(path):
