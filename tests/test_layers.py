@@ -114,11 +114,12 @@ def test_batch_norm_equals_torch(shape, offset, train, platform):
     assert_close(stats['var'], var)
 
 
-def test_batch_norm_of_one_pixel():
-    variables = norm_variables(3)
-    y, updates = BatchNorm().apply(variables, normal(1, 1, 1, 3), True, mutable=['batch_stats'])
-    assert_close(y.array[0, 0, 0], variables['params']['bias'])
-    assert_close(updates['batch_stats']['var'], 0.9 * variables['batch_stats']['var'])
+def test_statistics_of_a_single_pixel_are_refused_as_by_torch():
+    run = lambda x, train: BatchNorm().apply(norm_variables(3), x, train, mutable=['batch_stats'])[0].array
+    with pytest.raises(ConfigError, match=r'^BatchNorm: a batch of a single pixel .*train.batch_size'):
+        run(normal(1, 1, 1, 3), True)
+    assert run(normal(1, 1, 1, 3), False).shape == (1, 1, 1, 3)
+    assert run(normal(2, 1, 1, 3), True).shape == (2, 1, 1, 3)
 
 
 def test_batch_norm_takes_bfloat16_statistics_in_float32():

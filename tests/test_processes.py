@@ -1,5 +1,6 @@
 """Two real processes with two devices each: they train, stop together, and one process goes on."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -13,11 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from PIL import Image
 from reference import QUICK
 from trees import write_tree
 
+from ann_jax.config import defaults
 from ann_jax.errors import ConfigError, SaveError
+from ann_jax.modes.alike import refuse_unlike
 from ann_jax.parallel import processes
 
 REPOSITORY = Path(__file__).parent.parent
@@ -104,6 +108,58 @@ def test_two_processes_train_as_one_stop_together_and_one_resumes(environment, t
     np.testing.assert_allclose(
         [*map(float, scores(many).values())], [*map(float, scores(one).values())], atol=0.05
     )
+
+
+def test_processes_with_other_settings_are_refused_before_the_first_step(environment, tmp_path):
+    flags = pair_flags()
+    other = {1: ['--config.optim.learning_rate=0.5', '--config.loader.threads=3']}  # the second may differ
+    pair = [
+        start(environment, tmp_path / 'run', 1, *flags, f'--process_index={i}', *other.get(i, ()))
+        for i in (0, 1)
+    ]
+    for text in [process.communicate(timeout=300)[0] for process in pair]:
+        (error,) = re.findall('error: (.*)', text)
+        assert error.startswith(
+            'optim.learning_rate: 0.01 in process 0, but 0.5 in process 1: start the same'
+        )
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+class Files(list):
+    """A source of image files."""
+
+    def image_files(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    ('here', 'there', 'what'),
+    [
+        (['/a/1.png', '/a/2.png'], ['/b/1.png', '/b/2.png'], None),
+        (['/a/1.png', '/a/2.png'], ['/a/1.png'], 'number of images to evaluate: 2 in process 0, but 1 in'),
+        (['/a/1.png', '/a/2.png'], ['/a/2.png', '/a/1.png'], 'checksum of the names of the images to eval'),
+    ],
+)
+def test_processes_with_other_images_are_refused(here, there, what, monkeypatch):
+    sent = []
+
+    def alone(x):
+        sent.append(x)
+        return x[None]
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(multihost_utils, 'process_allgather', alone)
+    refuse_unlike(defaults(), evaluate=Files(there))
+    other = sent[1].tobytes()
+
+    def gather(x):
+        if x.ndim == 0:
+            return np.array([x, len(other)])
+        return np.stack([x, np.frombuffer(other.ljust(len(x)), np.uint8)])
+
+    monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
+    with pytest.raises(ConfigError, match=what) if what else contextlib.nullcontext():
+        refuse_unlike(defaults(), evaluate=Files(here))
 
 
 @pytest.mark.slow

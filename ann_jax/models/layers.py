@@ -97,7 +97,8 @@ class BatchNorm(nn.Module):
             relu: whether a ReLU comes last.
 
         Raises:
-            ConfigError: the network is `folded` but its variables are not.
+            ConfigError: the network is `folded` but its variables are not; or a batch has a single pixel, as
+                in torch: it is its own mean, and the result would be the bias alone, whatever the image.
         """
         x = FeatureMap.of(x)
         together = conv is not None and train and not self.folded and conv.widens(x)
@@ -117,6 +118,14 @@ class BatchNorm(nn.Module):
             y = x.array.astype(jnp.float32) - running_mean.value
             y = y * (scale * jax.lax.rsqrt(running_var.value + EPSILON)) + bias
             return x.with_array(_finish(y.astype(x.array.dtype), shortcut, relu))
+        pixels = count_pixels(x.array.shape, x.size)
+        if isinstance(pixels, int) and pixels == 1 and not self.is_initializing():
+            where = '/'.join(self.path) or 'BatchNorm'
+            raise ConfigError(
+                f'{where}: a batch of a single pixel has no variance: train on larger images '
+                '(augment.crop), on more at a time (train.batch_size, or less train.accumulate), or keep the '
+                'statistics (train.frozen_norm)'
+            )
         if conv is not None and together:
             kernel, _ = conv.weights(x.channels)
             array, added = x.array.astype(conv.dtype), None if shortcut is None else shortcut.array
@@ -126,7 +135,7 @@ class BatchNorm(nn.Module):
             y, mean, var = normalize(x.array, scale, bias, EPSILON, x.size, about, ends)
             y = _finish(y, shortcut, relu and not ends)
         if not self.is_initializing():
-            pixels = jnp.asarray(count_pixels(x.array.shape, x.size), jnp.float32)
+            pixels = jnp.asarray(pixels, jnp.float32)
             unbiased = var * (pixels / jnp.maximum(pixels - 1, 1))
             m = self.momentum
             running_mean.value = m * running_mean.value + (1 - m) * mean

@@ -12,6 +12,7 @@ from ann_jax.config import validate
 from ann_jax.data.datasets import Checked
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.report import Report
+from ann_jax.modes.alike import refuse_unlike
 from ann_jax.modes.evaluation_name import name_evaluation
 from ann_jax.modes.report import report_of_run
 from ann_jax.modes.trained import open_trained
@@ -43,7 +44,8 @@ def evaluate(
 
     Raises:
         DataError: the dataset cannot be used.
-        ConfigError: there are no weights, or the dataset has another number of classes.
+        ConfigError: there are no weights, the dataset has another number of classes, or processes differ in
+            settings or data.
     """
     validate(config)
     config = config.copy_and_resolve_references()  # it follows the weights, for this evaluation alone
@@ -53,6 +55,7 @@ def evaluate(
     if eval_source is not None:
         eval_source = Checked(eval_source, 'eval_source', build.channels(config))
     evaluation = build.evaluation(config, mesh, eval_source, backbone)
+    refuse_unlike(config, evaluate=evaluation.source)
     dataset = evaluation.source.dataset
     if len(weights.classes) != dataset.num_classes:
         raise ConfigError(

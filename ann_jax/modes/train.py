@@ -26,6 +26,7 @@ from ann_jax.data.pipeline import Replacing, train_batches
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
+from ann_jax.modes.alike import refuse_unlike
 from ann_jax.modes.class_counts import class_counts, set_class_weights
 from ann_jax.modes.first_look import first_look
 from ann_jax.modes.idle import idle_settings
@@ -81,8 +82,8 @@ def train(
 
     Raises:
         DataError: the dataset cannot be used, its labels cannot be learned, or no checkpoint is intact.
-        ConfigError: a setting does not suit the devices, the dataset or the run in the working directory, or
-            another run is using that directory.
+        ConfigError: a setting does not suit the devices, the dataset or the run in the working directory,
+            another run is using that directory, or processes differ in settings or data.
         SaveError: a file of the run cannot be written.
         FloatingPointError: the loss or gradient is not finite.
     """
@@ -114,6 +115,7 @@ def train(
         protocol['source'] = build.describe_source(eval_source)
     if config.dataset.image_range == AUTO:
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
+    refuse_unlike(config, train=source, evaluate=eval_source)
     dataset, steps = source.dataset, config.train.steps
     others = eval_source.dataset.classes
     if len(others) != dataset.num_classes or (

@@ -2,12 +2,14 @@
 
 import ctypes
 import functools
+import json
 import os
 import platform
 import re
 import signal
 import sys
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -154,6 +156,28 @@ def all_agree(good: bool) -> bool:
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+
+
+def refuse_differences(facts: Mapping[str, Any]) -> None:
+    """Compares facts by name, such as settings, between all processes; each must call this.
+
+    Raises:
+        ConfigError: a process has others than process 0; the message names the first, with both values.
+    """
+    if jax.process_count() == 1:
+        return
+    own = np.frombuffer(json.dumps({name: repr(value) for name, value in facts.items()}).encode(), np.uint8)
+    length = int(np.max(multihost_utils.process_allgather(np.int32(len(own)))))
+    texts = np.pad(own, (0, length - len(own)), constant_values=ord(' '))  # JSON may end in spaces
+    first, *others = (json.loads(bytes(text)) for text in multihost_utils.process_allgather(texts))
+    for index, other in enumerate(others, 1):
+        if names := [name for name in {**first, **other} if first.get(name) != other.get(name)]:
+            one, another = (str(each.get(names[0]))[:100] for each in (first, other))
+            more = f', and {len(names) - 1} more differ' if len(names) > 1 else ''
+            raise ConfigError(
+                f'{names[0]}: {one} in process 0, but {another} in process {index}{more}: start the same '
+                'command, with the same data, in all processes'
+            )
 
 
 def on_this_machine() -> int:
