@@ -43,6 +43,7 @@ _MODE = flags.DEFINE_enum(
     'check: list the bad files of the dataset. '
     'browse: draw augmented samples with their labels. benchmark: measure blocks and networks.',
 )
+SHARED = 'train', 'evaluate', 'predict'  # modes whose work several processes share
 _COORDINATOR = flags.DEFINE_string(
     'coordinator',
     None,
@@ -95,6 +96,11 @@ def main(_argv):
         workdir = paths.place(_WORKDIR.value or f'runs/{file.path.stem}')
         processes.join(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
         main_process = processes.is_main()
+        if jax.process_count() > 1 and _MODE.value not in SHARED:
+            raise ConfigError(
+                f'--mode={_MODE.value} is for one process: start it once, without --coordinator, and on a '
+                'worker of a pod with JAX_PLATFORMS=cpu'
+            )
         if not main_process:
             logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in its log file
         if file.packaged and _MODE.value != 'report':

@@ -192,6 +192,26 @@ def test_the_command_writes_every_kind_and_reports_bad_files(folder, pictures, t
     assert probabilities.shape == (*ids.shape, 17) and (probabilities.argmax(-1) == ids).mean() > 0.99
 
 
+def test_processes_share_the_images(folder, pictures, tmp_path, monkeypatch, capsys):
+    config = config_for(folder, input=f'{pictures}/?.png', write='ids', output=str(tmp_path / 'all'))
+    assert predict.predict(config, tmp_path) == 0
+    shares = []
+    monkeypatch.setattr(predict, 'refuse_differences', lambda facts: shares.append(facts))
+    monkeypatch.setattr(jax, 'process_count', lambda: 7)  # more than there are images
+    for index in range(7):
+        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+        config = config_for(folder, input=f'{pictures}/?.png', write='ids', output=str(tmp_path / 'shared'))
+        assert predict.predict(config, tmp_path) == 0
+    assert len(shares) == 7 and all(each == shares[0] for each in shares)
+    printed = capsys.readouterr().out
+    assert printed.count('1 of 1 images segmented') == 5 and printed.count('0 of 0') == 2
+    for i in range(5):
+        np.testing.assert_array_equal(*(read(tmp_path / each / f'ids/{i}.png') for each in ('all', 'shared')))
+    for kinds in ('submission', 'ids,areas'):
+        with pytest.raises(ConfigError, match='one process writes it for all images'):
+            predict.predict(config_for(folder, input=str(pictures), write=kinds), tmp_path)
+
+
 def test_patterns_panels_and_nothing_to_do(folder, pictures, tmp_path):
     truth = tmp_path / 'truth'
     truth.mkdir()

@@ -70,6 +70,11 @@ def scores(workdir):
     return dict(re.findall(r'step (\d+): mIoU ([\d.]+)', (workdir / 'log.txt').read_text()))
 
 
+def files_of(folder):
+    """Path -> content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
@@ -220,6 +225,21 @@ def test_evaluation_by_two_processes_equals_one_to_the_last_bit(environment, tmp
     for process in pair:
         finish(process)
     assert json.loads(metrics.read_text()) == expected
+
+    images = tmp_path / 'data' / 'images' / 'val'
+    segment = ['--mode=predict', f'--config.predict.input={images}', '--config.predict.write=ids']
+    finish(start(environment, run, 1, *segment, f'--config.predict.output={tmp_path}/one', settings=settings))
+    flags = [*segment, f'--config.predict.output={tmp_path}/many', *pair_flags()]
+    pair = [start(environment, run, 2, *flags, f'--process_index={i}', settings=settings) for i in (0, 1)]
+    for process, count in zip(pair, (3, 2), strict=True):
+        assert f'{count} of {count} images segmented' in finish(process)
+    assert len(files_of(tmp_path / 'one')) == 5 and files_of(tmp_path / 'one') == files_of(tmp_path / 'many')
+
+    flags = ['--mode=export', *pair_flags()]
+    pair = [start(environment, run, 2, *flags, f'--process_index={i}', settings=settings) for i in (0, 1)]
+    for process in pair:
+        assert 'error: --mode=export is for one process' in process.communicate(timeout=300)[0]
+        assert process.returncode == 1
 
 
 def test_half_a_description_of_the_processes_is_refused(monkeypatch):

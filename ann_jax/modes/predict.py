@@ -3,9 +3,11 @@
 import itertools
 import re
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -26,16 +28,18 @@ from ann_jax.inference.segmenter import PROTOCOL_SETTINGS, READING_SETTINGS, Seg
 from ann_jax.modes.inputs import input_files
 from ann_jax.modes.trained import open_trained
 from ann_jax.modes.video import check_outputs, is_video, segment_video
+from ann_jax.parallel.processes import is_main, refuse_differences
 from ann_jax.typing import IGNORE, Backbone
 
 OUTPUTS = (
     'ids', 'ids16', 'colors', 'overlays', 'probabilities', 'areas', 'coco', 'polygons', 'panels', 'submission'
 )  # fmt: skip
+WHOLE = 'areas', 'submission'  # of all images together
 CITYSCAPES_SIZE = (1024, 2048)
 
 
 def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = None) -> int:
-    """Segments every image, or every video, that `predict.input` names.
+    """Segments every image, or every video, that `predict.input` names; processes share them.
 
     Args:
         config: of the run.
@@ -46,7 +50,8 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
         Exit status: 0, or 1 if an image or a video could not be used.
 
     Raises:
-        ConfigError: there are no images, or an output is unknown.
+        ConfigError: there are no images, an output is unknown, or several processes see other images or
+            would write one file.
         DataError: no image could be used, a package is missing, or the submission would not be accepted.
         SaveError: a file cannot be written.
     """
@@ -58,6 +63,10 @@ def predict(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     if not text and 'submission' in kinds:
         text = str(Path(config.dataset.root) / 'leftImg8bit' / 'test')
     files, root = input_files(text, 'predict', out)
+    names = '\n'.join(str(file.relative_to(root)) for file in files)
+    refuse_differences(
+        {'number of files in predict.input': len(files), 'their names': zlib.crc32(names.encode())}
+    )
     videos = [file for file in files if is_video(file)]
     if videos:
         if len(videos) < len(files):
@@ -97,12 +106,18 @@ def _kinds(config):
                 f'predict.write=panels needs a folder of labels in --config.predict.truth, not {c.truth!r}'
             )
         build.dataset(config)  # defines what labels mean
+    if jax.process_count() > 1 and (whole := [name for name in kinds if name in WHOLE]):
+        raise ConfigError(
+            f'predict.write={",".join(whole)}: one process writes it for all images: start the command once, '
+            'without --coordinator'
+        )
     return sorted(kinds, key='panels'.__eq__)  # last, because a label may be missing
 
 
 def _segment_videos(segmenter, files, root, out, kinds, config):
     """Returns what kept videos from being segmented."""
     targets = _targets([path.relative_to(root) for path in files])
+    files = _share(files)
     errors: list[str] = []
     done = 0
     for file in files:
@@ -114,7 +129,7 @@ def _segment_videos(segmenter, files, root, out, kinds, config):
             errors += [problem] if problem else []
         except DataError as error:
             errors.append(str(error))
-    if not done:
+    if files and not done:
         raise DataError('\n'.join(errors))
     for problem in errors:
         print(problem)
@@ -126,11 +141,12 @@ def _segment_videos(segmenter, files, root, out, kinds, config):
 def _segment_images(segmenter, files, root, out, kinds, config):
     """Returns what kept images from being segmented."""
     targets = _targets([path.relative_to(root) for path in files])
+    files = _share(files)
     errors: list[str] = []
     areas: list[list[str | int]] = []  # a row per image
     done = 0
     results = segmenter.stream(files, errors, batch_size=config.predict.batch_size)
-    with tqdm(total=len(files), desc='predict', unit='image') as bar:
+    with tqdm(total=len(files), desc='predict', unit='image', disable=not is_main()) as bar:
         for result in results:
             assert result.path is not None
             done += 1
@@ -145,7 +161,7 @@ def _segment_images(segmenter, files, root, out, kinds, config):
             bar.update(min(done + len(errors), len(files)) - bar.n)
     for problem in errors:
         print(problem)
-    if not done:
+    if files and not done:
         raise DataError(f'none of the {len(files)} images could be used')
     if areas:
         write_csv(out / 'areas.csv', AREA_HEADS + segmenter.classes, areas)
@@ -154,6 +170,11 @@ def _segment_images(segmenter, files, root, out, kinds, config):
     problems = f'; {len(errors)} problems, see above' if errors else ''
     print(f'{done} of {len(files)} images segmented; {", ".join(kinds)} written to {out}{problems}')
     return errors
+
+
+def _share(files):
+    """Those that this process segments."""
+    return files[jax.process_index() :: jax.process_count()]
 
 
 def _targets(names):
