@@ -216,8 +216,12 @@ def test_what_ctrl_c_cuts_short_is_as_it_was(server, run, tmp_path):
         time.sleep(0.2)
 
     server.before = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        copies.upload(tmp_path / 'weights', run / 'weights')
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            copies.upload(tmp_path / 'weights', run / 'weights')
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads((run / 'weights').read_text()) == {}
 
 
