@@ -194,7 +194,7 @@ def _targets(names):
 def _write(result, out, kinds, target, root, config):
     name = result.path.relative_to(root)
 
-    def place(kind, ending):
+    def path(kind, ending):
         return out / kind / target.with_name(target.name + ending)
 
     def picture(array, file):
@@ -204,13 +204,13 @@ def _write(result, out, kinds, target, root, config):
     for kind in kinds:
         match kind:
             case 'colors':
-                result.colored(place(kind, '.png'))
+                result.colored(path(kind, '.png'))
             case 'overlays':
-                result.overlay(place(kind, '.png'), legend=True)
+                result.overlay(path(kind, '.png'), legend=True)
             case 'ids' | 'ids16' | 'probabilities' | 'coco' | 'polygons':
-                result.write(kind, place(kind, ''))
+                result.write(kind, path(kind, ''))
             case 'panels':
-                picture(_panel(name, result, config), place(kind, '.png'))
+                picture(_panel(name, result, config), path(kind, '.png'))
             case 'submission':
                 raw = DATASETS['cityscapes'].class_to_raw[result.ids]
                 picture(raw, out / kind / f'{name.stem}.png')
