@@ -43,9 +43,10 @@ def evaluate(
         writer: gets curves, pictures and texts in place of TensorBoard's event files; it is not closed.
 
     Raises:
-        DataError: the dataset cannot be used.
-        ConfigError: there are no weights, the dataset has another number of classes, or processes differ in
-            settings or data.
+        DataError: the dataset or the weights cannot be used.
+        ConfigError: there are no weights, the dataset has another number or order of classes, a setting does
+            not suit the devices, or processes differ in settings or data.
+        SaveError: a file cannot be written.
     """
     validate(config)
     config = config.copy_and_resolve_references()  # it follows the weights, for this evaluation alone

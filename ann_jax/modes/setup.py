@@ -73,9 +73,9 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
         The config file.
 
     Raises:
-        ConfigError: there is no root.
+        ConfigError: there is no root, or `folder` is in a bucket.
         DataError: there are no labels, or they cannot be used; the message says what to do.
-        SaveError: a file that would be written exists already.
+        SaveError: a file exists already, or cannot be written.
     """
     if remote(folder):
         raise ConfigError(

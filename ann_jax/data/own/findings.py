@@ -44,7 +44,7 @@ class _Split:
 
     name: str
     classes: Sequence[str]
-    own: Any  # the `OwnRules` of a dataset of the user, if it is one
+    own: Any  # the `layout.Own` of a dataset of the user, if it is one
     found: Survey
     train: bool
 
