@@ -15,6 +15,7 @@ from ann_jax.evaluation.report import Report
 from ann_jax.modes.alike import refuse_unlike
 from ann_jax.modes.evaluation_name import name_evaluation
 from ann_jax.modes.report import report_of_run
+from ann_jax.modes.score_settings import describe_source, protocol_settings
 from ann_jax.modes.trained import open_trained
 from ann_jax.parallel.processes import is_main
 from ann_jax.runs.record import Record
@@ -73,9 +74,9 @@ def evaluate(
         logger.warning('%s names classes otherwise than %s, such as %r for %r', path, dataset.name, *other)
     step = weights.source.get('step', 0)
     with contextlib.closing(Record(workdir, silent=not is_main(), writer=writer)) as record:
-        protocol = build.protocol_settings(config)
+        protocol = protocol_settings(config)
         if eval_source is not None:
-            protocol['source'] = build.describe_source(eval_source)
+            protocol['source'] = describe_source(eval_source)
         name = name_evaluation(config, workdir, path, protocol.get('source', ''))
         if not (workdir / 'checkpoints').is_dir():  # nothing else here tells whose scores these are
             protocol['weights'] = str(path)
