@@ -33,7 +33,8 @@ _SETTINGS = {
     'mask': 'optim.decay and optim.decay_factors',
     'weight_decay_mask': 'optim.decay and optim.decay_factors',
 }
-_AVERAGES = ('b1', 'b2', 'b3', 'rho', 'decay', 'momentum')  # arguments: what a moving average keeps a step
+# Arguments that are the share of a moving average that a step keeps.
+_AVERAGES = ('b1', 'b2', 'b3', 'rho', 'decay', 'momentum')
 
 
 def sgd(

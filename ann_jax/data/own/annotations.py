@@ -1,7 +1,7 @@
 """Reads annotations of objects, and draws them as each tool does itself.
 
 COCO, and CVAT, which exports masks through it, by pycocotools; LabelMe by Pillow; YOLO by OpenCV. The library
-pycocotools comes with `pip install '.[annotations]'`.
+pycocotools comes with `pip install 'ann_jax[annotations]'`.
 """
 
 import base64
