@@ -2,11 +2,9 @@
 
 import functools
 import inspect
-import json
 import logging
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,7 +31,6 @@ from ann_jax.models.ann import ANN
 from ann_jax.models.settings import network
 from ann_jax.parallel.mesh import check_batch_size, has_accelerator, make_mesh
 from ann_jax.parallel.processes import on_this_machine
-from ann_jax.runs.history import flat
 from ann_jax.training import groups, losses, terms
 from ann_jax.training.optimizers import arguments, make_optimizer
 from ann_jax.training.schedules import make_schedule
@@ -310,7 +307,7 @@ def loss(config: ConfigDict, num_classes: int) -> Callable:
     )
 
 
-def check_parts(config: ConfigDict, loss: Callable) -> None:
+def check_accumulation(config: ConfigDict, loss: Callable) -> None:
     """Refuses to accumulate gradients with a loss that does not know about the rest of the batch.
 
     Raises:
@@ -355,42 +352,6 @@ def readers(config: ConfigDict, *, training: bool = False) -> Readers:
     elif workers == AUTO_WORKERS:
         workers = 0
     return choose(c.threads, workers, accelerator=has_accelerator(), sharing=sharing, batch_bytes=batch_bytes)
-
-
-def protocol_settings(config: ConfigDict) -> dict[str, Any]:
-    """How an evaluation makes its scores."""
-    c = config.eval
-    names = ('scales', 'flip', 'crop', 'stride', 'average', 'limit')
-    return {name: c[name] for name in names} | {'dtype': config.model.dtype}
-
-
-def describe_source(source: Source) -> str:
-    """A source of the caller's own, which no setting describes: the name of its dataset, and its length."""
-    return f'{source.dataset.name} x {len(source)}'
-
-
-# Settings of the dataset that change no score: where it lies, what is trained on, and what weights determine.
-_NOT_SCORED = (
-    'root', 'format', 'train_split', 'repeat_threshold', 'scenes.train_count', 'max_pixels', 'page', 'bands',
-    'image_range', 'stand_in',
-)  # fmt: skip
-
-
-def scored_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the flat settings of `config.dataset` on which scores depend, wherever the dataset lies."""
-    drawn = 'scenes' in (settings['name'], settings['stand_in'])
-    name = lambda value: os.path.basename(value) if os.path.isabs(str(value)) else value
-    return {
-        key: name(value)
-        for key, value in settings.items()
-        if key not in _NOT_SCORED and (drawn or not key.startswith('scenes.'))
-    }
-
-
-def scored_how(config: ConfigDict) -> str:
-    """How an evaluation makes its scores, and of what, as a text: scores of one text can be compared."""
-    data = scored_data(flat(config.dataset.to_dict()))
-    return json.dumps(protocol_settings(config) | data, sort_keys=True)
 
 
 def evaluation(

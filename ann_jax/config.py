@@ -67,7 +67,7 @@ def defaults() -> ConfigDict:
                 'format': 'folder',  # or tfds: records that ann_jax.tools.write_tfds wrote
                 'train_split': 'train',
                 'eval_split': 'val',
-                # Images of classes that a smaller share of the images holds come more often, as in LVIS.
+                # Images with a class that a smaller share of the images has come more often, as in LVIS.
                 'repeat_threshold': 0.0,
                 'stand_in': '',  # dataset read instead when `root` is empty; '' makes that an error
                 # How images are read, see docs/own_data.md.

@@ -12,7 +12,7 @@ class Sample(TypedDict):
     """One image as a source yields it."""
 
     name: str  # unique in the split; identifies the sample in errors and pictures
-    image: np.ndarray  # (H, W, 3) uint8 RGB
+    image: np.ndarray  # (H, W, N) uint8: RGB, or the bands of `dataset.bands`
     label: np.ndarray  # (H, W) uint8: class index, or IGNORE
     problem: NotRequired[str]  # why the sample that this one replaces cannot be used
 
@@ -30,7 +30,7 @@ class Backbone(Protocol):
     """
 
     def __call__(self, image: Any, train: bool) -> Sequence[Any]:
-        """A `FeatureMap` (B, H, W, 3) -> four maps or arrays (B, h, w, C), none larger than the one before.
+        """A `FeatureMap` (B, H, W, N) -> four maps or arrays (B, h, w, C), none larger than the one before.
 
         The parameters must not depend on the image size.
         """
@@ -71,7 +71,7 @@ class Writer(Protocol):
 class Batch(TypedDict):
     """Stacked samples; in evaluation they may be smaller than the array, and start at its top left."""
 
-    image: np.ndarray  # (B, H, W, 3) uint8 RGB
+    image: np.ndarray  # (B, H, W, N) uint8, as of `Sample`
     label: np.ndarray  # (B, H, W) uint8: class index, or IGNORE
     size: NotRequired[np.ndarray]  # (B, 2) int32: heights and widths of the samples; evaluation only
     name: NotRequired[np.ndarray]  # (B,) texts: names of the samples; training only

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ann_jax import build
 from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError
 from ann_jax.modes import memory
 from ann_jax.parallel import accelerators, programs
-from ann_jax.parallel.mesh import make_mesh
+from ann_jax.parallel.mesh import check_batch_size, make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.runs.history import flat
 from ann_jax.runs.profile import Trace, parse_steps
@@ -120,7 +121,10 @@ def test_programs_used_longest_ago_are_removed(kept, monkeypatch, tmp_path):
         ('train', {}, 1, {'train.accumulate': '2', 'model.remat': '2,3,4,5'}),
         ('train', {'train.accumulate': 4}, 1, {'train.accumulate': '8', 'model.remat': '2,3,4,5'}),
         ('train', {'model.remat': (2, 3, 4, 5)}, 8, {'mesh.space': '2'}),
+        ('train', {'mesh.data': 4}, 4, {'mesh.space': '2', 'mesh.data': '-1'}),
+        ('train', {'mesh.data': 2, 'mesh.space': -1}, 8, {'mesh.space': '8', 'mesh.data': '-1'}),
         ('evaluate', {}, 1, {'eval.crop': '769,769', 'eval.stride': '513,513', 'model.dtype': 'bfloat16'}),
+        ('evaluate', {'eval.batch_size': 8}, 4, {'eval.batch_size': '4'}),
         ('predict', {'predict.batch_size': 4, 'model.dtype': 'bfloat16'}, 1, {'predict.batch_size': '1'}),
     ],
 )
@@ -133,7 +137,7 @@ def test_too_little_memory_names_settings_that_need_less(mode, flags, devices, c
     line = memory.exhausted(error, mode, config)
     assert line.startswith('the memory of a device does not suffice (RESOURCE_EXHAUSTED: Out of memory alloc')
     assert '\n' not in line
-    flags = re.findall(r'--config\.([\w.]+)=([\w.,]+)', line)
+    flags = re.findall(r'--config\.([\w.]+)=([\w.,-]+)', line)
     named = {key: value.rstrip(',') for key, value in flags}
     assert named.items() >= cures.items()
     for key, value in named.items():  # what is named can be set
@@ -141,7 +145,23 @@ def test_too_little_memory_names_settings_that_need_less(mode, flags, devices, c
         new = tuple(map(int, value.split(','))) if isinstance(old, tuple) else type(old)(value)
         config.update_from_flattened_dict({key: new})
     validate(config)
+    mesh = build.mesh(config, jax.devices()[:devices])
+    check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
+    check_batch_size(config.eval.batch_size or mesh.shape['data'], mesh, 'eval.batch_size')
     assert ('769,769' in line and '8 (' in line) or mode != 'train'
+
+
+@pytest.mark.parametrize(
+    ('mode', 'flags', 'devices'),
+    [('train', {'mesh.data': 1, 'mesh.space': -1}, 4), ('train', {'mesh.space': 2}, 6), ('explain', {}, 4)],
+)
+def test_no_cure_is_named_that_does_not_work(mode, flags, devices, monkeypatch):
+    monkeypatch.setattr(jax, 'device_count', lambda: devices)
+    monkeypatch.setattr(jax, 'local_device_count', lambda: devices)
+    config = cityscapes.get_config()
+    config.update_from_flattened_dict({'eval.batch_size': 8, **flags})
+    line = memory.exhausted(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED'), mode, config)
+    assert line and 'mesh.' not in line and 'batch_size=' not in line
 
 
 def test_other_errors_are_left_alone():

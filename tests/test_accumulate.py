@@ -16,7 +16,8 @@ from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import compiler_options, jit
 from ann_jax.training.accumulate import make_accumulated_step
 from ann_jax.training.losses import segmentation_loss, totals_of
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_step_parts
 from ann_jax.typing import IGNORE

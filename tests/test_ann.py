@@ -25,7 +25,8 @@ from ann_jax.models.ann import ANN, VARIANTS
 from ann_jax.models.initializers import initial_variables
 from ann_jax.models.resnet import ResNet
 from ann_jax.training.losses import segmentation_loss
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.state import TrainState, count_parameters
 from ann_jax.training.step import make_train_step
 from ann_jax.weights.recognize import recognize

@@ -24,7 +24,8 @@ from ann_jax.models.resnet import ResNet
 from ann_jax.parallel.arrays import replicated
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.runs.checkpoints import Checkpoints
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.state import TrainState, abstract_state, create_state
 from ann_jax.weights.opening import open_weights
 

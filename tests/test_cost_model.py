@@ -22,7 +22,8 @@ from ann_jax.models.layers import BatchNorm, Conv
 from ann_jax.models.resnet import ResNet, Stem
 from ann_jax.tools import cost_model
 from ann_jax.training.losses import segmentation_loss
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parent.parent

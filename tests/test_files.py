@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -497,6 +498,13 @@ def test_files_of_classes(case, tmp_path):
         text if ending == 'txt' else json.dumps(text), encoding='utf-8-sig'
     )
     assert parse_classes(f'names.{ending}', str(tmp_path)) == (('road', 'the rest'), colors, label_map)
+
+
+def test_yaml_names_the_package_to_install(tmp_path, monkeypatch):
+    (tmp_path / 'data.yaml').write_text('names: [road, car]')
+    monkeypatch.setitem(sys.modules, 'yaml', None)  # cannot be imported
+    with pytest.raises(ConfigError, match='pip install pyyaml'):  # `yaml` is no package
+        parse_classes('data.yaml', str(tmp_path))
 
 
 def test_yaml(tmp_path):

@@ -18,7 +18,8 @@ from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import fold
 from ann_jax.models.resnet import ResNet
 from ann_jax.training.losses import segmentation_loss
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_train_step
 

@@ -8,7 +8,8 @@ from reference import assert_close, error, normal, quick
 
 from ann_jax.errors import ConfigError
 from ann_jax.training import optimizers
-from ann_jax.training.optimizers import arguments, make_optimizer, poly_schedule, sgd
+from ann_jax.training.optimizers import arguments, make_optimizer, sgd
+from ann_jax.training.schedules import poly_schedule
 
 STEPS = 10
 SGD = ('sgd', '', 0.5)

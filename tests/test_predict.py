@@ -327,5 +327,5 @@ def test_a_submission_is_checked_and_zipped(folder, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match='needs the 19 classes of Cityscapes, not the 17 of'):
         predict.predict(config_for(folder, input=str(test), write='submission'), tmp_path / 'classes')
     monkeypatch.setattr(predict, 'CITYSCAPES_SIZE', (1024, 2048))
-    with pytest.raises(DataError, match=r'is \(64, 128\) L, the server takes'):
+    with pytest.raises(DataError, match=r'is 128x64 \(L\), but the server takes 2048x1024'):
         predict.predict(config, tmp_path / 'other')

@@ -17,7 +17,7 @@ from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.fold import fold
 from ann_jax.models.settings import network
 from ann_jax.tools.export_checkpoint import main as export
-from ann_jax.weights.contents import read_state
+from ann_jax.weights.contents import read_file
 from ann_jax.weights.converter import convert_state
 from ann_jax.weights.folder import BACKBONE_FACTS, FREE_SETTINGS, Weights, save
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, PADDLE_RGB
@@ -125,7 +125,7 @@ def test_it_leaves_as_it_came(file, tmp_path):
     ann_jax.convert(GOLDENS / file, tmp_path / 'ann')
     out = (tmp_path / file).with_name(f'again_{file}')
     export([str(tmp_path / 'ann'), '--layout', layout(file), '--out', str(out)])
-    (state, _), (exported, _) = read_state(GOLDENS / file), read_state(out)
+    state, exported = read_file(GOLDENS / file).state, read_file(out).state
     assert exported.keys() == state.keys()
     for key, array in state.items():
         if not key.endswith('num_batches_tracked'):
@@ -183,7 +183,7 @@ AUXILIARY = 'auxiliary_head.', 'dsn.', 'auxiliary_decoder.', 'head.auxlayer.'
 
 @pytest.mark.parametrize('file', FILES)
 def test_an_auxiliary_head_may_be_absent(file):
-    (state, meta), whole = read_state(GOLDENS / file), converted(file).weights
+    (state, meta, *_), whole = read_file(GOLDENS / file), converted(file).weights
     state = {key: array for key, array in state.items() if not key.startswith(AUXILIARY)}
     conversion = convert_state(state, meta, name='')
     weights = conversion.weights
@@ -221,7 +221,7 @@ def test_a_run_without_an_auxiliary_head(run, tmp_path):  # noqa: F811
 
 
 def test_the_backbone_of_another_segmentor():
-    state, meta = read_state(GOLDENS / 'mmseg_ann_thin_r18.pth')
+    state, meta, *_ = read_file(GOLDENS / 'mmseg_ann_thin_r18.pth')
     other = {key: array for key, array in state.items() if not key.startswith('decode_head.')}
     other['decode_head.psp_modules.0.1.conv.weight'] = np.zeros((4, 64, 1, 1), np.float32)
     with pytest.raises(
@@ -245,7 +245,7 @@ def test_biases_that_sssegmentation_does_not_have_are_zero():
 
 @pytest.mark.parametrize('key', ['afn_block.stages.0.out_project.weight', 'decoder.1.bias'])
 def test_other_tensors_of_sssegmentation_must_be_there(key):
-    state, meta = read_state(GOLDENS / 'sssegmentation_ann_thin_r50.pth')
+    state, meta, *_ = read_file(GOLDENS / 'sssegmentation_ann_thin_r50.pth')
     del state[key]
     with pytest.raises(DataError, match=f'no tensor {key}'):
         convert_state(state, meta, name='')

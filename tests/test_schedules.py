@@ -8,8 +8,7 @@ from reference import quick
 
 from ann_jax.config import validate
 from ann_jax.errors import ConfigError
-from ann_jax.training.optimizers import poly_schedule
-from ann_jax.training.schedules import SCHEDULES, make_schedule
+from ann_jax.training.schedules import SCHEDULES, make_schedule, poly_schedule
 from configs import scenes
 
 STEPS, RATE = 23, 0.3

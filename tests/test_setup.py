@@ -452,7 +452,7 @@ def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch, capsys):
         label(tmp_path / f'only/{kind}/a.png', colors=PALETTE)
     refuse(['no picture in it has a label'], 'only')
     refuse(['--config.dataset.root is missing'], '', ConfigError)
-    refuse(['no folder', 'absent'], tmp_path / 'absent')
+    refuse(['no such folder', 'absent'], tmp_path / 'absent')
     pairs(tmp_path / 'many', 'images/{}.jpg', 'masks/{}.png', colors=[(i, 255 - i, 7) for i in range(200)])
     for name in 'abcd':  # 400 colours of resized labels
         array = np.random.default_rng(ord(name)).integers(0, 256, (20, 20, 3), np.uint8)

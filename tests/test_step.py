@@ -16,7 +16,8 @@ from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.runs.progress import TrainLog
 from ann_jax.training.losses import Loss
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.state import TrainState
 from ann_jax.training.step import make_train_step
 

@@ -21,7 +21,8 @@ from ann_jax.parallel.arrays import put_batch, replicated, split_batch
 from ann_jax.parallel.programs import jit
 from ann_jax.training.accumulate import make_accumulated_step
 from ann_jax.training.losses import batch_totals, segmentation_loss
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_step_parts
 

@@ -16,7 +16,7 @@ from reference import GOLDENS, below, golden
 
 import ann_jax
 from ann_jax.errors import ConfigError, DataError
-from ann_jax.weights.contents import read_state
+from ann_jax.weights.contents import read_file
 from ann_jax.weights.pickles import Unread
 from ann_jax.weights.torch_files import read
 
@@ -561,7 +561,7 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path):
 def refusal(path, content):
     torch.save(content, path)
     with pytest.raises(DataError) as caught:
-        read_state(path)
+        read_file(path)
     return str(caught.value)
 
 
@@ -593,7 +593,7 @@ def test_what_is_no_state_dict_is_named(tmp_path):
     assert 'holds a list' in refusal(path, [eye])
     assert 'holds no tensors, only epoch' in refusal(path, {'epoch': 1})
     torch.save({'a': torch.tensor(1e300, dtype=torch.float64), 'meta': [1]}, path)
-    state, meta = read_state(path)
+    state, meta, *_ = read_file(path)
     assert state['a'].dtype == np.float32 and np.isinf(state['a']) and meta == {}
 
 
@@ -658,7 +658,7 @@ def test_endings_do_not_matter(tmp_path):
             if data is stored[1] and name == 'a.safetensors':
                 continue
             (tmp_path / name).write_bytes(data)
-            found = read_state(tmp_path / name)[0]
+            found = read_file(tmp_path / name).state
             assert set(found) == set(state if data in (written, plain) else STORED)
 
 

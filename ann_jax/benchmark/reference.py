@@ -33,7 +33,8 @@ from ann_jax.models.initializers import shape_variables
 from ann_jax.parallel.arrays import put_weights
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.training.losses import segmentation_loss
-from ann_jax.training.optimizers import poly_schedule, sgd
+from ann_jax.training.optimizers import sgd
+from ann_jax.training.schedules import poly_schedule
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_train_step
 from ann_jax.weights.inputs import IMAGENET_RGB

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from ann_jax.buckets.paths import client
+from ann_jax.buckets.paths import blob_of
 from ann_jax.buckets.reasons import asking
 
 
@@ -18,7 +18,7 @@ def read(path: Path) -> tuple[str, int]:
         BucketError: it cannot be read.
     """
     with asking():
-        blob = _blob(path)
+        blob = blob_of(path)
         found = blob.bucket.get_blob(blob.name)
         return (found.download_as_text(), int(found.generation)) if found else ('', 0)
 
@@ -37,7 +37,7 @@ def write_if(path: Path, text: str, generation: int) -> int:
     """
     from google.api_core.exceptions import PreconditionFailed
 
-    blob = _blob(path)
+    blob = blob_of(path)
     with asking():
         try:
             blob.upload_from_string(text, if_generation_match=generation)
@@ -58,9 +58,4 @@ def remove_if(path: Path, generation: int) -> None:
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
     with asking(), contextlib.suppress(NotFound, PreconditionFailed):
-        _blob(path).delete(if_generation_match=generation)
-
-
-def _blob(path):
-    bucket, _, name = str(path).removeprefix('gs://').partition('/')
-    return client().bucket(bucket).blob(name)
+        blob_of(path).delete(if_generation_match=generation)

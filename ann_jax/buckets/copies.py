@@ -7,7 +7,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from ann_jax.buckets.paths import client, place
+from ann_jax.buckets.paths import blob_of, client, place
 from ann_jax.buckets.reasons import BucketError, asking
 from ann_jax.errors import DataError
 
@@ -22,9 +22,8 @@ def upload(file: Path, path: Path) -> None:
     Raises:
         BucketError: it cannot be written.
     """
-    bucket, _, name = str(path).removeprefix('gs://').partition('/')
     with asking():  # not through `open`, which on Ctrl-C would end the object where it is
-        client().bucket(bucket).blob(name).upload_from_filename(str(file))
+        blob_of(path).upload_from_filename(str(file))
 
 
 def upload_folder(folder: Path, path: Path, last: str) -> None:
@@ -80,12 +79,11 @@ def move(path: Path, target: Path) -> None:
         BucketError: it cannot be done; what was not copied is still there.
     """
     with asking():
-        bucket, _, start = str(path).removeprefix('gs://').partition('/')
-        end = str(target).removeprefix(f'gs://{bucket}/')
-        found = client().bucket(bucket)
-        blobs = list(client().list_blobs(found, prefix=f'{start}/'))
+        bucket = blob_of(path).bucket
+        before, after = (f'{blob_of(each).name}/' for each in (path, target))
+        blobs = list(client().list_blobs(bucket, prefix=before))
         for blob in blobs:
-            found.copy_blob(blob, found, end + blob.name.removeprefix(start))
+            bucket.copy_blob(blob, bucket, after + blob.name.removeprefix(before))
         for blob in blobs:
             blob.delete()
 

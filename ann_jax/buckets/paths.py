@@ -103,6 +103,12 @@ def _open(bucket):
         )  # fmt: skip
 
 
+def blob_of(path: Path) -> Any:
+    """The object of a path in a bucket, as Google's own library has it; it need not exist."""
+    bucket, _, name = str(path).removeprefix('gs://').partition('/')
+    return client().bucket(bucket).blob(name)
+
+
 @functools.cache
 def client() -> Any:
     """The client of Google's own library, after all others have been set up."""

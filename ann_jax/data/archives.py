@@ -113,8 +113,8 @@ def _context_parts(path, _):
         content = json.loads(read_file(path, 'list'))
         masks: dict[int, list[tuple[int, str]]] = {image['image_id']: [] for image in content['images']}
         for record in content['annos_segmentation']:
-            runs = record['segmentation']['counts']
-            masks[record['image_id']].append((int(record['category_id']), str(runs)))
+            text = str(record['segmentation']['counts'])
+            masks[record['image_id']].append((int(record['category_id']), text))
         parts: dict[str, dict[str, Masks]] = {}
         for image in content['images']:
             name = os.path.splitext(image['file_name'])[0]

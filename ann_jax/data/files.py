@@ -168,7 +168,7 @@ def _missing(dataset, root, part, missing):
         )
     if held and part == held.eval != held.train and not _find(dataset.layouts[0], root, held.train).missing:
         text += (
-            f'. Without images for validation, --config.dataset.val_share=0.1 holds out a tenth of '
+            '. Without images for validation, --config.dataset.val_share=0.1 holds out a tenth of '
             f'{held.train}, and --config.dataset.eval_split={held.train} scores on what is trained on'
         )
     return text

@@ -46,12 +46,12 @@ def parse(text: str, names: Sequence[str]) -> LabelMap:
         if not _LOWEST <= first <= last <= _HIGHEST:
             raise ConfigError(
                 f'dataset.label_map: {raw!r} in {item!r} is neither a whole number of up to 32 bits, a range '
-                f'such as 0-127, nor others'
+                'such as 0-127, nor others'
             )
         if len(values) + last - first >= MOST_VALUES:
             raise ConfigError(
                 f'dataset.label_map: with {item!r} it lists more than {MOST_VALUES} values, the most that it '
-                f'takes: name the largest class by others, as in others:1'
+                'takes: name the largest class by others, as in others:1'
             )
         targets = _targets(item, target, last - first + 1, names)
         for value, index in zip(range(first, last + 1), targets, strict=True):

@@ -16,6 +16,12 @@ from ann_jax.data.own import unknown_labels as unknown
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
 
+_CHROMA = 16  # differences between the channels of grey in formats that change values
+_EXACT = 1 << 24  # numbers below are exact in float32
+_ONE = np.array([1 << 16, 1 << 8, 1])  # makes one number of a colour
+_PIXELS = 1 << 20  # at a time: a colour as one number takes many bytes
+_GREYS = np.repeat(np.arange(256)[:, None], 3, 1)
+
 
 class Label(NamedTuple):
     """A label and how it was read."""
@@ -139,13 +145,6 @@ def _painted(grey, layout):
     """Whether a grey picture holds colours: one of a class, or no other values than black and white have."""
     seen = {*np.unique(grey[..., 1]).tolist()} - {0}
     return bool(seen & {color[0] for color in layout.color_map if len({*color}) == 1}) or seen <= {255}
-
-
-_CHROMA = 16  # differences between the channels of grey in formats that change values
-_EXACT = 1 << 24  # numbers below are exact in float32
-_ONE = np.array([1 << 16, 1 << 8, 1])  # makes one number of a colour
-_PIXELS = 1 << 20  # at a time: a colour as one number takes many bytes
-_GREYS = np.repeat(np.arange(256)[:, None], 3, 1)
 
 
 def _by_value(values, layout):

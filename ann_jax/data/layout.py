@@ -50,7 +50,6 @@ class Layout:
     parts: tuple[str, ...] | None = None  # parts that exist in this form; None: all
     # part -> (first, last) of each range of names in it; None: the whole folder
     select: Mapping[str, tuple[tuple[str, str], ...]] | None = None
-
     without: tuple[str, ...] = ()  # lists of names to leave out
     # Folder of labels that also counts, and before `labels`, if those are not all there.
     fallback: str | None = None

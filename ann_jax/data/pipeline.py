@@ -170,7 +170,7 @@ def train_batches(
         mix: pastes parts of other samples; None for none.
 
     Returns:
-        An iterator of batches: image (batch_size / shard_count, *crop, 3) uint8, label (batch_size /
+        An iterator of batches: image (batch_size / shard_count, *crop, N) uint8, label (batch_size /
         shard_count, *crop) uint8, and the names of the samples. Its `close()` ends the threads and workers.
 
     Raises:
@@ -219,7 +219,7 @@ def eval_batches(
         exact_sizes: every size gets its own canvas, see `Canvases`.
 
     Yields:
-        (batch, names): image (batch_size / shard_count, H, W, 3) uint8, label (batch_size / shard_count, H,
+        (batch, names): image (batch_size / shard_count, H, W, N) uint8, label (batch_size / shard_count, H,
         W) uint8, size (batch_size / shard_count, 2) int32; the names of the rows that are samples, which
         come first.
 

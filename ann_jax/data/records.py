@@ -1,9 +1,8 @@
 """Datasets as ArrayRecord files, written and read through TFDS; TensorFlow is not needed for either.
 
-A record holds the unchanged bytes of the image file and the label as a PNG of class indices, so a
-source of records yields exactly the samples of the source it was written from, in the same order. TFDS is
-imported only when it is needed: `pip install '.[datasets]'`, which also installs what TFDS forgets to
-declare.
+A record holds the unchanged bytes of the image file and the label as a PNG of class indices, so a source of
+records yields exactly the samples of the source it was written from, in the same order. TFDS is imported only
+when it is needed: `pip install 'ann_jax[datasets]'`, which also installs what TFDS forgets to declare.
 """
 
 import bisect
@@ -166,7 +165,7 @@ def _find(name, root):
         )
         raise DataError(
             f'{name}: --config.dataset.root={root!r} holds {several}; it is the folder that '
-            f'`python -m ann_jax.tools.write_tfds` wrote, or the data_dir of TFDS'
+            '`python -m ann_jax.tools.write_tfds` wrote, or the data_dir of TFDS'
         )
     return str(found[0])
 

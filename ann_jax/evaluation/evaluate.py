@@ -236,6 +236,7 @@ class Evaluation:
 
         Raises:
             DataError: a sample cannot be used, or none has a label.
+            SaveError: a score or a picture cannot be written.
             Stopped: `stop` returned True, see `evaluate`.
         """
         hidden = not is_main()

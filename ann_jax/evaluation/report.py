@@ -72,6 +72,7 @@ class Report:
 
         Raises:
             DataError: no pixel has a label.
+            SaveError: a file cannot be written.
         """
         if not confusion.any():
             raise DataError(f'no pixel of the split {split!r} has a label to score: evaluate one that has')

@@ -71,9 +71,7 @@ class BlockAttention:
         """
         top, left, bottom, right = self.boxes.T
         density = self.at(y, x) / ((bottom - top) * (right - left))
-        corners = np.zeros(
-            (self.size[0] + 1, self.size[1] + 1)
-        )  # summed from the top left, they give the boxes
+        corners = np.zeros((self.size[0] + 1, self.size[1] + 1))  # summed from the top left: the boxes
         for rows, columns, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
             np.add.at(corners, (rows, columns), sign * density)
         return np.maximum(corners.cumsum(0).cumsum(1)[:-1, :-1], 0).astype(np.float32)

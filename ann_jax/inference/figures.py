@@ -41,9 +41,10 @@ def predictions(
             cells.append((title, pictures.overlay(picture, ids, colors)))
             found |= {(classes[i], tuple(colors[i])): None for i in np.unique(ids) if i != IGNORE}
         rows.append(_row(cells))
-    table = _stacked(rows)
+    table = pictures.stacked(rows, _GAP)
     present, shades = zip(*found, strict=True)
-    return _stacked([table, legend(range(len(found)), present, shades, table.shape[1])])
+    key = legend(range(len(found)), present, shades, table.shape[1])
+    return pictures.stacked([table, key], _GAP)
 
 
 def stages(
@@ -69,7 +70,7 @@ def stages(
             picture = cv2.resize(colored[..., ::-1], size, interpolation=cv2.INTER_NEAREST)
             cells.append((f'Stage{number}, {values.shape[1]} x {values.shape[0]}', picture))
         made.append(_row(cells))
-    return _stacked(made)
+    return pictures.stacked(made, _GAP)
 
 
 def _size(image):
@@ -82,18 +83,7 @@ def _row(cells):
     """Pictures of one size beside each other, each below its title."""
     columns = []
     for title, picture in cells:
-        columns += [np.concatenate([line(title, picture.shape[1]), picture]), _white(1, _GAP)]
+        space = np.full((1, _GAP, 3), 255, np.uint8)
+        columns += [np.concatenate([line(title, picture.shape[1]), picture]), space]
     height = columns[0].shape[0]
     return np.concatenate([np.broadcast_to(x, (height, *x.shape[1:])) for x in columns[:-1]], 1)
-
-
-def _stacked(parts):
-    """One below the other, with white to the right of those that are narrower."""
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate(
-        [np.pad(part, ((0, _GAP), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in parts]
-    )
-
-
-def _white(height, width):
-    return np.full((height, width, 3), 255, np.uint8)

@@ -78,7 +78,7 @@ def panel(
         captioned = [np.concatenate([line(text, p.shape[1]), p]) for text, p in ((left, one), (right, other))]
         rows.append(np.concatenate([captioned[0], space, captioned[1]], 1))
     key = legend(present(truth, prediction), classes, colors, rows[0].shape[1])
-    return _stacked([line(title, key.shape[1]), *rows, key])
+    return stacked([line(title, key.shape[1]), *rows, key])
 
 
 def scored(name: str, miou: float) -> str:
@@ -90,7 +90,7 @@ def with_legend(
     picture: np.ndarray, ids: np.ndarray, classes: Sequence[str], colors: Sequence[Color]
 ) -> np.ndarray:
     """A picture (H, W, 3) uint8 of class indices above a legend of those present; at least 320 wide."""
-    return _stacked([picture, legend(present(ids), classes, colors, picture.shape[1])])
+    return stacked([picture, legend(present(ids), classes, colors, picture.shape[1])])
 
 
 def present(*labels: np.ndarray) -> list[int]:
@@ -110,9 +110,9 @@ def small(picture: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=way)
 
 
-def _stacked(pictures):
-    """One below the other, with white to the right of those that are narrower."""
+def stacked(pictures: Sequence[np.ndarray], gap: int = 0) -> np.ndarray:
+    """Pictures (h, w, 3) uint8 one below the other, with `gap` white rows below each, and white beside it."""
     width = max(picture.shape[1] for picture in pictures)
     return np.concatenate(
-        [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+        [np.pad(p, ((0, gap), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
     )

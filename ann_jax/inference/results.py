@@ -127,6 +127,7 @@ class Result:
 
         Raises:
             ConfigError: no picture format has the ending of the path.
+            SaveError: the file cannot be written.
         """
         return _write(pictures.colorize(self.ids, self.colors), path)
 
@@ -140,6 +141,7 @@ class Result:
         Raises:
             ConfigError: the opacity of the colours is not from 0 to 1, or no picture format has the ending of
                 the path.
+            SaveError: the file cannot be written.
         """
         if not 0 <= opacity <= 1:
             raise ConfigError(f'opacity={opacity}: must be from 0, the image alone, to 1, the colours alone')
@@ -197,6 +199,9 @@ class Result:
         """Writes one of the kinds that `save` knows; returns `path` with the ending of the kind.
 
         Ids of a GeoTIFF become one, with its place.
+
+        Raises:
+            DataError, SaveError: as `save`.
         """
         file = path.with_name(path.name + KINDS[kind])
         match kind:

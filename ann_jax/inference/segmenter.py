@@ -267,7 +267,11 @@ class Segmenter:
         return [(ids, [logits], i) for i in range(len(images))]
 
     def probabilities(self, images: Picture | Iterable[Picture]) -> Iterator[np.ndarray]:
-        """(H, W, classes) float32 of each image; takes what `stream` takes."""
+        """(H, W, classes) float32 of each image; takes what `stream` takes.
+
+        Raises:
+            DataError, ConfigError: as `stream`.
+        """
         ahead = 0 if isinstance(images, Iterator) else READ_AHEAD
         for _, image in self._read_ahead(listed(images), None, ahead):
             yield self.run(whole(image))

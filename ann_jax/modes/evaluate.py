@@ -15,6 +15,7 @@ from ann_jax.evaluation.report import Report
 from ann_jax.modes.alike import refuse_unlike
 from ann_jax.modes.evaluation_name import name_evaluation
 from ann_jax.modes.report import report_of_run
+from ann_jax.modes.score_settings import describe_source, protocol_settings
 from ann_jax.modes.trained import open_trained
 from ann_jax.parallel.processes import is_main
 from ann_jax.runs.record import Record
@@ -43,9 +44,10 @@ def evaluate(
         writer: gets curves, pictures and texts in place of TensorBoard's event files; it is not closed.
 
     Raises:
-        DataError: the dataset cannot be used.
-        ConfigError: there are no weights, the dataset has another number of classes, or processes differ in
-            settings or data.
+        DataError: the dataset or the weights cannot be used.
+        ConfigError: there are no weights, the dataset has another number or order of classes, a setting does
+            not suit the devices, or processes differ in settings or data.
+        SaveError: a file cannot be written.
     """
     validate(config)
     config = config.copy_and_resolve_references()  # it follows the weights, for this evaluation alone
@@ -72,9 +74,9 @@ def evaluate(
         logger.warning('%s names classes otherwise than %s, such as %r for %r', path, dataset.name, *other)
     step = weights.source.get('step', 0)
     with contextlib.closing(Record(workdir, silent=not is_main(), writer=writer)) as record:
-        protocol = build.protocol_settings(config)
+        protocol = protocol_settings(config)
         if eval_source is not None:
-            protocol['source'] = build.describe_source(eval_source)
+            protocol['source'] = describe_source(eval_source)
         name = name_evaluation(config, workdir, path, protocol.get('source', ''))
         if not (workdir / 'checkpoints').is_dir():  # nothing else here tells whose scores these are
             protocol['weights'] = str(path)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ann_jax import build
 from ann_jax.config import defaults
+from ann_jax.modes.score_settings import protocol_settings, scored_data
 from ann_jax.runs.history import flat
 
 _LONG = 40  # characters of a value in a name
@@ -22,7 +22,7 @@ def name_evaluation(config: ConfigDict, workdir: Path, weights: Path, source: st
         config: of the evaluation.
         workdir: of the run. If there is none in it, scores of other weights are what is kept apart.
         weights: that are evaluated; those of the run are at its working directory.
-        source: of the caller's own, if there is one, as `build.describe_source` has it.
+        source: of the caller's own, if there is one, as `describe_source` has it.
     """
     protocol = _protocol(workdir)
     try:
@@ -30,12 +30,12 @@ def name_evaluation(config: ConfigDict, workdir: Path, weights: Path, source: st
         model, then = saved['model'], flat(saved['dataset'])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # there is no run
         return '' if protocol.get('weights', '') in ('', str(weights)) else f'from={_short(weights)}'
-    trained = build.protocol_settings(defaults())
+    trained = protocol_settings(defaults())
     trained |= {key: value for key, value in saved.get('eval', {}).items() if key in trained}
     trained['dtype'] = model.get('dtype', 'float32')
     changed = {
         key: _plain(value)
-        for key, value in build.protocol_settings(config).items()
+        for key, value in protocol_settings(config).items()
         if _plain(value) != _plain(trained[key])
     }
     if not source:
@@ -53,10 +53,10 @@ def name_evaluation(config: ConfigDict, workdir: Path, weights: Path, source: st
 
 def _changed_data(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, str]:
     """What tells one dataset from another, of their settings."""
-    before = build.scored_data({**now, **then})
+    before = scored_data({**now, **then})
     changed = {
         key: _plain(value)
-        for key, value in build.scored_data(now).items()
+        for key, value in scored_data(now).items()
         if key != 'eval_split' and _plain(value) != _plain(before.get(key, value))
     }
     if now['root'] != then.get('root', now['root']):

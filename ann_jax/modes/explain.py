@@ -66,7 +66,10 @@ def explain(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = No
     for number, label in enumerate(truth):
         if label.shape != images[number].shape[:2]:
             (height, width), (rows, columns) = images[number].shape[:2], label.shape
-            raise DataError(f'{names[number]} is {width}x{height} but its label is {columns}x{rows}')
+            raise DataError(
+                f'{names[number]} is {width}x{height} but its label in explain.truth is {columns}x{rows}: '
+                'make them the same size'
+            )
     title = lambda run, file: f'{run}: {file.name}' if len(segmenters) > 1 else file.name
     views = [
         (title(run, file), result)

@@ -56,8 +56,10 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
         backbone: of the weights, if it is not from this package.
 
     Raises:
-        ConfigError: a format is unknown, a package is missing, or the folder exists.
+        ConfigError: a format is unknown or cannot hold the dtype or the network, a package is missing, or the
+            folder exists.
         DataError: an exported program gives other logits.
+        SaveError: a file cannot be written.
     """
     c = config.export
     formats = [name.strip() for name in c.formats.split(',') if name.strip()]

@@ -28,16 +28,17 @@ def exhausted(error: BaseException, mode: str, config: ConfigDict) -> str:
 
 def _cures_of_training(config):
     c = config.train
-    devices = max(jax.device_count() // max(config.mesh.space, 1), 1)
-    each = max(c.batch_size // devices, 1)
+    data, space = _mesh_sizes(config)
+    each = max(c.batch_size // data, 1)
     cures = []
     parts = [n for n in range(c.accumulate + 1, each + 1) if each % n == 0]
     if parts:
         cures.append(f'--config.train.accumulate={parts[0]} computes a batch in {parts[0]} parts')
     if len(config.model.remat) < 4:
         cures.append('--config.model.remat=2,3,4,5 computes the stages twice')
-    if jax.local_device_count() >= 2 * max(config.mesh.space, 1):
-        cures.append(f'--config.mesh.space={2 * max(config.mesh.space, 1)} splits images over devices')
+    if jax.local_device_count() % (2 * space) == 0:
+        rest = '' if config.mesh.data == -1 else ' --config.mesh.data=-1'
+        cures.append(f'--config.mesh.space={2 * space}{rest} splits images over devices')
     crop = ','.join(map(str, config.augment.crop))
     cures.append(
         f'a smaller --config.augment.crop than {crop}, or --config.train.batch_size than {c.batch_size} '
@@ -47,8 +48,12 @@ def _cures_of_training(config):
 
 
 def _cures_of_inference(config, mode):
-    section = 'predict' if mode == 'predict' else 'eval'
-    cures = [f'--config.{section}.batch_size=1'] if config[section].batch_size > 1 else []
+    cures = []
+    if mode == 'predict' and config.predict.batch_size > 1:
+        cures.append('--config.predict.batch_size=1')
+    least = _mesh_sizes(config)[0]  # an image for each of the devices that share a batch
+    if mode == 'evaluate' and config.eval.batch_size > least:
+        cures.append(f'--config.eval.batch_size={least}')
     if not config.eval.crop:
         cures.append('--config.eval.crop=769,769 --config.eval.stride=513,513 goes through images in windows')
     elif tuple(config.eval.crop) > (257, 257):
@@ -56,3 +61,10 @@ def _cures_of_inference(config, mode):
     if config.model.dtype == 'float32':
         cures.append('--config.model.dtype=bfloat16 needs half')
     return [*cures, 'another program may hold the memory (nvidia-smi)']
+
+
+def _mesh_sizes(config):
+    """Sizes of the axes `data` and `space`, of which one may be -1 in the config."""
+    count, c = jax.device_count(), config.mesh
+    space = count // c.data if c.space == -1 else c.space
+    return max(count // space, 1), space

@@ -194,7 +194,7 @@ def _targets(names):
 def _write(result, out, kinds, target, root, config):
     name = result.path.relative_to(root)
 
-    def place(kind, ending):
+    def path(kind, ending):
         return out / kind / target.with_name(target.name + ending)
 
     def picture(array, file):
@@ -204,13 +204,13 @@ def _write(result, out, kinds, target, root, config):
     for kind in kinds:
         match kind:
             case 'colors':
-                result.colored(place(kind, '.png'))
+                result.colored(path(kind, '.png'))
             case 'overlays':
-                result.overlay(place(kind, '.png'), legend=True)
+                result.overlay(path(kind, '.png'), legend=True)
             case 'ids' | 'ids16' | 'probabilities' | 'coco' | 'polygons':
-                result.write(kind, place(kind, ''))
+                result.write(kind, path(kind, ''))
             case 'panels':
-                picture(_panel(name, result, config), place(kind, '.png'))
+                picture(_panel(name, result, config), path(kind, '.png'))
             case 'submission':
                 raw = DATASETS['cityscapes'].class_to_raw[result.ids]
                 picture(raw, out / kind / f'{name.stem}.png')
@@ -238,13 +238,18 @@ def _zip(folder, count):
         with file.open('rb') as stream, Image.open(stream) as image:
             ids = np.asarray(image)
         if ids.shape != CITYSCAPES_SIZE or image.mode != 'L':
+            (height, width), (rows, columns) = ids.shape[:2], CITYSCAPES_SIZE
             raise DataError(
-                f'{file} is {ids.shape} {image.mode}, the server takes {CITYSCAPES_SIZE} label ids'
+                f'{file} is {width}x{height} ({image.mode}), but the server takes {columns}x{rows} (L): '
+                'segment images of that size, and remove other files from the folder'
             )
         if wrong := set(np.unique(ids).tolist()) - known:
-            raise DataError(f'{file} holds label ids {sorted(wrong)}, which are not scored')
+            raise DataError(f'{file} holds label ids {sorted(wrong)}, which are not scored: remove it')
         if not re.match(r'[a-zA-Z-]+_\d{6}_\d{6}', file.stem):
-            raise DataError(f'{file}: the server takes names that begin with city_sequence_frame')
+            raise DataError(
+                f'{file}: the server takes names that begin with city_sequence_frame, such as '
+                'berlin_000000_000019: rename the image'
+            )
     if len(files) != count:
         raise DataError(
             f'{folder} holds {len(files)} pictures for {count} images: fix those that cannot be read, and '

@@ -73,9 +73,9 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
         The config file.
 
     Raises:
-        ConfigError: there is no root.
+        ConfigError: there is no root, or `folder` is in a bucket.
         DataError: there are no labels, or they cannot be used; the message says what to do.
-        SaveError: a file that would be written exists already.
+        SaveError: a file exists already, or cannot be written.
     """
     if remote(folder):
         raise ConfigError(
@@ -85,7 +85,7 @@ def setup(config: ConfigDict, folder: Path = Path()) -> Path:
         raise ConfigError('--config.dataset.root is missing: name the folder to look at')
     root = os.path.abspath(os.path.expanduser(config.dataset.root))
     if not os.path.isdir(root):
-        raise DataError(f'there is no folder {root}')
+        raise DataError(f'--config.dataset.root={root}: there is no such folder')
     plan = discover(root)
     if plan is None:
         raise DataError(f'{root}: {advise(root)}')

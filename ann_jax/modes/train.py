@@ -33,6 +33,7 @@ from ann_jax.modes.idle import idle_settings
 from ann_jax.modes.report import report_of_run
 from ann_jax.modes.resume import first_state, keep_settings, refuse_other_run
 from ann_jax.modes.scene_samples import leave_samples
+from ann_jax.modes.score_settings import describe_source, protocol_settings, scored_how
 from ann_jax.parallel.arrays import put_batch, put_flag, replicated
 from ann_jax.parallel.mesh import check_batch_size
 from ann_jax.parallel.processes import all_agree, is_main
@@ -97,7 +98,9 @@ def train(
         )
     for key, off in (('parts', 'all'), ('prefer', '')):
         if not config.init['from'] and (value := config.init[key]) != off:
-            raise ConfigError(f'init.{key}={value}: there is no init.from to take it from')
+            raise ConfigError(
+                f'init.{key}={value}: there is no init.from to take it from: name one, or leave this out'
+            )
     keep_settings(config, workdir)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
@@ -107,12 +110,12 @@ def train(
     else:
         source = Checked(train_source, 'train_source', channels)
     # Opened now, so that its errors show before anything is written.
-    protocol = build.protocol_settings(config)
+    protocol = protocol_settings(config)
     if eval_source is None:
         eval_source = build.source(config, config.dataset.eval_split, limit=config.eval.limit)
     else:
         eval_source = Checked(eval_source, 'eval_source', channels)
-        protocol['source'] = build.describe_source(eval_source)
+        protocol['source'] = describe_source(eval_source)
     if config.dataset.image_range == AUTO:
         raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
     refuse_unlike(config, train=source, evaluate=eval_source)
@@ -126,7 +129,7 @@ def train(
             f'{", ".join(others)}: give both sources the same, in the same order'
         )
     make_loss = lambda: loss or build.loss(config, dataset.num_classes)
-    build.check_parts(config, make_loss())
+    build.check_accumulation(config, make_loss())
     schedule = None if optimizer else build.schedule(config)
     tx = optimizer or build.optimizer(config)
 
@@ -314,7 +317,7 @@ def _score(evaluation, state, number, config, report, checkpoints, log, stop):
     start, split = time.perf_counter(), config.dataset.eval_split
     asked = lambda: not all_agree(not stop.requested)
     scores = evaluation.run(state.averaged, number, split, report, asked)
-    checkpoints.score(number, scores.miou, build.scored_how(config))
+    checkpoints.score(number, scores.miou, scored_how(config))
     took = time.perf_counter() - start
     what = ' of the moving average' if isinstance(state, AveragedState) else ''
     logger.info('step %d: mIoU %.2f%s on %s, in %.1f s', number, 100 * scores.miou, what, split, took)
@@ -329,7 +332,8 @@ def _save(checkpoints, number, state, facts, log):
     checkpoints.save(number, state, facts)
     took = time.perf_counter() - start
     logger.info(
-        'step %d: %.3f s per step, %.3f s of it waiting for data; saved in %.1f s, and on in the background',
+        'step %d: %.3f s per step, %.3f s of it waiting for data; saved in %.1f s, the rest in the '
+        'background',
         number, spent, waited, took,
     )  # fmt: skip
     log.restart()

@@ -417,7 +417,7 @@ class Checkpoints:
         text = os.strerror(int(number[1])) if number else text[:300]
         return SaveError(
             f'cannot save a checkpoint to {self.folder}: {text}. Free space or make it writable, then '
-            f'run the same command again; earlier checkpoints are intact'
+            'run the same command again; earlier checkpoints are intact'
         )
 
 

@@ -10,6 +10,10 @@ workdir/pictures/       image, truth, prediction and errors
 workdir/report.html     see `evaluation.page`
 workdir/checkpoints/    see `checkpoints`
 workdir/log.txt         see `log`
+workdir/lock            see `lock`
+workdir/profile/        see `profile`
+workdir/class_counts.npy  see `modes.class_counts`
+workdir/samples/        see `modes.scene_samples`
 """
 
 import json

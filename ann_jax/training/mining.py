@@ -37,8 +37,8 @@ def hard_limit(
     """Probabilities below which OHEM keeps pixels of each row: `threshold`, or more to keep enough.
 
     Args:
-        p: probabilities of the true class, 2 where it is unknown.
-        threshold, min_kept: see `losses.ohem_cross_entropy`.
+        p: `true_probability`: 2 where the label is IGNORE, above every probability.
+        threshold, min_kept: see `pixel_losses.ohem_cross_entropy`.
     """
     last = jnp.maximum(row_sum(p <= 1) - 1, 0)
     return jnp.maximum(kth_smallest(p, jnp.minimum(min_kept, last)), threshold)

@@ -14,9 +14,6 @@ import optax.contrib
 from ann_jax.errors import ConfigError, unknown
 from ann_jax.ranges import check
 from ann_jax.training import groups
-from ann_jax.training.schedules import poly_schedule
-
-__all__ = ['DECAYS', 'arguments', 'make_optimizer', 'poly_schedule', 'sgd']
 
 DECAYS = ('all', 'kernels')
 # Optimizers that a step cannot serve, and why.
@@ -36,8 +33,8 @@ _SETTINGS = {
     'mask': 'optim.decay and optim.decay_factors',
     'weight_decay_mask': 'optim.decay and optim.decay_factors',
 }
-
-_AVERAGES = ('b1', 'b2', 'b3', 'rho', 'decay', 'momentum')  # arguments: what a moving average keeps a step
+# Arguments that are the share of a moving average that a step keeps.
+_AVERAGES = ('b1', 'b2', 'b3', 'rho', 'decay', 'momentum')
 
 
 def sgd(

@@ -15,8 +15,8 @@ import optax
 from ann_jax.errors import ConfigError
 
 SCHEDULES = ('poly', 'cosine', 'one_cycle', 'constant')
-# Of torch's OneCycleLR: the share of the steps in which the rate rises, and what the first rate is below the
-# highest, and the last below the first.
+# Of torch's OneCycleLR: the share of the steps in which the rate rises, how many times the first rate is
+# below the highest, and the last below the first.
 _RISE, _BELOW_HIGHEST, _BELOW_FIRST = 0.3, 25, 1e4
 
 

@@ -41,7 +41,7 @@ class StepOutput(NamedTuple):
 
 
 class StepParts(NamedTuple):
-    """A step as three functions, which the caller jits.
+    """A step as separate functions, which the caller jits.
 
     `part` is the number of a part of a batch; None for the whole batch.
     """
@@ -76,7 +76,7 @@ def make_step(
     Returns:
         A function from a state, which it donates, and a batch to the next state and scalar metrics: `loss`,
         `main_loss`, `auxiliary_loss`, `kept`, `pixel_accuracy`, `gradient_norm`. A batch has `image`,
-        (B, H, W, 3) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; with several
+        (B, H, W, N) as `normalize` takes it, and `label`, (B, H, W) class indices or IGNORE; with several
         processes, the share of this one. The function is compiled once per shape, and raises ConfigError if
         the batch does not divide over the devices, DataError if a label is not a class, or `check_levels`
         refuses the images.

@@ -94,6 +94,7 @@ def convert(
     Raises:
         DataError: the file cannot be read or is damaged, or its tensors fit no known network.
         ConfigError: an argument cannot be used, or the folder exists.
+        SaveError: the folder cannot be written.
     """
     out = None if out is None else place(out)
     if out is not None and out.exists():

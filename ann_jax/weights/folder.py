@@ -174,7 +174,7 @@ def write(folder: Path, weights: Weights) -> None:
     """Writes the files of weights into a folder that is there.
 
     Raises:
-        OSError: it cannot be written.
+        OSError, SaveError: it cannot be written.
     """
     facts = {item.name: getattr(weights, item.name) for item in fields(weights) if item.name in FACTS}
     # In `source`, because older versions refuse unknown keys.

@@ -152,9 +152,8 @@ def _variables(checkpoints, step, prefer):
 
 def _of_run(saved, facts, score, averaged):
     """Dataset, crops and first weights of a run, and the score of a checkpoint, where they are known."""
-    data = saved.get('dataset', {})
-    name = data.get('name') if data.get('root') else data.get('stand_in') or data.get('name')
-    known = {'crop': as_tuples(saved.get('augment', {}).get('crop')), 'dataset': name, 'miou': score}
+    crop, name = saved.get('augment', {}).get('crop'), _dataset_name(saved.get('dataset', {}))
+    known = {'crop': as_tuples(crop), 'dataset': name, 'miou': score}
     known['started_from'] = facts.get('started_from')
     if averaged:
         known['weights'] = f'exponential moving average, decay {saved["optim"]["ema_decay"]}'
@@ -163,12 +162,17 @@ def _of_run(saved, facts, score, averaged):
     return {key: value for key, value in known.items() if value not in (None, '')}
 
 
+def _dataset_name(data):
+    """The dataset that a run read: without a root, the one that stands in for it."""
+    return (not data.get('root') and data.get('stand_in')) or data.get('name')
+
+
 def _class_names(path, saved, variables):
     """Class names of a run that does not save them: those of the scenes, or those in its scores."""
     count = len(variables['params'].get('classifier', {}).get('bias', ()))
     data = complete(saved)[0]['dataset']
     names = []
-    if (data.get('root') and data.get('name') or data.get('stand_in') or data.get('name')) == 'scenes':
+    if _dataset_name(data) == 'scenes':
         names = list(VERSIONS[data['scenes']['version']])
     else:
         with contextlib.suppress(OSError, ValueError, KeyError):

@@ -131,7 +131,7 @@ def _refuse_variants(state):
         if re.search(r'(^|\.)layer1\.0\.', key)
     }
     first, second, third = (shapes.get(f'conv{i}.weight', ()) for i in (1, 2, 3))
-    if not what and second and len(second) == 4 and second[1] != (second[0]):
+    if not what and second and len(second) == 4 and second[1] != second[0]:
         what = 'has grouped convolutions, as resnext and regnet'
     elif not what and third and first and first[0] and third[0] != 4 * first[0]:
         what = f'widens its blocks by {third[0] / first[0]:g} instead of 4, as wide_resnet'

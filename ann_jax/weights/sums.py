@@ -30,7 +30,10 @@ def check(path: Path) -> str:
         if not sums:
             raise DataError(f'{beside}: holds no SHA-256 of 64 digits for {path.name}: correct or remove it')
         if digest not in sums:
-            raise DataError(f'{path}: is {digest[:8]}, but {beside.name} says {sums[0][:8]}: get it again')
+            raise DataError(
+                f'{path}: its SHA-256 begins with {digest[:8]}, but {beside.name} says {sums[0][:8]}: get it '
+                'again'
+            )
     blob = path.resolve()  # a hub's cache calls files by their SHA-256
     if blob.parent.name == 'blobs' and re.fullmatch('[0-9a-f]{64}', blob.name) and blob.name != digest:
         raise DataError(f'{path}: is damaged, its hub says {blob.name[:8]}: delete {blob}, to get it again')

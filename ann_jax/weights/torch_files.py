@@ -79,12 +79,11 @@ def _paddle(file):
 
 def _torch(file):
     budget = Budget(os.fstat(file.fileno()).st_size)
-    begin = file.read(512)
+    begin = file.read(BEGIN)
     file.seek(0)
-    is_zip = begin[:4] == b'PK\x03\x04'
     if begin[257:262] == b'ustar':
         _refuse_tar(file)
-    return _archive(file, budget) if is_zip else _legacy(file, budget)
+    return (_archive if begin.startswith(b'PK\x03\x04') else _legacy)(file, budget)
 
 
 def _refuse_tar(file):

@@ -181,7 +181,11 @@ def from_pillow(
     where: object = 'the Pillow image',
     tiff_of: tiff.Directory | None = None,
 ) -> np.ndarray:
-    """Returns the bands of a Pillow image that `reading` picks, unscaled: see `decode_values`."""
+    """Returns the bands of a Pillow image that `reading` picks, unscaled: see `decode_values`.
+
+    Raises:
+        DataError: Pillow keeps too few of its bits, or it has bands for which `reading` has no rule.
+    """
     # Pillow decodes an opened file when its pixels are asked for, and not in two threads at once.
     with _PILLOW_LOCKS[id(image) // 16 % len(_PILLOW_LOCKS)]:
         return _from_pillow(image, reading, upright, where, tiff_of)

@@ -119,7 +119,7 @@ def pick(values: np.ndarray, has_alpha: bool, reading: Reading, where: object) -
         return values[..., [band - 1 for band in reading.bands]]
     if has_alpha and count in (2, 4):
         return pick(values[..., :-1], False, reading, where)
-    if values.shape[2] != 3:
+    if count != 3:
         raise DataError(
             f'{where} has {count} bands, which are not red, green and blue: pick those to use, counted from '
             "1, as in --config.dataset.bands=3,2,1 (load(..., bands='3,2,1') in Python); any number can be "

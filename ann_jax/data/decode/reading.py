@@ -20,6 +20,12 @@ from ann_jax.files import refuse_special
 
 PNG = b'\x89PNG\r\n\x1a\n'  # the first bytes of one
 MAX_PIXELS = 1_000_000_000  # of an image or a label
+# Modules -> what to install for them, where the name does not say.
+_PACKAGES = {
+    'yaml': 'pyyaml',
+    # It imports the others, but does not declare them.
+    'tensorflow_datasets': 'tensorflow-datasets array_record importlib_resources',
+}
 
 
 def read_file(path: str | os.PathLike, kind: str) -> bytes:
@@ -159,7 +165,6 @@ def optional(module: str, where: object) -> ModuleType:
             raise ImportError('one of its dependencies is missing, see above')
         return found
     except ImportError as e:
-        package = module.split('.')[0].replace('_', '-')
-        if package == 'tensorflow-datasets':
-            package += ' array_record importlib_resources'  # it imports them, but does not declare them
+        name = module.split('.')[0]
+        package = _PACKAGES.get(name, name.replace('_', '-'))
         raise DataError(f'{where} needs {module} ({e}): pip install {package}') from e

@@ -1,7 +1,7 @@
 """Reads annotations of objects, and draws them as each tool does itself.
 
 COCO, and CVAT, which exports masks through it, by pycocotools; LabelMe by Pillow; YOLO by OpenCV. The library
-pycocotools comes with `pip install '.[annotations]'`.
+pycocotools comes with `pip install 'ann_jax[annotations]'`.
 """
 
 import base64
@@ -94,9 +94,7 @@ def read_annotations(kind: str, files: list[str]) -> Annotated:
 
 def _read_coco(file, found):
     tree = json.loads(text_of(file, 'annotations'))
-    categories = {
-        each['id']: each['name'] for each in sorted(tree['categories'], key=lambda each: each['id'])
-    }
+    categories = _categories(tree)
     # Roboflow's category 0 is the project, of which the others are parts.
     whole = {each.get('supercategory') for each in tree['categories'] if each['id'] != 0}
     used = {annotation['category_id'] for annotation in tree['annotations']}
@@ -121,6 +119,11 @@ def _read_coco(file, found):
         objects = sorted(by_image[str(image['id'])], key=lambda each: -_area(each, size, file))
         drawn = [(categories[each['category_id']], _coco(each['segmentation'], file)) for each in objects]
         found.images.append(Labelled(image['file_name'], file, size, drawn))
+
+
+def _categories(tree) -> dict[int, str]:
+    """Id -> name, in the order of the ids."""
+    return {each['id']: each['name'] for each in sorted(tree['categories'], key=lambda each: each['id'])}
 
 
 def _segmentation(annotation, found):
@@ -176,9 +179,7 @@ def _runs(segmentation, height, width, file):
 
 def _read_panoptic(file, found):
     tree = json.loads(text_of(file, 'annotations'))
-    categories = {
-        each['id']: each['name'] for each in sorted(tree['categories'], key=lambda each: each['id'])
-    }
+    categories = _categories(tree)
     found.name(list(categories.values()))
     images = {str(image['id']): image for image in tree['images']}
     stem, folder = os.path.splitext(file)[0], os.path.dirname(file)

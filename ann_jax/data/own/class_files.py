@@ -62,6 +62,7 @@ def parse_classes(text: str, root: str) -> Classes:
     Raises:
         ConfigError: there is no such file, or it is not understood; there are no classes or too many; a name,
             colour or value appears twice; or only some classes have colours or values.
+        DataError: the file cannot be read, or is no text.
     """
     wrong = lambda why: ConfigError(
         f'dataset.classes={text!r}: {why}; give names separated by commas, their number, or a text file '

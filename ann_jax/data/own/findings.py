@@ -44,7 +44,7 @@ class _Split:
 
     name: str
     classes: Sequence[str]
-    own: Any  # the `OwnRules` of a dataset of the user, if it is one
+    own: Any  # the `layout.Own` of a dataset of the user, if it is one
     found: Survey
     train: bool
 
@@ -218,7 +218,7 @@ def shared(splits: Sequence[str], names: Sequence[tuple[str, str]]) -> list[Find
     train, other = splits
     text = (
         f'{len(names)} images are in {train} and in {other}, such as {_pair(*names[0])}: scores would be too '
-        f'good; remove them from one of the two'
+        'good; remove them from one of the two'
     )
     return [Finding(f'images in {train} and in {other}', text)]
 
@@ -236,7 +236,7 @@ def other_palettes(splits: Sequence[str], one: Survey, other: Survey) -> list[Fi
 def _palettes_differ(value, one, other):
     return 'palettes differ', (
         f'value {value} has one colour in the label of {one} and another in that of {other}, but counts as '
-        f'one class: if the colours are right, give them in a class file, so that they count'
+        'one class: if the colours are right, give them in a class file, so that they count'
     )
 
 

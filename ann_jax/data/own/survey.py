@@ -21,7 +21,7 @@ class Look(NamedTuple):
 
     name: str
     label: Label
-    image: np.ndarray | None  # (H, W, 3) uint8 RGB; None: not decoded
+    image: np.ndarray | None  # (H, W, N) uint8; None: not decoded
     data: bytes = b''  # the encoded image, if there is one
 
     def sample(self) -> Sample:
@@ -47,9 +47,8 @@ class Survey:
     painted: int = 0  # labels whose colours count
     black: int = 0  # black pixels in these
     lossy: list[str] = field(default_factory=list)  # samples whose label has a format that changes values
-    palette: dict[int, tuple[int, str]] = field(
-        default_factory=dict
-    )  # value -> 0xRRGGBB, and a sample with it
+    # value -> 0xRRGGBB, and a sample with it
+    palette: dict[int, tuple[int, str]] = field(default_factory=dict)
     clash: tuple[int, str, str] | None = None  # a value, and two samples in whose palettes its colour differs
 
     @property

@@ -80,12 +80,12 @@ def colors_without_classes(raw: np.ndarray, layout: Layout, where: object, name:
     if not layout.own:
         return DataError(
             f'label {where} holds colours (RGB), not class values: {name} labels are greyscale or palette '
-            f'PNGs of class values; choose the dataset or the files that fit'
+            'PNGs of class values; choose the dataset or the files that fit'
         )
     return DataError(
         f'label {where} holds colours (RGB), not class values, such as {_rgb(example)}: give the colours in '
         f"a class file, a line like 'road {' '.join(map(str, example))}' for each class, and name it with "
-        f'--config.dataset.classes=names.txt'
+        '--config.dataset.classes=names.txt'
     )
 
 
