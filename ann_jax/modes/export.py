@@ -125,6 +125,7 @@ def _job(opened, config, backbone, dtype):
         tuple(c.size),
         takes=c.takes,
         gives=c.gives,
+        read=opened.images,
     )
 
 
@@ -177,11 +178,27 @@ def _snippet(name, code):
     return [f'To run {name}, without this package:', '', '```python', code, '```', '']
 
 
+def _reading(images):
+    """Lines about how images become levels, where they are not 8-bit RGB."""
+    if not images:
+        return []
+    lines = ['How images become those levels, which programs leave to you and `ann_jax.load` does:', '']
+    if bands := images.get('bands'):
+        lines += [f'- their bands {bands}, counted from 1, are the channels, in this order']
+    if limits := images.get('image_range'):
+        lines += [
+            f'- {limits} are the values that become 0 and 255; 8 bits stay as they are, unless the range is '
+            'one of 8 bits'
+        ]
+    return [*lines, '']
+
+
 def _card(
     opened: Weights, config: ConfigDict, source: Path, notes: list[str], snippets: dict[str, str]
 ) -> str:
     order = 'blue, green, red' if opened.input['bgr'] else 'red, green, blue'
-    order = f'{opened.in_channels} bands' if opened.in_channels != 3 else order
+    if bands := opened.images.get('bands'):
+        order = f'from bands {bands}' + ', the last first' * opened.input['bgr']
     normalization = for_channels(opened.input, opened.in_channels)
     mean, deviation = normalization['mean'], normalization['std']
     settings, data = source / 'config.json', config.dataset.name
@@ -213,8 +230,8 @@ def _card(
         'Normalisation, which programs that take uint8 apply themselves:',
         '',
         f'- channels {order}; mean {mean}, standard deviation {deviation}, for levels 0 to 255',
-        *(f'- {name.replace("_", " ")} of the images: {value}' for name, value in opened.images.items()),
         '',
+        *_reading(opened.images),
         'Programs:',
         '',
         *(f'- {note}' for note in notes or ['none']),
