@@ -154,6 +154,22 @@ def test_a_card_of_bands_names_them_and_not_rgb(tmp_path):
     assert (np.load(tmp_path / 'out' / 'ids.npy') == expected).mean() > 0.999
 
 
+def test_damaged_scores_and_settings_are_told_and_left_out(tmp_path, caplog):
+    small_folder(tmp_path / 'weights')
+    whole = {'split': 'val', 'step': 5, 'miou': 0.5, 'pixel_accuracy': 0.75}
+    (tmp_path / 'weights' / 'metrics-test.json').write_text(json.dumps(whole))
+    (tmp_path / 'weights' / 'metrics.json').write_text('{"split": "val", "st')
+    (tmp_path / 'weights' / 'config.json').write_text('{"dataset": {"na')
+    config = config_for(tmp_path / 'weights')
+    config.export.update(output=str(tmp_path / 'out'), formats='')
+    export(config, tmp_path)
+    card = Path(tmp_path, 'out', 'README.md').read_text()
+    assert '`val` at step 5: mIoU 50.00, pixel accuracy 75.00' in card and 'in config.json' not in card
+    assert not (tmp_path / 'out' / 'config.json').exists()
+    for name in ('metrics.json', 'config.json'):
+        assert f'{name} is damaged (' in caplog.text
+
+
 def test_tensorrt_lists_the_operators(exported):
     assert not refused_by_tensorrt(exported / 'model.onnx')
 
