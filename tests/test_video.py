@@ -79,12 +79,20 @@ def test_a_video_that_is_cut_off_is_told(folder, tmp_path, capsys):
     config = config_for(folder, input=str(tmp_path / 'whole.mp4'), write='ids', batch_size=1)
     config.predict.output = str(tmp_path / 'out')
     assert predict(config, tmp_path) == 0
+    assert 'of a longer video before' not in capsys.readouterr().out
     config.predict.input = str(tmp_path / 'cut.mp4')
     assert predict(config, tmp_path) == 1
     printed = capsys.readouterr().out
     frames = len([*(tmp_path / 'out/ids/cut').iterdir()])
     assert 0 < frames < 20 and f'cut.mp4 ends after {frames} of 20 frames: it is cut off' in printed
     assert '1 of 1 videos segmented; 1 problems, see above' in printed
+    for name in ('000020', '000021'):  # as if a longer one of that name had been segmented before
+        (tmp_path / f'out/ids/whole/{name}.png').touch()
+    (tmp_path / 'cut.mp4').rename(tmp_path / 'whole.mp4')
+    config.predict.input = str(tmp_path / 'whole.mp4')
+    assert predict(config, tmp_path) == 1
+    told = f'whole holds {21 - frames} more, of a longer video before: remove those after {frames:06}.png'
+    assert told in capsys.readouterr().out
 
 
 def test_a_video_of_several_sizes_or_without_pictures_is_refused(folder, tmp_path, capsys):

@@ -121,6 +121,12 @@ def segment_video(
             f'{file} lasts {lasts:.1f} s, but what was written plays {plays:.1f} s, at {float(rate):g} '
             'frames per second: convert it to a constant frame rate first, if times matter'
         )
+    pictures = (out / 'ids' / name).glob('*.png') if 'ids' in kinds else ()
+    if old := sum(file.stem.isdigit() and int(file.stem) > done for file in pictures):
+        print(
+            f'{out / "ids" / name} holds {old} more, of a longer video before: remove those after '
+            f'{done:06}.png'
+        )
     if done < count * (1 - _DROPPED) - 1:
         return f'{file} ends after {done} of {count} frames: it is cut off; copy it again'
     return ''
