@@ -1,6 +1,7 @@
 """Exported programs: without this package they give what the network gives."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from reference import assert_close
+from small import small_folder
 from test_predict import config_for, expected_logits
 
 import ann_jax
@@ -99,7 +101,10 @@ def test_the_snippets_of_the_card_run_without_this_package(folder, exported, tmp
     image, small = render((5, 33), 64, 130)[0][:33], render((5, 5), 64, 128)[0][:5, :2]
     work = tmp_path / 'elsewhere'
     shutil.copytree(exported, work)
-    Image.fromarray(image).save(work / 'street.jpg', format='png')
+    stored = Image.fromarray(image).transpose(Image.Transpose.ROTATE_90)  # as a phone that was turned
+    exif = stored.getexif()
+    exif[0x0112] = 6  # to be turned back
+    stored.save(work / 'street.jpg', format='png', exif=exif)
     np.save(work / 'images.npy', np.stack([small[:, ::-1], small]))
     environment = {key: value for key, value in environment.items() if key != 'PYTHONPATH'}
     subprocess.run([sys.executable, '-c', FRESH], check=True, cwd=work, env=environment)
@@ -126,6 +131,43 @@ def test_an_export_is_a_folder_of_weights_with_a_card(exported):
         assert words in card
     assert ann_jax.load(exported).classes[-1] == 'worker'
     assert json.loads(Path(exported, 'model.json').read_text())['version'] == 3
+
+
+def test_a_card_of_bands_names_them_and_not_rgb(tmp_path):
+    for needed in ('onnx', 'onnxruntime'):
+        pytest.importorskip(needed, reason='of the extra export')
+    small_folder(tmp_path / 'weights', bands='4,3,2', image_range='0,4095')
+    config = config_for(tmp_path / 'weights')
+    config.export.update(output=str(tmp_path / 'out'), formats='onnx')
+    export(config, tmp_path)
+    card = Path(tmp_path, 'out', 'README.md').read_text()
+    assert '- channels from bands 4,3,2; mean' in card and '- 0,4095 are the values that become' in card
+    assert 'red, green' not in card and 'uint8 3 channels to float32 logits' in card
+    image = np.random.default_rng(0).integers(0, 4096, (33, 50, 4), np.uint16)
+    # What the card says: bands 4, 3 and 2, and 4095 becomes 255.
+    np.save(tmp_path / 'out' / 'street.npy', np.rint(image[..., [3, 2, 1]] / 4095 * 255).astype(np.uint8))
+    (code,) = re.findall('```python\n(.*?)```', card, re.S)
+    assert 'street.npy' in code and 'Image' not in code
+    code += "np.save('ids.npy', ids)"
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tmp_path / 'out')
+    expected = ann_jax.load(tmp_path / 'out')(image).ids
+    assert (np.load(tmp_path / 'out' / 'ids.npy') == expected).mean() > 0.999
+
+
+def test_damaged_scores_and_settings_are_told_and_left_out(tmp_path, caplog):
+    small_folder(tmp_path / 'weights')
+    whole = {'split': 'val', 'step': 5, 'miou': 0.5, 'pixel_accuracy': 0.75}
+    (tmp_path / 'weights' / 'metrics-test.json').write_text(json.dumps(whole))
+    (tmp_path / 'weights' / 'metrics.json').write_text('{"split": "val", "st')
+    (tmp_path / 'weights' / 'config.json').write_text('{"dataset": {"na')
+    config = config_for(tmp_path / 'weights')
+    config.export.update(output=str(tmp_path / 'out'), formats='')
+    export(config, tmp_path)
+    card = Path(tmp_path, 'out', 'README.md').read_text()
+    assert '`val` at step 5: mIoU 50.00, pixel accuracy 75.00' in card and 'in config.json' not in card
+    assert not (tmp_path / 'out' / 'config.json').exists()
+    for name in ('metrics.json', 'config.json'):
+        assert f'{name} is damaged (' in caplog.text
 
 
 def test_tensorrt_lists_the_operators(exported):

@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,25 @@ def test_samples_of_an_own_source_are_checked(name, tmp_path):
         ann_jax.train(config, tmp_path, train_source=Odd(key, change), eval_source=Stripes(8))
     with pytest.raises(DataError, match=message):
         list(Checked(Odd(key, change), 'eval_source', 3))
+
+
+def test_a_run_is_not_resumed_with_its_classes_in_another_order(tmp_path, caplog):
+    def named(*classes):
+        sources = {'train_source': Stripes(64), 'eval_source': Stripes(8)}
+        for each in sources.values():
+            each.dataset = replace(each.dataset, classes=classes)
+        return sources
+
+    config = config_of()
+    config.model.depth = 10
+    config.train.steps = 1
+    first, *rest = Stripes.dataset.classes
+    ann_jax.train(config, tmp_path, **named(first, *rest))
+    config.train.steps = 2
+    with pytest.raises(ConfigError, match=f'in another order: .*, {first}: restore the order, or use'):
+        ann_jax.train(config, tmp_path, **named(*rest, first))
+    ann_jax.train(config, tmp_path, **named('renamed', *rest))
+    assert f"names classes otherwise than the run did, such as 'renamed' for '{first}'" in caplog.text
 
 
 def test_sources_are_used_as_given(tmp_path):

@@ -164,3 +164,11 @@ def test_curves_of_a_resumed_run_replace_those_after_its_first_step(tmp_path):
     events.Reload()
     got = [(event.step, event.value) for event in events.Scalars('train/loss')]
     assert got == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+
+
+def test_pictures_of_odd_names_make_no_noise(tmp_path, caplog):
+    caplog.set_level('INFO')
+    record = Record(tmp_path)
+    record.picture(1, "a<i>0&'q'", np.zeros((4, 4, 3), np.uint8))
+    record.close()
+    assert not caplog.records and (tmp_path / 'pictures' / "a<i>0&'q'.png").is_file()

@@ -1,5 +1,7 @@
 """Videos in --mode=predict, compared with their frames as PyAV decodes them."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,9 +79,80 @@ def test_a_video_that_is_cut_off_is_told(folder, tmp_path, capsys):
     config = config_for(folder, input=str(tmp_path / 'whole.mp4'), write='ids', batch_size=1)
     config.predict.output = str(tmp_path / 'out')
     assert predict(config, tmp_path) == 0
+    assert 'of a longer video before' not in capsys.readouterr().out
     config.predict.input = str(tmp_path / 'cut.mp4')
     assert predict(config, tmp_path) == 1
     printed = capsys.readouterr().out
     frames = len([*(tmp_path / 'out/ids/cut').iterdir()])
     assert 0 < frames < 20 and f'cut.mp4 ends after {frames} of 20 frames: it is cut off' in printed
     assert '1 of 1 videos segmented; 1 problems, see above' in printed
+    for name in ('000020', '000021'):  # as if a longer one of that name had been segmented before
+        (tmp_path / f'out/ids/whole/{name}.png').touch()
+    (tmp_path / 'cut.mp4').rename(tmp_path / 'whole.mp4')
+    config.predict.input = str(tmp_path / 'whole.mp4')
+    assert predict(config, tmp_path) == 1
+    told = f'whole holds {21 - frames} more, of a longer video before: remove those after {frames:06}.png'
+    assert told in capsys.readouterr().out
+
+
+def test_a_video_of_several_sizes_or_without_pictures_is_refused(folder, tmp_path, capsys):
+    for name, shape in (('a', (48, 64, 3)), ('b', (32, 48, 3))):
+        write(tmp_path / f'{name}.ts', [np.full(shape, 99, np.uint8)] * 3)
+    parts = [(tmp_path / f'{name}.ts').read_bytes() for name in 'ab']
+    (tmp_path / 'joined.mkv').write_bytes(b''.join(parts))
+    config = config_for(folder, input=str(tmp_path / 'joined.mkv'), write='overlays,ids', batch_size=1)
+    config.predict.output = str(tmp_path / 'out')
+    with pytest.raises(DataError, match=r'frame \d of .*joined.mkv is 48x32, those before 64x48: convert'):
+        predict(config, tmp_path)
+    assert not (tmp_path / 'out' / 'overlays' / 'joined.mp4').exists()
+    config.predict.write = 'ids'
+    assert predict(config, tmp_path) == 0
+    assert len([*(tmp_path / 'out/ids/joined').iterdir()]) == 6
+
+    with av.open(str(tmp_path / 'sound.mp4'), 'w') as file:
+        stream = file.add_stream('aac', rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+        sound.rate = 44100
+        file.mux(stream.encode(sound))
+        file.mux(stream.encode(None))
+    config.predict.input = str(tmp_path / 'sound.mp4')
+    with pytest.raises(DataError, match=r'sound.mp4: it holds no pictures'):
+        predict(config, tmp_path)
+
+
+@pytest.mark.parametrize('degrees', [0, 90])
+def test_pixels_keep_their_shape_and_uneven_times_are_told(folder, tmp_path, capsys, degrees):
+    with av.open(str(tmp_path / 'a.mov'), 'w') as file:
+        stream = file.add_stream('mpeg4', 10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, 'yuv420p'
+        stream.sample_aspect_ratio = Fraction(3, 2)
+        if degrees:
+            stream.set_display_rotation(degrees)
+        for i in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), format='rgb24')
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            for packet in stream.encode(frame):
+                file.mux(packet)
+        file.mux(stream.encode(None))
+    config = config_for(folder, input=str(tmp_path / 'a.mov'), write='overlays', batch_size=1)
+    config.predict.output = str(tmp_path / 'out')
+    assert predict(config, tmp_path) == 0
+    assert 'constant frame rate' not in capsys.readouterr().out
+    with av.open(str(tmp_path / 'out/overlays/a.mp4')) as file:
+        stream = file.streams.video[0]
+        shown = (stream.width, stream.height, stream.sample_aspect_ratio)
+    assert shown == ((48, 64, Fraction(2, 3)) if degrees else (64, 48, Fraction(3, 2)))
+
+    # Its header says 100 frames per second, its frames lie a second apart.
+    with av.open(str(tmp_path / 'slow.mkv'), 'w') as file:
+        stream = file.add_stream('mpeg4', 100)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, 'yuv420p'
+        for i in range(4):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), format='rgb24')
+            frame.pts, frame.time_base = 100 * i, Fraction(1, 100)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    config.predict.input = str(tmp_path / 'slow.mkv')
+    assert predict(config, tmp_path) == 0
+    told = 'slow.mkv lasts 3.0 s, but what was written plays 0.0 s, at 100 frames per second: convert it'
+    assert told in capsys.readouterr().out

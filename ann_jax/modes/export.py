@@ -110,9 +110,11 @@ def export(config: ConfigDict, workdir: Path, *, backbone: Backbone | None = Non
                 'the largest logit'
             )
             snippets[file.name] = written.snippet
-        text = front_matter(opened.source) + _card(opened, config, source, notes, snippets)
-        if (source / 'config.json').is_file():
-            (draft / 'config.json').write_bytes((source / 'config.json').read_bytes())
+        data, settings = config.dataset.name, source / 'config.json'
+        if settings.is_file() and (name := _read(settings, lambda run: run['dataset']['name'])):
+            data = f'{name}; all settings of the run are in config.json'
+            (draft / 'config.json').write_bytes(settings.read_bytes())
+        text = front_matter(opened.source) + _card(opened, data, source, notes, snippets)
         (draft / 'README.md').write_text(text, encoding='utf-8')
     print('\n'.join([*notes, f'written to {out}']))
 
@@ -127,6 +129,7 @@ def _job(opened, config, backbone, dtype):
         tuple(c.size),
         takes=c.takes,
         gives=c.gives,
+        read=opened.images,
     )
 
 
@@ -164,9 +167,17 @@ class _Network:
         return float(worst / np.abs(ours).max())
 
 
-def _score(file):
+def _read(file, about):
+    """What a JSON file says; '' if it is damaged, which is no reason to export nothing."""
+    try:
+        return about(json.loads(file.read_text(encoding='utf-8')))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        logger.warning('%s is damaged (%s): the export goes without it', file, error)
+        return ''
+
+
+def _score(record):
     """A line about one evaluation."""
-    record = json.loads(file.read_text(encoding='utf-8'))
     protocol = record.get('protocol', {})  # runs of earlier versions do not tell
     made = ', '.join(f'{key} {value}' for key, value in protocol.items() if value not in ([], 0)) or 'unknown'
     return (
@@ -179,17 +190,27 @@ def _snippet(name, code):
     return [f'To run {name}, without this package:', '', '```python', code, '```', '']
 
 
-def _card(
-    opened: Weights, config: ConfigDict, source: Path, notes: list[str], snippets: dict[str, str]
-) -> str:
+def _reading(images):
+    """Lines about how images become levels, where they are not 8-bit RGB."""
+    if not images:
+        return []
+    lines = ['How images become those levels, which programs leave to you and `ann_jax.load` does:', '']
+    if bands := images.get('bands'):
+        lines += [f'- their bands {bands}, counted from 1, are the channels, in this order']
+    if limits := images.get('image_range'):
+        lines += [
+            f'- {limits} are the values that become 0 and 255; 8 bits stay as they are, unless the range is '
+            'one of 8 bits'
+        ]
+    return [*lines, '']
+
+
+def _card(opened: Weights, data: str, source: Path, notes: list[str], snippets: dict[str, str]) -> str:
     order = 'blue, green, red' if opened.input['bgr'] else 'red, green, blue'
-    order = f'{opened.in_channels} bands' if opened.in_channels != 3 else order
+    if bands := opened.images.get('bands'):
+        order = f'from bands {bands}' + ', the last first' * opened.input['bgr']
     normalization = for_channels(opened.input, opened.in_channels)
     mean, deviation = normalization['mean'], normalization['std']
-    settings, data = source / 'config.json', config.dataset.name
-    if settings.is_file():
-        data = json.loads(settings.read_text(encoding='utf-8'))['dataset']['name']
-        data += '; all settings of the run are in config.json'
     more = f', backbone={opened.backbone}(...)' if opened.backbone else ''
     backbone = opened.backbone or f'ResNet-{opened.model["depth"]}'
     lines = [
@@ -209,14 +230,14 @@ def _card(
         '        --config.predict.input=IMAGES',
         '',
     ]
-    if scores := sorted(source.glob('metrics*.json')):
-        lines += ['Scores of the run, by split and protocol:', '', *map(_score, scores), '']
+    if scores := [line for file in sorted(source.glob('metrics*.json')) if (line := _read(file, _score))]:
+        lines += ['Scores of the run, by split and protocol:', '', *scores, '']
     lines += [
         'Normalisation, which programs that take uint8 apply themselves:',
         '',
         f'- channels {order}; mean {mean}, standard deviation {deviation}, for levels 0 to 255',
-        *(f'- {name.replace("_", " ")} of the images: {value}' for name, value in opened.images.items()),
         '',
+        *_reading(opened.images),
         'Programs:',
         '',
         *(f'- {note}' for note in notes or ['none']),

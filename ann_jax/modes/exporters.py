@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Job:
         size: height and width, of networks that do not take canvases.
         takes: 'levels', uint8 of 0 to 255; or 'normalized', float32 that is normalised already.
         gives: 'logits', float32; or 'ids', uint8.
+        read: how images were read, those of the settings `bands` and `image_range` that are not empty.
     """
 
     model: ANN
@@ -42,6 +43,7 @@ class Job:
     size: tuple[int, int]
     takes: str = 'levels'
     gives: str = 'logits'
+    read: Mapping[str, str] = field(default_factory=dict)
 
     def images(self, *shape: Any) -> jax.ShapeDtypeStruct:
         """The images that a program takes, (B, H, W, N)."""
@@ -51,9 +53,9 @@ class Job:
     @property
     def interface(self) -> str:
         """From what to what, such as 'uint8 RGB to float32 logits'."""
-        channels = 'RGB' if self.model.in_channels == 3 else f'{self.model.in_channels} channels'
+        channels = f'{self.model.in_channels} channels' if self.read.get('bands') else 'RGB'
         if self.takes == 'normalized' and self.normalization['bgr']:
-            channels = 'BGR'
+            channels = 'BGR' if channels == 'RGB' else f'{channels}, the last first'
         taken = f'uint8 {channels}' if self.takes == 'levels' else f'normalised float32 {channels}'
         return f'{taken} to {"float32 logits" if self.gives == "logits" else "uint8 ids"}'
 
@@ -212,19 +214,21 @@ def write_litert(file: Path, job: Job) -> Written:
 
 def _reading(job, size):
     """Lines of a snippet that read an image as (1, H, W, N)."""
-    if job.model.in_channels == 3:
-        lines = ["picture = Image.open('street.jpg').convert('RGB')"]
+    if not job.read:
+        # Cameras and phones store pictures that are turned.
+        lines = ["picture = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')"]
         if size:
             lines += [f'picture = picture.resize({size[::-1]})']
         lines = [
             'import numpy as np',
-            'from PIL import Image',
+            'from PIL import Image, ImageOps',
             '',
             *lines,
             'image = np.asarray(picture)[None]',
         ]
     else:
-        lines = ['import numpy as np', '', "image = np.load('street.npy')[None]  # uint8 (H, W, channels)"]
+        kind = f'uint8 (H, W, {job.model.in_channels}), of the channels and levels that the card names'
+        lines = ['import numpy as np', '', f"image = np.load('street.npy')[None]  # {kind}"]
     if job.takes == 'normalized':
         order = '[..., ::-1]' if job.normalization['bgr'] else ''
         mean, std = (list(job.normalization[key]) for key in ('mean', 'std'))

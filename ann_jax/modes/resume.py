@@ -107,6 +107,7 @@ def first_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     backbone: str = '',
+    classes: tuple[str, ...] = (),
 ) -> tuple[TrainState, int, dict]:
     """State and step to start from: those of the newest intact checkpoint, or a new state and step 0.
 
@@ -122,11 +123,12 @@ def first_state(
         tx: the optimizer.
         mesh: every device gets the whole state.
         backbone: name of its class, if it is not from this package.
+        classes: names of those to train, which a resumed run has in the same order.
 
     Raises:
         DataError: no checkpoint is intact.
-        ConfigError: the run in the working directory has other settings or another network, or the weights
-            of `init.from` do not fit.
+        ConfigError: the run in the working directory has other settings, another network or the classes in
+            another order, or the weights of `init.from` do not fit.
     """
 
     def restore(step, facts):
@@ -140,6 +142,7 @@ def first_state(
                 f'{workdir} holds a run with the backbone {facts.get("backbone") or "of its config"}, not '
                 f'{backbone or "of its config"}: pass the same one, or use another --workdir'
             )
+        _refuse_other_order(facts, classes, workdir)
         like = abstract_state(make_model(), tx, replicated(mesh), **build.state_settings(config))
         _refuse_other_state(saved, config, workdir, checkpoints.differing(step, like))
         return checkpoints.restore(step, like)
@@ -231,6 +234,20 @@ def _refuse_changes(saved: dict, config: ConfigDict, workdir: Path, finished: bo
         )
     if not finished and (others := [line for line in lines if line.startswith(LOGGED)]):
         logger.info('continues with changed settings: %s', '; '.join(others))
+
+
+def _refuse_other_order(facts, classes, workdir):
+    """A list of classes may have changed under a setting that names its file."""
+    saved = tuple(facts.get('classes', ()))  # the first commits did not save them
+    if len(saved) != len(classes) or saved == classes:  # of another number the network differs
+        return
+    if sorted(saved) == sorted(classes):
+        raise ConfigError(
+            f'{workdir} holds a run with the classes {", ".join(saved)}, and the dataset has them in another '
+            f'order: {", ".join(classes)}: restore the order, or use another --workdir'
+        )
+    other = next(pair for pair in zip(saved, classes, strict=True) if len({*pair}) > 1)
+    logger.warning('the dataset names classes otherwise than the run did, such as %r for %r', *other[::-1])
 
 
 def _refuse_other_state(saved, config, workdir, differing):

@@ -151,7 +151,9 @@ def train(
         set_class_weights(config, counts, source)
         make_model = lambda: build.model(config, dataset.num_classes, backbone)
         own_backbone = '' if backbone is None else type(backbone).__name__
-        state, first, origin = first_state(config, workdir, checkpoints, make_model, tx, mesh, own_backbone)
+        state, first, origin = first_state(
+            config, workdir, checkpoints, make_model, tx, mesh, own_backbone, tuple(dataset.classes)
+        )
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
         build.check_frozen_norm(config, state.batch_stats)
         _log_setting(config, source, evaluation, state)

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ann_jax.inference.segmenter import Segmenter
 ENDINGS = ('.mp4', '.mov', '.m4v', '.mkv', '.avi', '.webm')
 OUTPUTS = ('overlays', 'colors', 'ids')
 AHEAD = 2  # frames that are decoded while the device works
+_UNEVEN = 0.05  # of the length of a video, by which that of its overlays may differ
 _DROPPED = 0.01  # of the frames that a header counts, those that may have been dropped in recording
 
 
@@ -44,7 +46,7 @@ def segment_video(
     """Writes OUT/overlays/NAME.mp4, OUT/colors/NAME.mp4 and OUT/ids/NAME/000001.png, ...
 
     Videos are H.264, at the average frame rate of the input, without its sound; an odd width or height is
-    one pixel more, which repeats the last.
+    one pixel more, which repeats the last. If the times of its frames say another length, a line is printed.
 
     Args:
         segmenter: for each frame.
@@ -58,7 +60,8 @@ def segment_video(
         What is wrong if the video has fewer frames than it should; those it has are written. Otherwise ''.
 
     Raises:
-        DataError: the file is no video, or is damaged; nothing but ids of earlier frames is left.
+        DataError: the file is no video, is damaged, or its frames differ in size; nothing but ids of earlier
+            frames is left.
         SaveError: a file cannot be written.
     """
     import av
@@ -68,10 +71,13 @@ def segment_video(
     with contextlib.ExitStack() as stack:
         try:
             source = stack.enter_context(av.open(str(file)))
-            stream = source.streams.video[0]
-            rate, count = stream.average_rate or 25, stream.frames  # 0 if the header does not count
-        except (av.error.FFmpegError, IndexError) as error:
+        except av.error.FFmpegError as error:
             raise DataError(f'cannot read the video {file}: {error}') from error
+        if not source.streams.video:
+            raise DataError(f'cannot read the video {file}: it holds no pictures; name another file')
+        stream = source.streams.video[0]
+        rate, count = stream.average_rate or Fraction(25), stream.frames  # 0 if the header does not count
+        pixel = stream.sample_aspect_ratio or Fraction(1)  # its width, of a height of 1
         stream.thread_type = 'AUTO'
         bar = stack.enter_context(tqdm(total=count or None, desc='predict', unit='frame'))
         drafts = {
@@ -82,12 +88,23 @@ def segment_video(
         # Closed before the drafts are renamed.
         writers = stack.enter_context(contextlib.ExitStack())
         videos: dict[str, Any] = {}
-        for result in segmenter.stream(_frames(source, file), ahead=AHEAD, batch_size=batch_size):
+        times: list[float] = []  # of the first and the last frame
+        size = None
+        for result in segmenter.stream(_frames(source, file, times), ahead=AHEAD, batch_size=batch_size):
             done += 1
+            size = size or result.ids.shape
+            if drafts and result.ids.shape != size:
+                (height, width), (rows, columns) = size, result.ids.shape
+                raise DataError(
+                    f'frame {done} of {file} is {columns}x{rows}, those before {width}x{height}: convert the '
+                    'video to one size, or take --config.predict.write=ids'
+                )
             for kind, draft in drafts.items():
                 picture = result.overlay() if kind == 'overlays' else result.colored()
                 if kind not in videos:
-                    videos[kind] = writers.enter_context(_Writer(draft, rate, *picture.shape[:2]))
+                    turned = size != (stream.height, stream.width)
+                    shape = 1 / pixel if turned else pixel
+                    videos[kind] = writers.enter_context(_Writer(draft, rate, shape, *picture.shape[:2]))
                 videos[kind].write(picture)
             if 'ids' in kinds:
                 with replacing(out / 'ids' / name / f'{done:06}.png') as draft:
@@ -98,17 +115,31 @@ def segment_video(
     seconds = time.perf_counter() - start
     frames = f'{done} frame{"s" * (done > 1)}'
     print(f'{frames} segmented, {done / seconds:.2f} per second; {", ".join(kinds)} written to {out}')
+    lasts, plays = times[-1] - times[0] + float(1 / rate) if times else 0, float(done / rate)
+    if times and drafts and abs(lasts - plays) > 1 + _UNEVEN * lasts:
+        print(
+            f'{file} lasts {lasts:.1f} s, but what was written plays {plays:.1f} s, at {float(rate):g} '
+            'frames per second: convert it to a constant frame rate first, if times matter'
+        )
+    pictures = (out / 'ids' / name).glob('*.png') if 'ids' in kinds else ()
+    if old := sum(file.stem.isdigit() and int(file.stem) > done for file in pictures):
+        print(
+            f'{out / "ids" / name} holds {old} more, of a longer video before: remove those after '
+            f'{done:06}.png'
+        )
     if done < count * (1 - _DROPPED) - 1:
         return f'{file} ends after {done} of {count} frames: it is cut off; copy it again'
     return ''
 
 
-def _frames(source, file) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8, upright."""
+def _frames(source, file, times) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8, upright; `times` gets the seconds of the first and the last, if they are known."""
     import av
 
     try:
         for frame in source.decode(video=0):
+            if frame.time is not None:
+                times[1:] = [frame.time]
             yield np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90))
     except av.error.FFmpegError as error:
         raise DataError(f'cannot read the video {file}, which is damaged: {error}') from error
@@ -117,12 +148,13 @@ def _frames(source, file) -> Iterator[np.ndarray]:
 class _Writer:
     """A video that is being written."""
 
-    def __init__(self, file, rate, height, width):
+    def __init__(self, file, rate, pixel, height, width):
         import av
 
         self._file = av.open(str(file), 'w')
         self._stream = self._file.add_stream('libx264' if 'libx264' in av.codecs_available else 'mpeg4', rate)
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
+        self._stream.sample_aspect_ratio = pixel
         self._stream.pix_fmt = 'yuv420p'  # which every player knows; it takes even sizes
 
     def write(self, picture):

@@ -84,7 +84,7 @@ class TensorBoard:
 
 
 def _tag(name):
-    """The name of a curve: what it may not hold becomes _, which the package does too, but with a warning."""
+    """A name of an event: what it may not hold becomes _, which the package does too, but with a warning."""
     return re.sub(r'[^-/\w.]', '_', name)
 
 
@@ -97,7 +97,7 @@ def _image(name, picture):
     value = summary_pb2.Summary.Image(
         height=image.height, width=image.width, colorspace=3, encoded_image_string=buffer.getvalue()
     )
-    tag = summary.image(name, np.zeros((1, 1, 3), np.uint8), dataformats='HWC').value[0].tag
+    tag = summary.image(_tag(name), np.zeros((1, 1, 3), np.uint8), dataformats='HWC').value[0].tag
     return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, image=value)])
 
 
