@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from ann_jax.kernels.forms import with_forms_of
+
 GOLDENS = Path(__file__).parent / 'goldens'
 BOUND = 1e-5  # relative, float32
 
@@ -123,3 +125,13 @@ def tame(variables):
         return leaf * 0.1 if names & {'query', 'key'} and names & {'scale', 'bias'} else leaf
 
     return jax.tree_util.tree_map_with_path(smaller, variables)
+
+
+def with_gradient(function, x, cotangent, platform='cpu'):
+    """Output and gradient of sum(output * cotangent), in one compilation, by the forms of a platform."""
+
+    def run(x, cotangent):
+        output, pull = jax.vjp(function, x)
+        return output, pull(cotangent)[0]
+
+    return quick(with_forms_of(platform, run))(x, cotangent)

@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import assert_close, hwio, nchw, nhwc, normal, oihw, quick, shapes, torch_gradients
+from reference import (
+    assert_close,
+    hwio,
+    nchw,
+    nhwc,
+    normal,
+    oihw,
+    quick,
+    shapes,
+    torch_gradients,
+    with_gradient,
+)
 
 from ann_jax.errors import ConfigError
 from ann_jax.kernels.forms import with_forms_of
@@ -142,28 +153,30 @@ def test_conv_bn_is_convolution_norm_and_relu():
     assert_close(ConvBN(4, 3, 2).apply(variables, x, False).array, jnp.maximum(y.array, 0))
 
 
+@pytest.mark.parametrize('platform', ['any', 'tpu'])
 @pytest.mark.parametrize('ceil', [False, True])
 @pytest.mark.parametrize('height', range(1, 11))
-def test_max_pool_equals_max_pool2d(height, ceil):
+def test_max_pool_equals_max_pool2d(height, ceil, platform):
     torch = pytest.importorskip('torch')
     # Every size from 1 to 20, one side odd and one even; all below 0, where padding with 0 would show.
     x = normal(1, height, 21 - height, 2) - 5
-    ours, pull = jax.vjp(lambda x: max_pool(x, ceil).array, x)
-    cotangent = normal(*ours.shape, seed=1)
     pool = lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=ceil)
-    output, (gradient,) = torch_gradients(pool, nchw(cotangent), nchw(x))
+    cotangent = normal(*jax.eval_shape(lambda x: max_pool(x, ceil).array, x).shape, seed=1)
+    ours, gradient = with_gradient(lambda x: max_pool(x, ceil).array, x, cotangent, platform)
+    output, (expected,) = torch_gradients(pool, nchw(cotangent), nchw(x))
     np.testing.assert_array_equal(ours, nhwc(output))
-    assert_close(pull(cotangent)[0], nhwc(gradient))
+    assert_close(gradient, nhwc(expected))
 
 
-def test_max_pool_sends_the_gradient_to_the_first_of_equals():
+@pytest.mark.parametrize('platform', ['any', 'tpu'])
+def test_max_pool_sends_the_gradient_to_the_first_of_equals(platform):
     torch = pytest.importorskip('torch')
     x = np.maximum(normal(2, 11, 12, 3).round(), 0)  # as behind a ReLU: mostly zeros and other equals
     pool = lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True)
-    y, pull = jax.vjp(lambda x: max_pool(x, True).array, x)
-    cotangent = normal(*y.shape, seed=1)
-    _, (gradient,) = torch_gradients(pool, nchw(cotangent), nchw(x))
-    assert_close(pull(cotangent)[0], nhwc(gradient))
+    cotangent = normal(2, 6, 7, 3, seed=1)
+    _, gradient = with_gradient(lambda x: max_pool(x, True).array, x, cotangent, platform)
+    _, (expected,) = torch_gradients(pool, nchw(cotangent), nchw(x))
+    assert_close(gradient, nhwc(expected))
 
 
 def test_dropout_drops_whole_channels_and_keeps_the_expectation():

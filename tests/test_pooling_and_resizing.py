@@ -6,21 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import assert_close, nchw, nhwc, normal, quick, torch_gradients
+from reference import assert_close, nchw, nhwc, normal, quick, torch_gradients, with_gradient
 
 from ann_jax.kernels.anchors import sample_anchors
-from ann_jax.kernels.forms import with_forms_of
 from ann_jax.kernels.resizing import resize_bilinear
-
-
-def with_gradient(function, x, cotangent, platform='cpu'):
-    """Output and gradient of sum(output * cotangent), in one compilation, by the forms of a platform."""
-
-    def run(x, cotangent):
-        output, pull = jax.vjp(function, x)
-        return output, pull(cotangent)[0]
-
-    return quick(with_forms_of(platform, run))(x, cotangent)
 
 
 def torch_anchors(x, kind, sizes):
@@ -117,7 +106,7 @@ RESIZES = [((7, 9), (7, 9)), ((5, 6), (1, 1)), ((1, 1), (4, 7)), ((1, 8), (6, 1)
 ]
 
 
-@pytest.mark.parametrize('platform', ['any', 'cuda'])  # the order of rows and columns in the gradient
+@pytest.mark.parametrize('platform', ['any', 'cuda', 'tpu'])
 @pytest.mark.parametrize('align_corners', [True, False])
 @pytest.mark.parametrize(('size', 'new_size'), RESIZES)
 def test_resize_equals_interpolate(size, new_size, align_corners, platform):

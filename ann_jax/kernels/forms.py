@@ -18,16 +18,20 @@ PLATFORMS = ('cpu', *GPUS, 'tpu', 'any')
 
 
 def by_platform(
-    *args: Any, default: Callable, cpu: Callable | None = None, gpu: Callable | None = None
+    *args: Any,
+    default: Callable,
+    cpu: Callable | None = None,
+    gpu: Callable | None = None,
+    tpu: Callable | None = None,
 ) -> Any:
     """Calls the form for the platform that the program is lowered for.
 
     Args:
         *args: arrays, or trees of them.
         default: the form for all other platforms.
-        cpu, gpu: special forms; their results have the same shapes.
+        cpu, gpu, tpu: special forms; their results have the same shapes.
     """
-    given = {'cpu': cpu} | dict.fromkeys(GPUS, gpu)
+    given = {'cpu': cpu, 'tpu': tpu} | dict.fromkeys(GPUS, gpu)
     forms = {platform: form for platform, form in given.items() if form is not None}
     if (picked := _picked.get()) is not None:
         return forms.get(picked, default)(*args)

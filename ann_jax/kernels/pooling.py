@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from ann_jax.kernels import Array
+from ann_jax.kernels.forms import by_platform, with_static
 from ann_jax.kernels.masking import Size, size_of
 from ann_jax.parallel.mesh import row_shards
 
@@ -34,10 +35,60 @@ def max_pool(x: Float[Array, 'B H W C'], ceil: bool) -> Float[jax.Array, 'B H_ou
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x, size, ceil):
-    return functools.reduce(jnp.maximum, _neighbours(x, size, ceil))
+    return by_platform(x, tpu=with_static(_by_windows, ceil), default=with_static(_by_slices, size, ceil))
 
 
 def _forward(x, size, ceil):
+    largest, first = by_platform(
+        x,
+        tpu=with_static(_by_windows_alone, ceil),
+        default=with_static(_by_slices_with_indices, size, ceil),
+    )
+    return largest, (x, first)
+
+
+def _backward(size, ceil, residual, gradient):
+    return (
+        by_platform(
+            *residual,
+            gradient,
+            tpu=with_static(_gradient_by_windows, ceil),
+            default=with_static(_gradient_by_indices, size),
+        ),
+    )
+
+
+_max_pool.defvjp(_forward, _backward)
+
+
+# TPUs
+
+
+def _by_windows(ceil, x):
+    """XLA's own form, which TPUs have operations for."""
+    # One more column of padding adds a window if the size is even, and none if it is odd.
+    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 + int(ceil))] * 2)
+
+
+def _by_windows_alone(ceil, x):
+    largest = _by_windows(ceil, x)
+    return largest, jnp.zeros(largest.shape, jnp.uint8)
+
+
+def _gradient_by_windows(ceil, x, first, gradient):
+    del first
+    return jax.vjp(functools.partial(_by_windows, ceil), x)[1](gradient)[0]
+
+
+# CPUs and GPUs
+
+
+def _by_slices(size, ceil, x):
+    return functools.reduce(jnp.maximum, _neighbours(x, size, ceil))
+
+
+def _by_slices_with_indices(size, ceil, x):
+    """And which pixel of each window is the largest: a byte."""
     neighbours = _neighbours(x, size, ceil)
     largest = jax.lax.optimization_barrier(functools.reduce(jnp.maximum, neighbours))
     first = jnp.full(largest.shape, 8, jnp.uint8)
@@ -46,7 +97,8 @@ def _forward(x, size, ceil):
     return largest, jax.lax.optimization_barrier(first)
 
 
-def _backward(size, ceil, first, gradient):
+def _gradient_by_indices(size, x, first, gradient):
+    del x
     batch, height, width, channels = first.shape
     of = lambda i, j: jnp.where(first == 3 * i + j, gradient, 0)
     # An even row is the middle one of a window, an odd row the last of a window and the first of the next.
@@ -54,10 +106,7 @@ def _backward(size, ceil, first, gradient):
     before, middle, after = map(rows, range(3))
     pixels = [(middle[i], after[i] + _next(before[i], 2)) for i in range(2)]  # [row][column], even and odd
     x = jnp.stack([jnp.stack(row, 3) for row in pixels], 2).reshape(batch, 2 * height, 2 * width, channels)
-    return (x[:, : size[0], : size[1]],)
-
-
-_max_pool.defvjp(_forward, _backward)
+    return x[:, : size[0], : size[1]]
 
 
 def _next(x, axis):
