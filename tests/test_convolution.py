@@ -27,17 +27,18 @@ def bounds(monkeypatch):
     forms.with_static.cache_clear()
 
 
-def assert_equals_torch(size, dilation, channels, platform='cpu'):
+def assert_equals_torch(size, dilation, channels, platform='cpu', width=3, stride=1):
     """The convolution of two maps and both gradients against torch's."""
     torch = pytest.importorskip('torch')
-    x, gradient = normal(2, *size, 6), normal(2, *size, channels, seed=2)
-    kernel = normal(3, 3, 6, channels, seed=1)
+    x, kernel = normal(2, *size, 6), normal(width, width, 6, channels, seed=1)
+    gradient = normal(2, *((n - 1) // stride + 1 for n in size), channels, seed=2)
     arrays = [torch.from_numpy(a).requires_grad_() for a in (nchw(x), oihw(kernel))]
-    expected = torch.conv2d(*arrays, padding=dilation, dilation=dilation)
+    options = {'stride': stride, 'dilation': dilation}
+    expected = torch.conv2d(*arrays, padding=width // 2 * dilation, **options)
     expected.backward(torch.from_numpy(nchw(gradient)))
 
     def ours(x, kernel, gradient):
-        y, pull = jax.vjp(lambda x, k: convolve(x, k, dilation=dilation), x, kernel)
+        y, pull = jax.vjp(lambda x, k: convolve(x, k, **options), x, kernel)
         return y, *pull(gradient)
 
     y, of_input, of_kernel = quick(forms.with_forms_of(platform, ours))(x, kernel, gradient)
@@ -87,6 +88,12 @@ def test_product_and_its_gradients_equal_their_definition(sizes, platform):
 @pytest.mark.parametrize('size', SIZES)
 def test_dilated_convolution_on_gpus_and_its_gradients_equal_torch(size, dilation):
     assert_equals_torch(size, dilation, 5, 'cuda')
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('width', [3, 5, 7])
+def test_strided_convolution_of_images_on_tpus_equals_torch(size, width):
+    assert_equals_torch(size, 1, 5, 'tpu', width, stride=2)
 
 
 def test_no_kernel_on_gpus_is_as_large_as_the_map():

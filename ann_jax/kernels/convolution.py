@@ -1,4 +1,4 @@
-"""Convolution of feature maps, with forms that are fast on CPUs and GPUs."""
+"""Convolution of feature maps, with forms that are fast on CPUs, GPUs and TPUs."""
 
 import functools
 import math
@@ -17,6 +17,8 @@ from ann_jax.parallel.mesh import row_shards
 WIDE = 64  # for gradients: the kernel's by Winograd, the input's as one product where the map is small
 WIDER = 128  # for Winograd without gradients: with fewer, memory traffic costs more than it saves
 WIDEST = 512  # input channels, for all three by Winograd: with fewer, compilation takes too long
+# Number of channels up to which the TPU form of convolutions of stride 2 pays off: those of images.
+NARROW = 16
 
 
 def convolve(
@@ -41,7 +43,11 @@ def convolve(
         return product(x, kernel[0, 0])
     # XLA exchanges rows that are split over devices, but only for its own convolution.
     special = stride == 1 and (dilation > 1 or _is_wide(x, kernel)) and row_shards(x) == 1
-    return _special(x, kernel, dilation) if special else direct(x, kernel, stride, dilation)
+    if special:
+        return _special(x, kernel, dilation)
+    if stride == 2 and dilation == 1 and x.shape[-1] <= NARROW and row_shards(x) == 1:
+        return by_platform(x, kernel, tpu=_over_blocks, default=_of_stride_2)
+    return direct(x, kernel, stride, dilation)
 
 
 def direct(
@@ -136,6 +142,39 @@ def batch_to_space(
     _, rows, columns, channels = y.shape
     y = y.reshape(-1, d, d, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
     return y.reshape(-1, rows * d, columns * d, channels)[:, :height, :width]
+
+
+# TPUs
+
+
+def _of_stride_2(x, kernel):
+    return direct(x, kernel, 2, 1)
+
+
+def _over_blocks(x, kernel):
+    """A convolution of stride 2 as one of stride 1 over blocks of 2x2 pixels with all of their channels.
+
+    TPUs pad channels to 128: those of an image take 43 times their bytes, those of blocks 11 times.
+    """
+    size, _, channels, features = kernel.shape
+    half = size // 2
+    before, after = (half + 1) // 2, half // 2  # blocks beside that of a window's middle
+    blocks = before + 1 + after
+    low = 2 * before - half  # taps of the first block that are before the window
+    kernel = jnp.pad(kernel, [(low, 2 * blocks - size - low)] * 2 + [(0, 0)] * 2)
+    kernel = kernel.reshape(blocks, 2, blocks, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    rows, columns = ((n + 1) // 2 for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # taken where the size is odd
+    every_second = lambda i, j: jax.lax.slice(
+        x, (0, i, j, 0), (x.shape[0], i + 2 * rows - 1, j + 2 * columns - 1, channels), (1, 2, 2, 1)
+    )
+    return jax.lax.conv_general_dilated(
+        jnp.concatenate([every_second(i, j) for i in range(2) for j in range(2)], -1),
+        kernel.reshape(blocks, blocks, 4 * channels, features),
+        window_strides=(1, 1),
+        padding=[(before, after)] * 2,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
 
 
 # CPUs
