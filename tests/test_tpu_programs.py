@@ -12,7 +12,7 @@ from ann_jax.errors import ConfigError
 from ann_jax.models.fold import fold, folded_shapes
 from ann_jax.models.initializers import initial_variables
 from ann_jax.tools import tpu_programs
-from ann_jax.tools.tpu_programs import ROWS, Row, collectives
+from ann_jax.tools.tpu_programs import ROWS, Row, collectives, hbm_bytes
 from configs import scenes
 
 PROGRAM = """
@@ -26,6 +26,26 @@ PROGRAM = """
 
 def test_collectives_are_counted_where_they_end():
     assert collectives(PROGRAM) == {'all-reduce': (2, 4 + 64 + 30), 'collective-permute': (1, 96)}
+
+
+def test_bytes_of_hbm_have_the_padding_of_tiles_and_not_the_memory_of_the_chip():
+    program = """
+%fused_computation.1 (param_0: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0:T(128)} negate(%param_0)
+}
+
+ENTRY %main (p.1: bf16[7,9,3]) -> f32[7,9] {
+  %p.1 = bf16[7,9,3]{2,1,0:T(8,128)(2,1)} parameter(0), metadata={op_name="x"}
+  %p.2 = f32[3]{0:T(128)} parameter(1)
+  %start = (bf16[7,9,3]{2,1,0:T(8,128)(2,1)S(1)}, bf16[7,9,3]{2,1,0:T(8,128)(2,1)}) copy-start(%p.1)
+  %done = bf16[7,9,3]{2,1,0:T(8,128)(2,1)S(1)} copy-done(%start)
+  %fusion.1 = (f32[7,9]{0,1:T(8,128)S(1)}, f32[7,9]{0,1}) fusion(%done, %p.2, %p.2), kind=kLoop, calls=%fused
+  %gte = f32[7,9]{0,1:T(8,128)S(1)} get-tuple-element(%fusion.1), index=0
+  ROOT %copy.1 = f32[7,9]{1,0:T(8,128)} copy(%gte), backend_config={}
+}
+"""
+    copied, read, written, result = 7 * 16 * 128 * 2, 2 * 128 * 4, 7 * 9 * 4, 8 * 128 * 4
+    assert hbm_bytes(program) == copied + read + written + result
 
 
 def test_rows_are_read_and_written():
@@ -55,7 +75,7 @@ def test_shapes_of_the_folded_network_are_those_of_folding():
 
 def test_what_is_known_is_not_compiled_again(monkeypatch, tmp_path, capsys):
     path = tmp_path / 'known.json'
-    figures = {'chips': 4, 'images': 2, 'memory': 5e9, 'flops': 3e12, 'bytes': 7e10, 'seconds': 1, 'jax': '1'}
+    figures = {'chips': 4, 'memory': 5e9, 'flops': 3e12, 'bytes': 7e10, 'hbm': 6e9, 'seconds': 1, 'jax': '1'}
     compiled = []
 
     def measured(row, *_):
@@ -72,10 +92,10 @@ def test_what_is_known_is_not_compiled_again(monkeypatch, tmp_path, capsys):
     assert compiled == [first, *others] and list(json.loads(path.read_text())['rows']) == rows
     printed = capsys.readouterr().out.splitlines()[-3:]
     assert printed[:2] == [
-        f'| step, 9 x 9, v5e:2x2, space 2 | 4 | {images} | 5.00 GB | 3.00 | 70.0 | 3 all-reduce (2.0 MB) |'
-        for images in (2, 8)
+        f'| step, 9 x 9, v5e:2x2, space 2 | 4 | {n} | 5.00 GB | 3.00 | 70.0 | 6.0 | 3 all-reduce (2.0 MB) |'
+        for n in (2, 8)
     ]
-    assert printed[2].endswith('| 70.0 | none |')
+    assert printed[2].endswith('| 70.0 | 6.0 | none |')
     with pytest.raises(SystemExit, match='error: .*is not WHAT'):
         tpu_programs.main(['--config=scenes', '--rows=nonsense', f'--output={path}'])
 
@@ -110,6 +130,7 @@ def test_a_step_compiles_for_a_tpu(tmp_path, capsys):
     output = tmp_path / 'found.json'
     tpu_programs.main(['--config=scenes:runlocal', '--classes=5', f'--rows={rows}', f'--output={output}'])
     step, inference = json.loads(output.read_text())['rows'].values()
+    assert 0 < step['hbm'] < step['bytes'] and 0 < inference['hbm'] < inference['bytes']
     assert step['chips'] == 4 and step['images'] == 2 and inference['images'] == 4
     assert step['collectives'].keys() >= {'all-reduce', 'collective-permute'} and not inference['collectives']
     with pytest.raises(SystemExit, match='v9:2x2 cannot be compiled for'):

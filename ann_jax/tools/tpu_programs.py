@@ -16,6 +16,7 @@ compiled again.
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -39,7 +40,7 @@ from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.runs import history
-from ann_jax.tools.cost_model import COLLECTIVES, size_of, step_of
+from ann_jax.tools.cost_model import COLLECTIVES, ITEMSIZE, size_of, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ ROWS = (
     'inference,v5e:4x8,2,1024x2048',
     'inference,v5e:4x8,4,1024x2048',
 )
+# What a program says of an array: f32[769,19]{0,1:T(8,128)S(1)}, of which T are tiles, and S a memory.
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\](?:\{([\d,]*):?([^}]*)\})?')
+_TILE = re.compile(r'T\((?:(\d+),)?(\d+)\)')
+_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%(\S+) = (.*?) ([\w-]+)\((.*?)\)')
+_MOVES_NOTHING = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast'}
 
 
 class Row(NamedTuple):
@@ -146,7 +152,7 @@ def measured(row: Row, config: ConfigDict, classes: int) -> dict[str, Any]:
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         'chips': mesh.size,
@@ -154,7 +160,8 @@ def measured(row: Row, config: ConfigDict, classes: int) -> dict[str, Any]:
         'memory': kept + memory.temp_size_in_bytes,
         'flops': cost['flops'],
         'bytes': cost['bytes accessed'],
-        'collectives': collectives(compiled.as_text()),
+        'hbm': hbm_bytes(text),
+        'collectives': collectives(text),
         'seconds': round(seconds),
         'jax': jax.__version__,
     }
@@ -172,11 +179,45 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
     return {kind: (count[kind], size[kind]) for kind in COLLECTIVES if count[kind]}
 
 
+def hbm_bytes(program: str) -> int:
+    """Bytes that a compiled program reads from HBM and writes to it, padding included.
+
+    The compiler's own count has those of the memory on the chip as well. An operand counts as a whole, and
+    what is in a loop not at all.
+    """
+    shapes: dict[str, str] = {}
+    total = 0
+    for line in program[program.index('ENTRY') :].splitlines():
+        if not (match := _INSTRUCTION.match(line)):
+            continue
+        name, shapes[match[1]], kind, operands = match.groups()
+        if kind.endswith('-done'):  # of a copy from one memory to the other
+            total += _padded(shapes[name])
+        elif kind not in _MOVES_NOTHING and not kind.endswith('-start'):
+            names = re.findall(r'%([\w.-]+)', operands)
+            total += sum(_padded(shapes.get(each, ''), of_hbm=True) for each in (name, *names))
+    return total
+
+
+def _padded(shapes, of_hbm=False):
+    """Bytes of arrays in tiles, of all or of those in HBM."""
+    total = 0
+    for dtype, shape, order, layout in _ARRAY.findall(shapes):
+        if dtype in ITEMSIZE and not (of_hbm and 'S(' in layout):
+            lengths = [int(n) for n in shape.split(',') if n]
+            lengths = [lengths[int(axis)] for axis in order.split(',') if axis]  # the innermost first
+            if tile := _TILE.search(layout):
+                for i, side in enumerate(filter(None, reversed(tile.groups()))):
+                    lengths[i : i + 1] = [-(-n // int(side)) * int(side) for n in lengths[i : i + 1]]
+            total += ITEMSIZE[dtype] * math.prod(lengths)
+    return total
+
+
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        '| program | chips | images | memory of a chip | TFLOP | GB accessed | collectives |',
-        '|---|---|---|---|---|---|---|',
+        '| program | chips | images | memory of a chip | TFLOP | GB accessed | of HBM | collectives |',
+        '|---|---|---|---|---|---|---|---|',
     ]
     for text, figures in found.items():
         row = Row.parse(text)
@@ -184,10 +225,11 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             f'{count} {kind} ({size / 1e6:.1f} MB)' for kind, (count, size) in figures['collectives'].items()
         )
         space = f', space {row.space}' if row.space > 1 else ''
+        hbm = f'{figures["hbm"] / 1e9:.1f}' if 'hbm' in figures else ''  # files of earlier versions lack it
         lines.append(
             f'| {row.what}, {row.height} x {row.width}, {row.topology}{space} | {figures["chips"]} '
             f'| {figures["images"]} | {figures["memory"] / 1e9:.2f} GB | {figures["flops"] / 1e12:.2f} '
-            f'| {figures["bytes"] / 1e9:.1f} | {exchanged or "none"} |'
+            f'| {figures["bytes"] / 1e9:.1f} | {hbm} | {exchanged or "none"} |'
         )
     return '\n'.join(lines)
 
