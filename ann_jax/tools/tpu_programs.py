@@ -10,7 +10,7 @@ is
     step or inference, topology, chips that share an image (`mesh.space`), height x width
 
 with one image for each such group of chips, or as many as a fifth field says: `step,v5e:4x8,1,769x769,2`. A
-step of ANN-ResNet-101 compiles for 12 to 20 minutes of a core. Rows that `--output=FILE` holds are not
+step of ANN-ResNet-101 compiles for 6 to 20 minutes of a core. Rows that `--output=FILE` holds are not
 compiled again.
 """
 
