@@ -103,6 +103,10 @@ def _direct(dilation, x, kernel):
     return direct(x, kernel, 1, dilation)
 
 
+def _of_stride_2(x, kernel):
+    return direct(x, kernel, 2, 1)
+
+
 def _direct_backward(dilation, x, kernel, gradient):
     return jax.vjp(functools.partial(_direct, dilation), x, kernel)[1](gradient)
 
@@ -145,10 +149,6 @@ def batch_to_space(
 
 
 # TPUs
-
-
-def _of_stride_2(x, kernel):
-    return direct(x, kernel, 2, 1)
 
 
 def _over_blocks(x, kernel):

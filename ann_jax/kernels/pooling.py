@@ -1,4 +1,7 @@
-"""Pooling of stride 2 from slices of the map, which all exporters support: 3x3 maxima and 2x2 averages."""
+"""Pooling of stride 2: 3x3 maxima and 2x2 averages.
+
+From slices of the map, which all exporters support; TPUs and rows over devices take XLA's windows for maxima.
+"""
 
 import functools
 
@@ -71,6 +74,7 @@ def _by_windows(ceil, x):
 
 
 def _by_windows_alone(ceil, x):
+    """Without the indices of the other form, in whose place are zeros that no gradient reads."""
     largest = _by_windows(ceil, x)
     return largest, jnp.zeros(largest.shape, jnp.uint8)
 
