@@ -27,6 +27,12 @@ def test_slurm_has_at_least_one_node():
     assert result.returncode == 2 and '0 must be a whole number of at least 1' in result.stderr
 
 
+@pytest.mark.parametrize('port', ['65536', '-1', 'http'])
+def test_a_port_is_one(port):
+    result = launch('machine', f'--port={port}', '--dry-run', *RUN)
+    assert result.returncode == 2 and f'{port} must be a port from 1 to 65535' in result.stderr
+
+
 def test_a_machine_runs_one_process_per_index():
     lines = launch('machine', '--processes=3', '--port=999', '--dry-run', *RUN).stdout.splitlines()
     assert len(lines) == 3

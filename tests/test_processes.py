@@ -251,6 +251,13 @@ def test_half_a_description_of_the_processes_is_refused(monkeypatch):
     assert not processes.join()
 
 
+@pytest.mark.parametrize('address', ['head', 'head:', ':8476', '10.0.0.2:99999', '10.0.0.2:0', 'head:http'])
+def test_an_address_without_a_possible_port_is_refused(monkeypatch, address):
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda *args, **more: pytest.fail('would wait'))
+    with pytest.raises(ConfigError, match=f'--coordinator={address}: must be HOST:PORT'):
+        processes.join(address, 2, 0)
+
+
 def test_auto_asks_the_machine(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, 'initialize', lambda *args: asked.append(args))

@@ -39,7 +39,8 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         Whether there are several processes.
 
     Raises:
-        ConfigError: some of the three are missing, or the processes do not find each other.
+        ConfigError: some of the three are missing, the address is none, or the processes do not find each
+            other.
     """
     env = os.environ
     given: dict[str, Any] = {
@@ -60,6 +61,8 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     try:
         if missing and not found:
             raise ConfigError(f'several processes need --{" and --".join(missing)} too')
+        if given['coordinator']:
+            _check_address(given['coordinator'])
         if missing:
             jax.distributed.initialize(given['coordinator'])
         else:
@@ -76,6 +79,16 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     if jax.process_count() > 1:
         _speak_when_aborted()
     return jax.process_count() > 1
+
+
+def _check_address(text):
+    # jax waits for minutes for a port that cannot exist.
+    host, _, port = text.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(
+            f'--coordinator={text}: must be HOST:PORT of process 0, with a port from 1 to 65535, such as '
+            '10.0.0.2:8476; or auto'
+        )
 
 
 @functools.cache

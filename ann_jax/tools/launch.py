@@ -69,7 +69,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     places = parser.add_subparsers(dest='where', required=True)
     machine = places.add_parser('machine', parents=[common])
     machine.add_argument('--processes', type=count, default=2)
-    machine.add_argument('--port', type=int, default=0, help='0 for a free one')
+    machine.add_argument('--port', type=_port, default=0, help='0 for a free one')
     slurm = places.add_parser('slurm', parents=[common])
     slurm.add_argument('--nodes', type=count, default=1)
     slurm.add_argument('--gpus', type=int, default=0, help='on each node')
@@ -102,6 +102,12 @@ def count(text: str) -> int:
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text} must be a whole number of at least 1')
+    return int(text)
+
+
+def _port(text):
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f'{text} must be a port from 1 to 65535, or 0 for a free one')
     return int(text)
 
 
