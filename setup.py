@@ -88,10 +88,11 @@ setup(
             'importlib_resources>=6',
         ],
         'dev': [
-            'ann_jax[annotations,datasets,export,gcs,report,serve,tiff,video]',
+            'ann_jax[annotations,datasets,export,gcs,report,s3,serve,tiff,video]',
             'beartype>=0.19',
             'build>=1.2',
             'huggingface_hub>=1.0',
+            'moto[server]>=5.1',
             'mypy>=1.13',
             'pytest>=8',
             'pytest-xdist>=3.6',
@@ -99,8 +100,9 @@ setup(
             'safetensors>=0.5',
             'tensorboard>=2.18',
         ],
-        # Runs and weights in buckets of Google Cloud Storage, gs://BUCKET/NAME.
+        # Runs and weights in buckets of Google Cloud Storage, gs://BUCKET/NAME, and of Amazon S3.
         'gcs': ['gcsfs>=2025.2', 'google-cloud-storage>=2.18'],
+        's3': ['s3fs>=2025.2'],
         'export': ['flatbuffers>=24', 'onnx>=1.17', 'onnxruntime>=1.20'],
         # The converter keeps typing_extensions below 4.13, and so pydantic of the demo below 2.12.
         'litert': ['ai-edge-litert>=2.3', 'litert-converter>=0.5'],

@@ -362,7 +362,7 @@ def validate(config: ConfigDict) -> None:
         if '://' in c[key]:
             raise ConfigError(
                 f'dataset.{key}={c[key]}: datasets are read from a file system: mount the bucket, for '
-                'example with gcsfuse, and name the mounted folder'
+                'example with gcsfuse or mount-s3, and name the mounted folder'
             )
     Reading.parse(c.image_range if c.image_range != AUTO else '', c.bands, c.page, c.max_pixels)
     check_input(config.input, channels_of(c.bands))

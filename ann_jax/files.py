@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ann_jax.buckets import copies, paths
-from ann_jax.buckets.paths import remote
 from ann_jax.buckets.reasons import BucketError
+from ann_jax.buckets.services import remote
 from ann_jax.errors import ConfigError, DataError, SaveError
 
 _KINDS = {

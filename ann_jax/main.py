@@ -29,7 +29,8 @@ _CONFIG = command.define_config(
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Working directory, a folder or gs://BUCKET/NAME; runs/<name of the config> if not given.',
+    'Working directory, a folder, gs://BUCKET/NAME or s3://BUCKET/NAME; runs/<name of the config> if not '
+    'given.',
 )
 _MODE = flags.DEFINE_enum(
     'mode',

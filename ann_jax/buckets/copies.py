@@ -2,13 +2,13 @@
 
 import functools
 import logging
-import shutil
 import tempfile
 import threading
 from pathlib import Path
 
-from ann_jax.buckets.paths import blob_of, client, place
+from ann_jax.buckets.paths import place
 from ann_jax.buckets.reasons import BucketError, asking
+from ann_jax.buckets.services import opened
 from ann_jax.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,9 @@ def upload(file: Path, path: Path) -> None:
     Raises:
         BucketError: it cannot be written.
     """
+    service, bucket, name = opened(path)
     with asking():  # not through `open`, which on Ctrl-C would end the object where it is
-        blob_of(path).upload_from_filename(str(file))
+        service.upload(bucket, name, file)
 
 
 def upload_folder(folder: Path, path: Path, last: str) -> None:
@@ -32,8 +33,32 @@ def upload_folder(folder: Path, path: Path, last: str) -> None:
     Raises:
         BucketError: one cannot be written.
     """
-    for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):
-        upload(file, path / file.name)
+    files = [file for file in folder.rglob('*') if file.is_file()]
+    for file in sorted(files, key=lambda file: (file == folder / last, file)):
+        upload(file, path / file.relative_to(folder).as_posix())
+
+
+def names(path: Path) -> list[str]:
+    """Names of the objects in a folder of a bucket, and in folders in it, relative to it.
+
+    Raises:
+        BucketError: they cannot be listed.
+    """
+    service, bucket, name = opened(path)
+    with asking():
+        return [each.removeprefix(f'{name}/') for each in service.names(bucket, f'{name}/')]
+
+
+def remove(path: Path, first: str = '') -> None:
+    """Removes a folder of a bucket if it is there, the object named `first` before the others.
+
+    Raises:
+        BucketError: it cannot be done.
+    """
+    service, bucket, name = opened(path)
+    for each in sorted(names(path), key=lambda each: each != first):
+        with asking():
+            service.remove(bucket, f'{name}/{each}')
 
 
 def fetched(path: str) -> str:
@@ -50,8 +75,7 @@ def fetched(path: str) -> str:
     found = place(path)
     target = Path(tempfile.mkdtemp(dir=_copies().name), found.name)
     try:
-        with asking():
-            _download(found, target)
+        download(found, target)
     except BucketError as error:
         raise DataError(f'cannot read {path}: {error}') from error
     return str(target)
@@ -62,14 +86,22 @@ def _copies():
     return tempfile.TemporaryDirectory(prefix='ann_jax_')
 
 
-def _download(path, target):
-    if path.is_dir():
-        target.mkdir(parents=True, exist_ok=True)
-        for each in path.iterdir():
-            _download(each, target / each.name)
-    else:
-        with path.open('rb') as source, open(target, 'wb') as copy:
-            shutil.copyfileobj(source, copy, 2**24)
+def download(path: Path, target: Path) -> None:
+    """Copies a file or folder of a bucket to this machine.
+
+    Raises:
+        BucketError: it cannot be read.
+    """
+    service, bucket, name = opened(path)
+    inside = [each for each in names(path) if not each.endswith('/')]  # which stand for empty folders
+    with asking():
+        if not inside:
+            service.download(bucket, name, target)
+        for each in inside:
+            if '..' in each.split('/'):
+                raise BucketError(f'{each} in it leads out of its folder: remove or rename it')
+            (target / each).parent.mkdir(parents=True, exist_ok=True)
+            service.download(bucket, f'{name}/{each}', target / each)
 
 
 def move(path: Path, target: Path) -> None:
@@ -78,14 +110,12 @@ def move(path: Path, target: Path) -> None:
     Raises:
         BucketError: it cannot be done; what was not copied is still there.
     """
+    service, bucket, before = opened(path)
+    after = opened(target)[-1]
     with asking():
-        bucket = blob_of(path).bucket
-        before, after = (f'{blob_of(each).name}/' for each in (path, target))
-        blobs = list(client().list_blobs(bucket, prefix=before))
-        for blob in blobs:
-            bucket.copy_blob(blob, bucket, after + blob.name.removeprefix(before))
-        for blob in blobs:
-            blob.delete()
+        for name in names(path):
+            service.copy(bucket, f'{before}/{name}', f'{after}/{name}')
+    remove(path)
 
 
 class Growing:
@@ -105,7 +135,7 @@ class Growing:
         self.folder = Path(self._temporary.name)
         with asking():
             if name and (path / name).exists():
-                _download(path / name, self.folder / name)
+                download(path / name, self.folder / name)
         self._sizes: dict[str, int] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)

@@ -1,4 +1,4 @@
-"""Paths of this machine and in buckets, and the client that asks Google's storage."""
+"""Paths of this machine and in buckets."""
 
 import contextlib
 import functools
@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from ann_jax.buckets.reasons import explained
+from ann_jax.buckets.services import SERVICES, remote
 from ann_jax.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/+(.*)')  # a `Path` has merged its slashes
-_SLOW, _TIMEOUT, _LONG = 2.0, 30.0, 60.0  # seconds
+_SLOW, _LONG = 2.0, 60.0  # seconds
 
 
 def place(path: str | os.PathLike) -> Path:
     """The path of a folder or file, on this machine or in a bucket.
 
     Args:
-        path: of this machine, ~ allowed, or gs://BUCKET/NAME. When a bucket is first named, it is asked
-            whether it can be listed.
+        path: of this machine, ~ allowed, or gs://BUCKET/NAME or s3://BUCKET/NAME. When a bucket is first
+            named, it is asked whether it can be listed.
 
     Returns:
         A `pathlib.Path`, or in a bucket an `epath.Path`, which has those of its methods that are used here.
@@ -40,24 +41,22 @@ def place(path: str | os.PathLike) -> Path:
     if found is None:
         return Path(path).expanduser()
     scheme, name = found[1], found[2].strip('/')
-    if scheme != 'gs':
+    if scheme not in SERVICES:
+        known = ' and '.join(f'{each}://BUCKET/NAME ({kept})' for each, (_, kept) in SERVICES.items())
         raise ConfigError(
-            f'{scheme}://{name}: only buckets of Google Cloud Storage, gs://BUCKET/NAME, can be used: mount '
-            'other storage as a file system that can rename, and name the mounted folder'
+            f'{scheme}://{name}: only {known} can be used: mount other storage as a file system that can '
+            'rename, and name the mounted folder'
         )
     bucket, _, inside = name.partition('/')
     if not inside.strip('./'):
-        raise ConfigError(f'gs://{name}: name a folder in the bucket, as in gs://{bucket or "BUCKET"}/run')
-    _open(bucket)
+        raise ConfigError(
+            f'{scheme}://{name}: name a folder in the bucket, as in {scheme}://{bucket or "BUCKET"}/run'
+        )
+    _open(scheme, bucket)
     from etils import epath
 
-    here: Any = epath.Path(f'gs://{name}')
+    here: Any = epath.Path(f'{scheme}://{name}')
     return here
-
-
-def remote(path: str | os.PathLike) -> bool:
-    """Whether a path lies in a bucket."""
-    return os.fspath(path).startswith('gs:/')  # a `Path` has merged its slashes
 
 
 @contextlib.contextmanager
@@ -84,59 +83,19 @@ def telling_if_slow(path: Path, what: str) -> Iterator[None]:
 
 
 @functools.cache
-def _open(bucket):
-    """Prepares the libraries, and asks the bucket for a name in it."""
-    service = client()
+def _open(scheme, bucket):
+    """Prepares the libraries, and asks the bucket whether it can be listed."""
+    service = SERVICES[scheme][0]
+    service.client()
     start = time.perf_counter()
     try:
-        # Orbax asks for the first too, each time that it lists checkpoints.
-        found = service.get_bucket(bucket, timeout=_TIMEOUT, retry=None)
-        next(iter(service.list_blobs(found, max_results=1, timeout=_TIMEOUT, retry=None)), None)
+        service.look(bucket)
     except Exception as error:
-        raise ConfigError(f'gs://{bucket} cannot be used: {explained(error)}') from error
+        raise ConfigError(f'{scheme}://{bucket} cannot be used: {explained(error)}') from error
     took = time.perf_counter() - start
     if took > _SLOW:
         logger.warning(
-            'gs://%s took %.1f s to answer two requests: use a bucket in the region of this machine, or save '
-            'less often with --config.train.checkpoint_every',
-            bucket, took,
+            '%s://%s took %.1f s to answer: use a bucket in the region of this machine, or save less often '
+            'with --config.train.checkpoint_every',
+            scheme, bucket, took,
         )  # fmt: skip
-
-
-def blob_of(path: Path) -> Any:
-    """The object of a path in a bucket, as Google's own library has it; it need not exist."""
-    bucket, _, name = str(path).removeprefix('gs://').partition('/')
-    return client().bucket(bucket).blob(name)
-
-
-@functools.cache
-def client() -> Any:
-    """The client of Google's own library, after all others have been set up."""
-    env = os.environ
-    if host := env.get('STORAGE_EMULATOR_HOST'):
-        # Which tensorstore and a part of gcsfs do not look at.
-        env.setdefault('TENSORSTORE_GCS_HTTP_URL', host if '://' in host else f'http://{host}')
-        env.setdefault('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'none')
-        env.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-    # A connection on which nothing moves is given up, and the request made again.
-    env.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', f'{_TIMEOUT:.0f}')
-    env.setdefault('TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES', '1')
-    env.setdefault('EPATH_USE_TF', 'false')  # where it is installed, it reports errors in its own way
-    for library in ('fsspec', 'gcsfs', 'google', 'urllib3'):  # which print every failure with a traceback
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    try:
-        import fsspec
-        import gcsfs  # noqa: F401
-        from google.cloud import storage
-    except ImportError as error:
-        raise ConfigError(
-            f"gs:// needs gcsfs and google-cloud-storage ({error}): pip install 'ann_jax[gcs]'"
-        ) from error
-    # Other processes and tensorstore write too, so what was listed before does not count.
-    settings = fsspec.config.conf.setdefault('gcs', {})
-    settings.setdefault('use_listings_cache', False)
-    settings.setdefault('requests_timeout', _TIMEOUT)
-    try:
-        return storage.Client()
-    except Exception as error:
-        raise ConfigError(f'gs:// cannot be used: {explained(error)}') from error

@@ -4,10 +4,10 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
-_GRANT = 'grant it roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket'
-_LOG_IN = 'run gcloud auth application-default login, or name a key file in GOOGLE_APPLICATION_CREDENTIALS'
-_LIBRARIES = {'aiohttp', 'asyncio', 'gcsfs', 'google', 'requests', 'socket', 'urllib3'}
+_AMAZONS = {'botocore', 'aiobotocore', 's3fs'}
+_LIBRARIES = {'aiohttp', 'asyncio', 'gcsfs', 'google', 'requests', 'socket', 'urllib3', *_AMAZONS}
 # What tensorstore, gcsfs and Google's client say, whose errors have no common type.
 _STATUS = re.compile(
     r"(HTTP response code: |http_response_code=')(?P<code>\d{3})|CURL error|(?P<refused>^Forbidden: )|"
@@ -15,10 +15,36 @@ _STATUS = re.compile(
 )
 _SILENT = re.compile(r'tim(ed? ?out|eout)|connect|unreachable|resolve', re.IGNORECASE)
 _OVERLOADED = (408, 429, 500, 502, 503, 504)
+# What Amazon's client says of credentials, by the types of its errors or the codes of answers.
+_LOGIN = re.compile('Credential|Token|SSO|ProfileNotFound|InvalidAccessKeyId|SignatureDoesNotMatch')
+
+
+class _Words(NamedTuple):
+    """What users of a service are told to do."""
+
+    grant: str
+    log_in: str
+    address: str  # the variable that names other storage than the service's own
+
+
+_GOOGLE = _Words(
+    'grant it roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket',
+    'run gcloud auth application-default login, or name a key file in GOOGLE_APPLICATION_CREDENTIALS',
+    'STORAGE_EMULATOR_HOST',
+)
+_AMAZON = _Words(
+    'allow it s3:ListBucket on the bucket, and s3:GetObject, s3:PutObject and s3:DeleteObject on its objects',
+    'run aws configure or aws sso login, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY',
+    'AWS_ENDPOINT_URL',
+)
 
 
 class BucketError(OSError):
     """A bucket cannot be read or written; the message says why and what to do."""
+
+
+class Changed(Exception):
+    """An object is not what it was when it was last seen."""
 
 
 def reason(error: BaseException) -> str:
@@ -33,7 +59,7 @@ def unavailable(error: BaseException) -> str:
     if found is None:
         return ''
     seen, status, text = found
-    if status:
+    if status and not _is_of_login(seen):
         failed = status in (401, 403, *_OVERLOADED)
     else:
         failed = isinstance(seen, BucketError) or _is_of_login(seen) or _is_silent(seen, text)
@@ -42,7 +68,7 @@ def unavailable(error: BaseException) -> str:
 
 def _in_use():
     """Whether a bucket has been named: then its libraries are there, and a silent one may be meant."""
-    return 'gcsfs' in sys.modules
+    return 'gcsfs' in sys.modules or 's3fs' in sys.modules
 
 
 def _cause(error):
@@ -53,7 +79,10 @@ def _cause(error):
         found = _STATUS.search(text)
         library = type(seen).__module__.partition('.')[0]
         if found or library in _LIBRARIES or isinstance(seen, (BucketError, TimeoutError)):
+            answer = getattr(seen, 'response', None)
             code = str(getattr(seen, 'code', ''))
+            if isinstance(answer, dict):
+                code = str(answer.get('ResponseMetadata', {}).get('HTTPStatusCode', ''))
             if found and not code.isdigit():
                 code = found['code'] or found['status'] or ('403' if found['refused'] else '0')
             return seen, int(code) if code.isdigit() else 0, text
@@ -61,7 +90,14 @@ def _cause(error):
     return None
 
 
+def _is_of_amazon(error):
+    return type(error).__module__.partition('.')[0] in _AMAZONS
+
+
 def _is_of_login(error):
+    if _is_of_amazon(error):
+        answer = (getattr(error, 'response', None) or {}).get('Error', {})
+        return bool(_LOGIN.search(answer.get('Code', '') or type(error).__name__))
     return type(error).__module__.startswith('google.auth')
 
 
@@ -72,21 +108,23 @@ def _is_silent(error, text):
 def _told(error, status, text):
     if isinstance(error, BucketError):
         return text
-    short = re.sub(r'^\d{3} [A-Z]+ \S+ ', '', text)[:200]  # without the address that was asked
+    words = _AMAZON if _is_of_amazon(error) else _GOOGLE
+    short = re.sub(r'^\d{3} [A-Z]+ \S+ ', '', text)  # without the address that was asked, or the operation
+    short = re.sub(r'^An error occurred \((\w+)\) when calling the \w+ operation', r'\1', short)[:200]
     if _is_of_login(error):
-        return f'there are no credentials that work ({short}): {_LOG_IN}'
+        return f'there are no credentials that work ({short}): {words.log_in}'
     if status == 401:
-        return f'it does not know who asks (401): {_LOG_IN}'
+        return f'it does not know who asks (401): {words.log_in}'
     if status == 403:
-        return f'it refuses this account (403; {short}): {_GRANT}'
+        return f'it refuses this account (403; {short}): {words.grant}'
     if status == 404:
         return f'there is no such bucket or object (404; {short}): create the bucket, or correct its name'
     if status in _OVERLOADED:
         return f'it is overloaded ({status}): run the same again, and the run goes on'
     if _is_silent(error, text):
         return (
-            f'it does not answer ({short}): check the network and STORAGE_EMULATOR_HOST, which must be unset '
-            'unless it is an emulator; then run the same again'
+            f'it does not answer ({short}): check the network and {words.address}, which must be unset '
+            'unless it names other storage; then run the same again'
         )
     return short
 
@@ -106,5 +144,7 @@ def asking() -> Iterator[None]:
     """Turns what the libraries raise into a `BucketError`."""
     try:
         yield
+    except (BucketError, Changed):
+        raise
     except Exception as error:
         raise BucketError(explained(error)) from error

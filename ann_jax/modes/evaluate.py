@@ -38,7 +38,7 @@ def evaluate(
 
     Args:
         config: of the run.
-        workdir: its working directory, a folder or gs://BUCKET/NAME.
+        workdir: its working directory, a folder, gs://BUCKET/NAME or s3://BUCKET/NAME.
         eval_source: in place of the one that the config names.
         backbone: in place of the one that the config names.
         writer: gets curves, pictures and texts in place of TensorBoard's event files; it is not closed.

@@ -4,7 +4,8 @@ import glob
 import os
 from pathlib import Path
 
-from ann_jax.buckets.paths import place, remote
+from ann_jax.buckets.paths import place
+from ann_jax.buckets.services import remote
 from ann_jax.errors import ConfigError
 from ann_jax.evaluation.gather import gather
 from ann_jax.evaluation.page import INSTALL, can_write, write_page

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ann_jax.buckets.paths import remote
+from ann_jax.buckets.services import remote
 from ann_jax.data import label_map as maps
 from ann_jax.data.decode.images import IMAGE_ENDINGS, match
 from ann_jax.data.decode.reading import read_file

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ann_jax import __version__, build
-from ann_jax.buckets.paths import place, remote
+from ann_jax.buckets.paths import place
+from ann_jax.buckets.services import remote
 from ann_jax.config import validate
 from ann_jax.data.datasets import Checked, InRegions, Subset
 from ann_jax.data.decode.levels import AUTO
@@ -72,7 +73,7 @@ def train(
 
     Args:
         config: of the run.
-        workdir: its working directory, a folder or gs://BUCKET/NAME.
+        workdir: its working directory, a folder, gs://BUCKET/NAME or s3://BUCKET/NAME.
         train_source: in place of the one that the config names, like the next four; a resumed run needs the
             same ones.
         eval_source: likewise.

@@ -27,13 +27,15 @@ import orbax.checkpoint as ocp
 
 from ann_jax import __version__
 from ann_jax.buckets import reasons
-from ann_jax.buckets.paths import remote, telling_if_slow
+from ann_jax.buckets.paths import telling_if_slow
+from ann_jax.buckets.services import remote, writable_by_orbax
 from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
 from ann_jax.files import move, special, write_json, writing
 from ann_jax.parallel import processes
 from ann_jax.runs.facts import Damaged, damaged, digest_json, read_facts, unknown_items
 from ann_jax.runs.history import not_understood
 from ann_jax.runs.log import hide_late_calls
+from ann_jax.runs.staged import StagedManager
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Checkpoints:
                 not let the scores be read.
             ConfigError: it is in a bucket, under a name that the libraries misunderstand.
         """
+        self._manager: ocp.CheckpointManager | StagedManager
         self.folder = folder if remote(folder) else Path(folder).absolute()
         hide_late_calls()
         if not remote(self.folder):
@@ -74,13 +77,13 @@ class Checkpoints:
                 f'{self.folder}: the libraries of buckets read {" ".join(odd)} as a pattern, a part of an '
                 'address or a way up, and would mix up the checkpoints: name the run without'
             )
+        policy = _NewestAndBest(self.folder, self._best_of_each)
         with writing(self.folder):
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=_NewestAndBest(self.folder, self._best_of_each)
-                ),
-            )
+            if writable_by_orbax(self.folder):
+                options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
+            else:
+                self._manager = StagedManager(self.folder, policy.should_preserve)
         self._scores, self._made = self._read_scores()
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
@@ -95,7 +98,8 @@ class Checkpoints:
                 f'{self.folder} was removed during the run, and earlier checkpoints with it: restore a copy, '
                 'or run the same command again to start over'
             )
-        arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(jax.device_get(state))}
+        host = jax.device_get(state)
+        arrays = {name: [*_kind(x), _digest(np.asarray(x))] for name, x in _leaves(host)}
         facts = facts | {'version': __version__, 'arrays': arrays}
         facts = facts | {'checksum': digest_json(facts)}
         # Of checkpoints that were moved away, before saving, which keeps the best.
@@ -103,7 +107,8 @@ class Checkpoints:
             for number in late:
                 del self._scores[number]
             self._write_scores()
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
+        content = host if isinstance(self._manager, StagedManager) else state
+        args = ocp.args.Composite(state=ocp.args.StandardSave(content), facts=ocp.args.JsonSave(facts))
         try:
             with telling_if_slow(self.folder, 'saving'):
                 self._manager.save(step, args=args)
@@ -248,7 +253,7 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
         try:
             with telling_if_slow(self.folder, 'reading'):
-                content = ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=args)
+                content = ocp.PyTreeCheckpointHandler().restore(self._readable(step) / 'state', args=args)
         except Exception as error:
             raise damaged(folder, error) from error
         self._verify(step, content)
@@ -280,11 +285,17 @@ class Checkpoints:
 
     def _saved(self, step):
         """Shapes and dtypes of the saved tree, in dicts and lists."""
-        folder = self.folder / str(step)
         try:
-            return ocp.PyTreeCheckpointHandler().metadata(folder / 'state').tree
+            return ocp.PyTreeCheckpointHandler().metadata(self._readable(step) / 'state').tree
         except Exception as error:
-            raise damaged(folder, error) from error
+            raise damaged(self.folder / str(step), error) from error
+
+    def _readable(self, step):
+        """The folder of a checkpoint, or of a copy, where orbax can read it."""
+        if isinstance(self._manager, StagedManager):
+            with telling_if_slow(self.folder, 'reading'):
+                return self._manager.copy_of(step)
+        return self.folder / str(step)
 
     def _verify(self, step, tree):
         arrays = self.facts(step).get('arrays')

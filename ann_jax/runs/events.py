@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from PIL import Image
 
 from ann_jax.buckets.copies import Growing
-from ann_jax.buckets.paths import remote
+from ann_jax.buckets.services import remote
 from ann_jax.files import make_folder, modified
 
 

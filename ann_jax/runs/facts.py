@@ -9,7 +9,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from ann_jax.buckets import reasons
-from ann_jax.buckets.paths import remote
+from ann_jax.buckets.services import remote
 from ann_jax.errors import DataError
 from ann_jax.runs.history import not_understood
 
@@ -31,9 +31,14 @@ def read_facts(folder: Path) -> dict[str, Any]:
         Damaged: they are not what was saved, or the folder is not a checkpoint.
         VersionError: it has no facts that this version can read.
     """
-    if remote(folder) and folder.is_dir() and not (folder / COMMITTED).exists():
-        raise Damaged(f'{folder} is not complete: it was being saved when the run ended')
-    items = _items(folder)
+    try:
+        if remote(folder) and folder.is_dir() and not (folder / COMMITTED).exists():
+            raise Damaged(f'{folder} is not complete: it was being saved when the run ended')
+        items = _items(folder)
+    except OSError as error:
+        if not remote(folder):
+            raise
+        raise damaged(folder, error) from error
     item = next((name for name in ('facts', 'config') if name in items), None)
     if item is None:
         if unknown_items(folder):

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ann_jax.buckets import conditional
-from ann_jax.buckets.paths import remote
 from ann_jax.buckets.reasons import BucketError
+from ann_jax.buckets.services import remote
 from ann_jax.errors import ConfigError, SaveError
 from ann_jax.files import writing
 
@@ -94,6 +94,12 @@ def _lease(workdir):
     path = workdir / 'lock'
     with writing(workdir):
         lease = _Lease(path, *_take(workdir, path))
+        if not lease.holds():
+            logger.warning(
+                '%s cannot be locked (its storage ignores conditions on writing): do not start a second run '
+                'in it',
+                workdir,
+            )  # fmt: skip
     thread = threading.Thread(target=lease.renew, daemon=True)
     thread.start()
     try:
@@ -133,10 +139,21 @@ class _Lease:
         self._path, self._text, self._lost = path, text, False
         self.generation, self.end = generation, threading.Event()
 
+    def holds(self):
+        """Whether the bucket refuses to write the lock as if it were not there."""
+        try:
+            self.generation = conditional.write_if(self._path, f'{self._text}0\n', 0)
+        except conditional.Changed:
+            return True
+        return False
+
     def renew(self):
+        number = 1  # for the version of an object may be that of its text
         while not self.end.wait(RENEWED):
             try:
-                self.generation = conditional.write_if(self._path, self._text, self.generation)
+                text = f'{self._text}{number}\n'
+                self.generation = conditional.write_if(self._path, text, self.generation)
+                number += 1
             except conditional.Changed:
                 self._lost = True
                 logger.error('%s was taken over: this run ends at its next checkpoint', self._path)

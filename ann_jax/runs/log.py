@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ann_jax.buckets.copies import Growing
-from ann_jax.buckets.paths import remote
+from ann_jax.buckets.services import remote
 from ann_jax.files import make_folder, writing
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from ann_jax.buckets.copies import fetched
-from ann_jax.buckets.paths import place, remote
+from ann_jax.buckets.paths import place
+from ann_jax.buckets.services import remote
 from ann_jax.data.classes import DATASETS
 from ann_jax.data.decode.levels import channels_of
 from ann_jax.data.palette import distinct_colors

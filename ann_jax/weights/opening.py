@@ -9,7 +9,7 @@ from pathlib import Path
 from ann_jax import __version__
 from ann_jax.buckets import reasons
 from ann_jax.buckets.copies import fetched
-from ann_jax.buckets.paths import remote
+from ann_jax.buckets.services import remote
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError, DataError, unknown
 from ann_jax.files import refuse_special

@@ -1,0 +1,105 @@
+"""Objects of Google Cloud Storage, by Google's own client; see `services`."""
+
+import contextlib
+import functools
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from ann_jax.buckets.reasons import Changed, explained
+from ann_jax.errors import ConfigError
+
+TIMEOUT = 30.0  # seconds
+
+
+def look(bucket: str) -> None:
+    """Asks for the bucket, and for a name in it."""
+    # Orbax asks for the first too, each time that it lists checkpoints.
+    found = client().get_bucket(bucket, timeout=TIMEOUT, retry=None)
+    next(iter(client().list_blobs(found, max_results=1, timeout=TIMEOUT, retry=None)), None)
+
+
+def read(bucket: str, name: str) -> tuple[str, int]:
+    """Text and generation of an object; '' and 0 if it is not there."""
+    found = client().bucket(bucket).get_blob(name)
+    return (found.download_as_text(), int(found.generation)) if found else ('', 0)
+
+
+def write_if(bucket: str, name: str, text: str, version: Any) -> int:
+    """Writes an object if its generation still is the given one, 0 if it must not be there."""
+    from google.api_core.exceptions import PreconditionFailed
+
+    blob = client().bucket(bucket).blob(name)
+    try:
+        blob.upload_from_string(text, if_generation_match=version)
+    except PreconditionFailed as error:
+        raise Changed from error
+    return int(blob.generation or 0)
+
+
+def remove_if(bucket: str, name: str, version: Any) -> None:
+    """Removes an object if its generation still is the given one."""
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    with contextlib.suppress(NotFound, PreconditionFailed):
+        client().bucket(bucket).blob(name).delete(if_generation_match=version)
+
+
+def upload(bucket: str, name: str, file: Path) -> None:
+    """Copies a file of this machine into an object, whole or not at all."""
+    client().bucket(bucket).blob(name).upload_from_filename(str(file))
+
+
+def download(bucket: str, name: str, file: Path) -> None:
+    """Copies an object into a file of this machine."""
+    client().bucket(bucket).blob(name).download_to_filename(str(file))
+
+
+def names(bucket: str, prefix: str) -> list[str]:
+    """Names of the objects that begin with the prefix."""
+    return [blob.name for blob in client().list_blobs(bucket, prefix=prefix)]
+
+
+def copy(bucket: str, name: str, target: str) -> None:
+    """Copies an object within its bucket."""
+    here = client().bucket(bucket)
+    here.copy_blob(here.blob(name), here, target)
+
+
+def remove(bucket: str, name: str) -> None:
+    """Removes an object."""
+    client().bucket(bucket).blob(name).delete()
+
+
+@functools.cache
+def client() -> Any:
+    """The client of Google's own library, after all others have been set up."""
+    env = os.environ
+    if host := env.get('STORAGE_EMULATOR_HOST'):
+        # Which tensorstore and a part of gcsfs do not look at.
+        env.setdefault('TENSORSTORE_GCS_HTTP_URL', host if '://' in host else f'http://{host}')
+        env.setdefault('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'none')
+        env.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    # A connection on which nothing moves is given up, and the request made again.
+    env.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', f'{TIMEOUT:.0f}')
+    env.setdefault('TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES', '1')
+    env.setdefault('EPATH_USE_TF', 'false')  # where it is installed, it reports errors in its own way
+    for library in ('fsspec', 'gcsfs', 'google', 'urllib3'):  # which print every failure with a traceback
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401
+        from google.cloud import storage
+    except ImportError as error:
+        raise ConfigError(
+            f"gs:// needs gcsfs and google-cloud-storage ({error}): pip install 'ann_jax[gcs]'"
+        ) from error
+    # Other processes and tensorstore write too, so what was listed before does not count.
+    settings = fsspec.config.conf.setdefault('gcs', {})
+    settings.setdefault('use_listings_cache', False)
+    settings.setdefault('requests_timeout', TIMEOUT)
+    try:
+        return storage.Client()
+    except Exception as error:
+        raise ConfigError(f'gs:// cannot be used: {explained(error)}') from error
