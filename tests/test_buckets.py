@@ -221,9 +221,13 @@ def test_storage_that_knows_no_conditions_is_told(server, scheme, run, monkeypat
         now = lambda bucket, name: SERVICES[scheme][0].read(bucket, name)[1]
         ignore = lambda bucket, name, text, _: write(bucket, name, text, now(bucket, name))
         monkeypatch.setattr(SERVICES[scheme][0], 'write_if', ignore)
+    monkeypatch.setattr(locks, 'RENEWED', 0.05)
+    monkeypatch.setattr(locks, 'GONE', 2)
     with lock(run) as check:
+        assert f'{run} cannot be locked (its storage ignores conditions' in caplog.text
+        with pytest.raises(ConfigError, match='in use by another run'), lock(run):
+            pass  # a run that goes on is seen even so, but not one that starts at the same time
         check()
-    assert f'{run} cannot be locked (its storage ignores conditions' in caplog.text
 
 
 def test_the_lock_of_a_process_that_was_killed_here_is_taken_at_once(run, monkeypatch):

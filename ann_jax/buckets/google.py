@@ -21,9 +21,12 @@ def look(bucket: str) -> None:
 
 
 def read(bucket: str, name: str) -> tuple[str, int]:
-    """Text and generation of an object; '' and 0 if it is not there."""
+    """Text and generation of an object; '' and 0 if it is not there.
+
+    Emulators may know no generations.
+    """
     found = client().bucket(bucket).get_blob(name)
-    return (found.download_as_text(), int(found.generation)) if found else ('', 0)
+    return (found.download_as_text(), int(found.generation or 0)) if found else ('', 0)
 
 
 def write_if(bucket: str, name: str, text: str, version: Any) -> int:

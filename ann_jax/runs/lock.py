@@ -115,14 +115,14 @@ def _take(workdir, path):
     """Writes the lock if nobody holds it; returns its text and generation."""
     text = f'{_name()}\n{_machine()}\n{uuid.uuid4().hex}\n'
     holder, generation = conditional.read(path)
-    if generation and not _is_dead(holder):
+    if holder and not _is_dead(holder):
         name = holder.partition('\n')[0]
         logger.info('%s: waiting up to %.0f s to see whether %s still runs', path, GONE, name)
         until = time.monotonic() + GONE
         while time.monotonic() < until:
             time.sleep(min(1, GONE / 10))
             if (now := conditional.read(path)) != (holder, generation):
-                if now[1]:
+                if now[0]:
                     raise _in_use(workdir, now[0])
                 generation = 0  # it has ended
                 break
