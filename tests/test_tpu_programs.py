@@ -12,6 +12,7 @@ from ann_jax.errors import ConfigError
 from ann_jax.models.fold import fold, folded_shapes
 from ann_jax.models.initializers import initial_variables
 from ann_jax.tools import tpu_programs
+from ann_jax.tools.cost_model import step_of
 from ann_jax.tools.tpu_programs import ROWS, Row, collectives, hbm_bytes
 from configs import scenes
 
@@ -156,6 +157,13 @@ def test_a_program_that_does_not_fit_is_one_line(monkeypatch, text, says):
             f'{row} does not fit into a chip ({says}): give fewer images, smaller ones, or more chips '
             'for each, or --config.model.remat=2,3,4,5'
         )
+
+
+def test_a_step_in_parts_is_not_counted_as_one_of_the_whole_batch():
+    config = scenes.get_config('runlocal')
+    config.train.accumulate = 2
+    with pytest.raises(ConfigError, match='train.accumulate=2: .* leave it at 1'):
+        step_of(config, 5)
 
 
 def test_rows_of_other_settings_are_not_taken(monkeypatch, tmp_path):

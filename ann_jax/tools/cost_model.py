@@ -112,7 +112,16 @@ def classes_of(given: flags.FlagValues) -> int:
 
 
 def step_of(config: ConfigDict, classes: int) -> Step:
-    """The training step of a config."""
+    """The training step of a config.
+
+    Raises:
+        ConfigError: the batch is to be computed in parts, each a program of its own; or see `build`.
+    """
+    if (parts := config.train.accumulate) > 1:
+        raise ConfigError(
+            f'train.accumulate={parts}: only the step of a batch in one part is counted: leave it at 1, '
+            'with the images of a part'
+        )
     model, tx = build.model(config, classes), build.optimizer(config)
     function = make_train_step(model, tx, **build.step_settings(config, build.loss(config, classes)))
     return Step(function, model, tx, build.state_settings(config))
