@@ -179,6 +179,15 @@ def test_max_pool_sends_the_gradient_to_the_first_of_equals(platform):
     assert_close(gradient, nhwc(expected))
 
 
+def test_max_pool_has_the_gradient_of_its_form_where_that_is_taken_later():
+    torch = pytest.importorskip('torch')
+    x, cotangent = normal(2, 11, 12, 3), normal(2, 6, 7, 3, seed=1)
+    pool = lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+    _, pull = jax.vjp(with_forms_of('tpu', lambda x: max_pool(x, True).array), x)
+    _, (expected,) = torch_gradients(pool, nchw(cotangent), nchw(x))
+    assert_close(pull(cotangent)[0], nhwc(expected))
+
+
 def test_dropout_drops_whole_channels_and_keeps_the_expectation():
     x = np.ones((4, 3, 5, 1000), np.float32)
     y = np.asarray(Dropout2d(0.3).apply({}, x, True, rngs={'dropout': jax.random.key(0)}).array)

@@ -12,6 +12,7 @@ from ann_jax.errors import ConfigError
 from ann_jax.models.fold import fold, folded_shapes
 from ann_jax.models.initializers import initial_variables
 from ann_jax.tools import tpu_programs
+from ann_jax.tools.cost_model import step_of
 from ann_jax.tools.tpu_programs import ROWS, Row, collectives, hbm_bytes
 from configs import scenes
 
@@ -58,6 +59,10 @@ def test_rows_are_read_and_written():
         'step,v5e,1,9x9',
         'step,v5e:4x8,1,9',
         'step,v5e:4x8,1,9x9,',
+        'step,v5e:0x2,1,9x9',
+        'step,v5e:4x8,0,9x9',
+        'step,v5e:4x8,1,0x9',
+        'step,v5e:4x8,1,9x9,0',
     )
     for bad in bad_rows:
         with pytest.raises(ConfigError, match='is not WHAT,TOPOLOGY,SPACE,HEIGHTxWIDTH'):
@@ -100,6 +105,67 @@ def test_what_is_known_is_not_compiled_again(monkeypatch, tmp_path, capsys):
         tpu_programs.main(['--config=scenes', '--rows=nonsense', f'--output={path}'])
 
 
+def test_the_classes_are_those_of_the_dataset_unless_given(monkeypatch, tmp_path):
+    used = []
+    monkeypatch.setattr(tpu_programs, 'measured', lambda row, config, classes: used.append(classes) or exit())
+    for i, given in enumerate((['--config=ade20k'], ['--config=voc'], ['--config=voc', '--classes=7'])):
+        with pytest.raises(SystemExit):
+            tpu_programs.main([*given, '--rows=step,v5e:2x2,1,9x9', f'--output={tmp_path / str(i)}'])
+    assert used == [150, 21, 7]
+
+
+@pytest.mark.parametrize(
+    'bad, says',
+    [
+        ('--classes=0', '--classes=0: .* range .1, 255'),
+        ('--classes=256', '--classes=256: .* range .1, 255'),
+        ('--rows=', "--rows='' names no program: give some, such as step,"),
+        ('--output=.', 'cannot write .*: it is a folder'),
+    ],
+)
+def test_bad_arguments_end_before_a_program_is_compiled(monkeypatch, tmp_path, bad, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tpu_programs, 'measured', lambda *_: pytest.fail('compiled'))
+    with pytest.raises(SystemExit, match=f'error: .*{says}'):
+        tpu_programs.main(['--config=scenes', '--rows=step,v5e:2x2,1,9x9', bad])
+
+
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        (
+            'RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO '
+            'temporaries (57.92G) exceeds available HBM (15.75G). HLO module: jit_step.\nSee error_1000.',
+            'total memory required for HLO temporaries (57.92G) exceeds available HBM (15.75G)',
+        ),
+        ('RESOURCE_EXHAUSTED: out of\nmemory', 'RESOURCE_EXHAUSTED: out of memory'),
+        ('INTERNAL: a defect', None),
+    ],
+)
+def test_a_program_that_does_not_fit_is_one_line(monkeypatch, text, says):
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(text)
+
+    monkeypatch.setattr(tpu_programs, 'devices_of', lambda topology: jax.devices()[:1])
+    monkeypatch.setattr(tpu_programs, 'step_program', lambda *_: Lowered())
+    row = Row.parse('step,v5e:1x1,1,9x9,16')
+    with pytest.raises(ConfigError if says else jax.errors.JaxRuntimeError) as caught:
+        tpu_programs.measured(row, scenes.get_config(), 5)
+    if says:
+        assert str(caught.value) == (
+            f'{row} does not fit into a chip ({says}): give fewer images, smaller ones, or more chips '
+            'for each, or --config.model.remat=2,3,4,5'
+        )
+
+
+def test_a_step_in_parts_is_not_counted_as_one_of_the_whole_batch():
+    config = scenes.get_config('runlocal')
+    config.train.accumulate = 2
+    with pytest.raises(ConfigError, match='train.accumulate=2: .* leave it at 1'):
+        step_of(config, 5)
+
+
 def test_rows_of_other_settings_are_not_taken(monkeypatch, tmp_path):
     path = tmp_path / 'known.json'
     monkeypatch.setattr(tpu_programs, 'measured', lambda *_: pytest.fail('compiled'))
@@ -115,10 +181,14 @@ def test_rows_of_other_settings_are_not_taken(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match='train.steps=0: must be'):
         tpu_programs.main(['--config=scenes', '--config.train.steps=0', f'--output={path}'])
     settings = {'classes': 19, 'model.dtype': 'float32'}
-    path.write_text(json.dumps({'settings': settings, 'rows': {}}))
-    assert tpu_programs.known(path, settings)['rows'] == {}
+    rows = {'step,v5e:2x2,2,9x9': {}}
+    path.write_text(json.dumps({'settings': settings, 'rows': rows}))
+    assert tpu_programs.known(path, settings)['rows'] == rows
     with pytest.raises(ConfigError, match='rows of other settings .model.dtype.: '):
         tpu_programs.known(path, settings | {'model.dtype': 'bfloat16'})
+    path.write_text(json.dumps({'settings': settings, 'rows': {}}))
+    fresh = {'settings': settings | {'classes': 7}, 'rows': {}}
+    assert tpu_programs.known(path, settings | {'classes': 7}) == fresh
 
 
 @pytest.mark.slow

@@ -33,38 +33,11 @@ def max_pool(x: Float[Array, 'B H W C'], ceil: bool) -> Float[jax.Array, 'B H_ou
         # XLA exchanges the rows. One more column of padding adds a window if the size is even, and none if it
         # is odd.
         return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1 + int(ceil))])
-    return _max_pool(x, x.shape[1:3], ceil)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_pool(x, size, ceil):
-    return by_platform(x, tpu=with_static(_by_windows, ceil), default=with_static(_by_slices, size, ceil))
-
-
-def _forward(x, size, ceil):
-    largest, first = by_platform(
+    return by_platform(
         x,
-        tpu=with_static(_by_windows_alone, ceil),
-        default=with_static(_by_slices_with_indices, size, ceil),
+        tpu=with_static(_by_windows, ceil),
+        default=with_static(_by_slices, x.shape[1:3], ceil),
     )
-    return largest, (x, first)
-
-
-def _backward(size, ceil, residual, gradient):
-    return (
-        by_platform(
-            *residual,
-            gradient,
-            tpu=with_static(_gradient_by_windows, ceil),
-            default=with_static(_gradient_by_indices, size),
-        ),
-    )
-
-
-_max_pool.defvjp(_forward, _backward)
-
-
-# TPUs
 
 
 def _by_windows(ceil, x):
@@ -73,25 +46,15 @@ def _by_windows(ceil, x):
     return nn.max_pool(x, (3, 3), (2, 2), [(1, 1 + int(ceil))] * 2)
 
 
-def _by_windows_alone(ceil, x):
-    """Without the indices of the other form, in whose place are zeros that no gradient reads."""
-    largest = _by_windows(ceil, x)
-    return largest, jnp.zeros(largest.shape, jnp.uint8)
-
-
-def _gradient_by_windows(ceil, x, first, gradient):
-    del first
-    return jax.vjp(functools.partial(_by_windows, ceil), x)[1](gradient)[0]
-
-
 # CPUs and GPUs
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_slices(size, ceil, x):
     return functools.reduce(jnp.maximum, _neighbours(x, size, ceil))
 
 
-def _by_slices_with_indices(size, ceil, x):
+def _forward(size, ceil, x):
     """And which pixel of each window is the largest: a byte."""
     neighbours = _neighbours(x, size, ceil)
     largest = jax.lax.optimization_barrier(functools.reduce(jnp.maximum, neighbours))
@@ -101,8 +64,8 @@ def _by_slices_with_indices(size, ceil, x):
     return largest, jax.lax.optimization_barrier(first)
 
 
-def _gradient_by_indices(size, x, first, gradient):
-    del x
+def _backward(size, ceil, first, gradient):
+    del ceil
     batch, height, width, channels = first.shape
     of = lambda i, j: jnp.where(first == 3 * i + j, gradient, 0)
     # An even row is the middle one of a window, an odd row the last of a window and the first of the next.
@@ -110,7 +73,10 @@ def _gradient_by_indices(size, x, first, gradient):
     before, middle, after = map(rows, range(3))
     pixels = [(middle[i], after[i] + _next(before[i], 2)) for i in range(2)]  # [row][column], even and odd
     x = jnp.stack([jnp.stack(row, 3) for row in pixels], 2).reshape(batch, 2 * height, 2 * width, channels)
-    return x[:, : size[0], : size[1]]
+    return (x[:, : size[0], : size[1]],)
+
+
+_by_slices.defvjp(_forward, _backward)
 
 
 def _next(x, axis):

@@ -25,13 +25,14 @@ from ml_collections import ConfigDict
 
 from ann_jax import build, command
 from ann_jax.config import validate
-from ann_jax.errors import ConfigError
+from ann_jax.errors import ConfigError, DataError
 from ann_jax.kernels.forms import with_forms_of
 from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import Program
 from ann_jax.training.state import abstract_state
 from ann_jax.training.step import make_train_step
+from ann_jax.typing import IGNORE
 
 
 class Chip(NamedTuple):
@@ -89,8 +90,38 @@ class Step(NamedTuple):
         return abstract_state(self.model, self.tx, replicated(mesh), **(self.settings or {})), batch
 
 
+def define_classes(flag_values: flags.FlagValues) -> None:
+    """Defines --classes, see `classes_of`."""
+    flags.DEFINE_integer(
+        'classes',
+        None,
+        "How many classes there are; if not given, as many as the config's dataset has.",
+        lower_bound=1,
+        upper_bound=IGNORE,
+        flag_values=flag_values,
+    )
+
+
+def classes_of(given: flags.FlagValues) -> int:
+    """The number of classes by --classes, or else by the config.
+
+    Raises:
+        ConfigError, DataError: the config's dataset cannot tell, see `build.dataset`.
+    """
+    return build.dataset(given.config).num_classes if given.classes is None else given.classes
+
+
 def step_of(config: ConfigDict, classes: int) -> Step:
-    """The training step of a config."""
+    """The training step of a config.
+
+    Raises:
+        ConfigError: the batch is to be computed in parts, each a program of its own; or see `build`.
+    """
+    if (parts := config.train.accumulate) > 1:
+        raise ConfigError(
+            f'train.accumulate={parts}: only the step of a batch in one part is counted: leave it at 1, '
+            'with the images of a part'
+        )
     model, tx = build.model(config, classes), build.optimizer(config)
     function = make_train_step(model, tx, **build.step_settings(config, build.loss(config, classes)))
     return Step(function, model, tx, build.state_settings(config))
@@ -200,16 +231,16 @@ def main(argv=None):
     """Prints the tables for the network and crop of a config."""
     argv, given = command.arguments(argv), flags.FlagValues()
     command.define_config('Config file of the run.', given, argv)
-    flags.DEFINE_integer('classes', 19, 'Classes of the dataset.', flag_values=given)
+    define_classes(given)
     command.parse(argv, __doc__, given)
-    config, classes = given.config, given.classes
+    config = given.config
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', 8)
     jax.config.update('jax_enable_compilation_cache', False)  # a program found there is not partitioned again
     try:
         validate(config)
-        print(tables(step_of(config, classes), *config.augment.crop))
-    except ConfigError as error:
+        print(tables(step_of(config, classes_of(given)), *config.augment.crop))
+    except (ConfigError, DataError) as error:
         sys.exit(f'error: {error}')
 
 

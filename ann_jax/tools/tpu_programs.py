@@ -33,14 +33,14 @@ from ml_collections import ConfigDict
 
 from ann_jax import build, command, files
 from ann_jax.config import validate
-from ann_jax.errors import ConfigError, SaveError
+from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.models.feature_map import FeatureMap
 from ann_jax.models.fold import folded_shapes
 from ann_jax.parallel.arrays import replicated, split_batch
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.parallel.programs import jit
 from ann_jax.runs import history
-from ann_jax.tools.cost_model import COLLECTIVES, ITEMSIZE, size_of, step_of
+from ann_jax.tools.cost_model import COLLECTIVES, ITEMSIZE, classes_of, define_classes, size_of, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,14 @@ class Row(NamedTuple):
         Raises:
             ConfigError: it has another form.
         """
-        pattern = r'(step|inference),(\w+:\d+x\d+(?:x\d+)?),(\d+),(\d+)x(\d+)(?:,(\d+))?'
-        match = re.fullmatch(pattern, text)
+        n = r'[1-9]\d*'  # a topology of 0 chips would end the process within libtpu
+        match = re.fullmatch(
+            rf'(step|inference),(\w+:{n}x{n}(?:x{n})?),({n}),({n})x({n})(?:,({n}))?', text, re.ASCII
+        )
         if not match:
             raise ConfigError(
-                f'{text!r} is not WHAT,TOPOLOGY,SPACE,HEIGHTxWIDTH, or that and ,IMAGES, '
-                'as in step,v5e:4x8,1,769x769'
+                f'{text!r} is not WHAT,TOPOLOGY,SPACE,HEIGHTxWIDTH, or that and ,IMAGES, with whole numbers '
+                'from 1, as in step,v5e:4x8,1,769x769'
             )
         what, topology, *numbers = match.groups(default='1')
         return cls(what, topology, *map(int, numbers))
@@ -143,14 +145,25 @@ def measured(row: Row, config: ConfigDict, classes: int) -> dict[str, Any]:
     """Compiles a program, and returns what the compiler says of the share of one chip.
 
     Raises:
-        ConfigError: see `devices_of` and `make_mesh`.
+        ConfigError: it needs more memory than a chip has; see also `devices_of` and `make_mesh`.
     """
     mesh = make_mesh(devices_of(row.topology), space=row.space)
     lower = {'step': step_program, 'inference': inference_program}[row.what]
     batch = row.images * mesh.shape['data']
     lowered = lower(config, mesh, classes, batch, (row.height, row.width))
     start = time.perf_counter()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        reason = ' '.join(str(error).split())
+        needed = re.search(r'total memory .*? exceeds available \w+ \(.*?\)', reason)
+        remat = ', or --config.model.remat=2,3,4,5' if row.what == 'step' else ''
+        raise ConfigError(
+            f'{row} does not fit into a chip ({needed[0] if needed else reason[:200]}): '
+            f'give fewer images, smaller ones, or more chips for each{remat}'
+        ) from error
     seconds = time.perf_counter() - start
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -246,6 +259,8 @@ def known(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         found = dict(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, TypeError) as error:
         raise ConfigError(f'{path} holds no figures of programs: name another file by --output') from error
+    if found.get('rows') == {}:  # the first one failed
+        return {'settings': settings, 'rows': {}}
     other = [key for key, value in settings.items() if found.get('settings', {}).get(key) != value]
     if other:
         raise ConfigError(
@@ -258,7 +273,7 @@ def main(argv=None):
     """Compiles what is missing, and prints the table."""
     argv, given = command.arguments(argv), flags.FlagValues()
     command.define_config('Config file of the run.', given, argv)
-    flags.DEFINE_integer('classes', 19, 'Classes of the dataset.', flag_values=given)
+    define_classes(given)
     flags.DEFINE_string('output', 'tpu_programs.json', 'File that keeps the figures.', flag_values=given)
     flags.DEFINE_string('rows', ' '.join(ROWS), 'Programs, with blanks between them.', flag_values=given)
     command.parse(argv, __doc__, given)
@@ -268,15 +283,19 @@ def main(argv=None):
     try:
         validate(given.config)
         rows = [Row.parse(text) for text in given.rows.split()]
+        if not rows:
+            raise ConfigError(f'--rows={given.rows!r} names no program: give some, such as {ROWS[0]}')
         # By way of JSON, whose lists are tuples in a config.
-        settings = json.loads(json.dumps({'classes': given.classes} | history.flat(given.config.to_dict())))
+        classes = classes_of(given)
+        settings = json.loads(json.dumps({'classes': classes} | history.flat(given.config.to_dict())))
         found = known(path, settings)
         for row in rows:
             if str(row) not in found['rows']:
+                files.write_json(path, found)  # before minutes of work that could not be kept
                 logger.info('compiling %s', row)
-                found['rows'][str(row)] = measured(row, given.config, given.classes)
+                found['rows'][str(row)] = measured(row, given.config, classes)
                 files.write_json(path, found)
-    except (ConfigError, SaveError) as error:
+    except (ConfigError, DataError, SaveError) as error:
         sys.exit(f'error: {error}')
     print(table({str(row): found['rows'][str(row)] for row in rows}))
 
