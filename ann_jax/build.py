@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 from ann_jax.data.augment.mixing import Mix
 from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.datasets import FolderSource, Subset, named
+from ann_jax.data.datasets import FolderSource, InRegions, Subset, named
 from ann_jax.data.decode.levels import AUTO, Reading, channels_of, find_range
+from ann_jax.data.frequencies import repeated
 from ann_jax.data.layout import Dataset
 from ann_jax.data.own.settings import own_dataset
+from ann_jax.data.pipeline import Replacing
 from ann_jax.data.readers import AUTO as AUTO_WORKERS
 from ann_jax.data.readers import Readers, choose
 from ann_jax.data.records import RecordSource
@@ -189,6 +191,28 @@ def mix(config: ConfigDict, source: Any, counts: np.ndarray | None) -> Mix | Non
     """What of other samples of the source is pasted onto one; None for nothing."""
     c = config.augment
     return Mix(source, c.mix, c.mix_share, counts) if c.mix != 'none' else None
+
+
+def epoch(config: ConfigDict, source: Source, counts: np.ndarray | None) -> tuple[Any, Mix | None]:
+    """The samples of an epoch of training, and what of others is pasted onto them.
+
+    Args:
+        config: of the run.
+        source: the images to train on.
+        counts: (N, K) pixels of the classes, by which samples are repeated and pasted; None if no setting
+            asks for them.
+    """
+
+    def usable(samples):
+        samples = InRegions(samples)
+        return Replacing(samples) if config.loader.bad_samples == 'skip' else samples
+
+    pasted = mix(config, usable(source), counts)
+    if config.dataset.repeat_threshold and counts is not None:
+        indices = repeated(counts, config.dataset.repeat_threshold, config.seed)
+        logger.info('an epoch has %d samples of the %d images', len(indices), len(source))
+        source = Subset(source, indices.tolist())
+    return usable(source), pasted
 
 
 def model(config: ConfigDict, num_classes: int, backbone: Backbone | None = None) -> ANN:

@@ -150,6 +150,27 @@ def test_browse_draws_augmented_samples(tmp_path, capsys):
     assert width == 4 * (2 * 64 + 8) and height > 4 * (48 + 8)
 
 
+def test_browse_draws_from_the_samples_of_an_epoch(tmp_path, monkeypatch):
+    """Of 16 images, the only one with the rare class comes sqrt(1 / (1 / 16)) = 4 times; one is damaged."""
+    for folder in ('images', 'labels'):
+        (tmp_path / 'data' / folder / 'train').mkdir(parents=True)
+    for i in range(16):
+        label = np.full((32, 32), int(i == 3), np.uint8)
+        Image.fromarray(np.stack([90 * label] * 3, -1)).save(tmp_path / f'data/images/train/{i:02d}.png')
+        Image.fromarray(label).save(tmp_path / f'data/labels/train/{i:02d}.png')
+    (tmp_path / 'data/images/train/07.png').write_bytes(b'damaged')
+    config = get_config('folder', tmp_path / 'data', classes='common,rare', repeat_threshold=1.0)
+    config.loader.bad_samples = 'skip'
+    config.augment.crop = (32, 32)
+    drawn = []
+    monkeypatch.setattr(
+        'ann_jax.modes.browse.sheet', lambda images, labels, *_: drawn.append(labels) or images[0]
+    )
+    browse(config, tmp_path / 'run')
+    (labels,) = drawn
+    assert (labels == 1).any((1, 2)).sum() > 1
+
+
 def test_sheet_shows_image_label_and_legend():
     images = np.full((5, 10, 20, 3), 100, np.uint8)
     labels = np.full((5, 10, 20), IGNORE, np.uint8)

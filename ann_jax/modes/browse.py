@@ -31,14 +31,15 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
     """
     source = build.source(config, config.dataset.train_split)
     counts = class_counts(config, source, workdir)
+    samples, mix = build.epoch(config, source, counts)
     batches = train_batches(
-        source,
+        samples,
         build.augment(config, counts),
         batch_size=ROWS * COLUMNS,
         seed=config.seed,
         num_threads=build.readers(config).threads,
         prefetch=1,
-        mix=build.mix(config, source, counts),
+        mix=mix,
     )
     with contextlib.closing(batches):
         batch = next(batches)

@@ -20,10 +20,9 @@ from ann_jax import __version__, build
 from ann_jax.buckets.paths import place
 from ann_jax.buckets.services import remote
 from ann_jax.config import validate
-from ann_jax.data.datasets import Checked, InRegions, Subset
+from ann_jax.data.datasets import Checked
 from ann_jax.data.decode.levels import AUTO
-from ann_jax.data.frequencies import repeated
-from ann_jax.data.pipeline import Replacing, train_batches
+from ann_jax.data.pipeline import train_batches
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.evaluation.metrics import Scores
 from ann_jax.evaluation.report import Report
@@ -285,18 +284,9 @@ def _in_parts(batch, count, mesh):
 
 
 def _batches(config, source, first, counts, read_by):
-
-    def usable(samples):
-        samples = InRegions(samples)
-        return Replacing(samples) if config.loader.bad_samples == 'skip' else samples
-
-    others = usable(source)
-    if config.dataset.repeat_threshold:
-        indices = repeated(counts, config.dataset.repeat_threshold, config.seed)
-        logger.info('an epoch has %d samples of the %d images', len(indices), len(source))
-        source = Subset(source, indices.tolist())
+    samples, mix = build.epoch(config, source, counts)
     return train_batches(
-        usable(source),
+        samples,
         build.augment(config, counts),
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -305,7 +295,7 @@ def _batches(config, source, first, counts, read_by):
         shard_count=jax.process_count(),
         num_workers=read_by.workers,
         num_threads=read_by.threads,
-        mix=build.mix(config, others, counts),
+        mix=mix,
     )
 
 
