@@ -1,4 +1,4 @@
-"""A bucket in memory: the part of Google's JSON API that gcsfs, Google's own client and tensorstore use.
+"""A bucket in memory: the part of Google's JSON API that gcsfs and Google's own client use.
 
 Objects have generations, and conditions on them are kept, as by the real service. Source: the reference of
 the JSON API ("Objects: insert, get, list, delete, copy", "Uploads", "Batch requests").

@@ -79,8 +79,7 @@ def server(scheme, address):
         address[next(iter(address))] = running.url
         for name, value in address.items():
             patch.setenv(name, value)
-        for name in ('TENSORSTORE_GCS_HTTP_URL', 'GOOGLE_AUTH_TOKEN_FOR_TESTING', 'EPATH_USE_TF'):
-            patch.delenv(name, raising=False)
+        patch.delenv('EPATH_USE_TF', raising=False)
         yield running
         gc.collect()
 

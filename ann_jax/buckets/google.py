@@ -14,10 +14,8 @@ TIMEOUT = 30.0  # seconds
 
 
 def look(bucket: str) -> None:
-    """Asks for the bucket, and for a name in it."""
-    # Orbax asks for the first too, each time that it lists checkpoints.
-    found = client().get_bucket(bucket, timeout=TIMEOUT, retry=None)
-    next(iter(client().list_blobs(found, max_results=1, timeout=TIMEOUT, retry=None)), None)
+    """Asks for a name in the bucket."""
+    next(iter(client().list_blobs(bucket, max_results=1, timeout=TIMEOUT, retry=None)), None)
 
 
 def read(bucket: str, name: str) -> tuple[str, int]:
@@ -77,17 +75,10 @@ def remove(bucket: str, name: str) -> None:
 
 @functools.cache
 def client() -> Any:
-    """The client of Google's own library, after all others have been set up."""
-    env = os.environ
-    if host := env.get('STORAGE_EMULATOR_HOST'):
-        # Which tensorstore and a part of gcsfs do not look at.
-        env.setdefault('TENSORSTORE_GCS_HTTP_URL', host if '://' in host else f'http://{host}')
-        env.setdefault('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'none')
-        env.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-    # A connection on which nothing moves is given up, and the request made again.
-    env.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', f'{TIMEOUT:.0f}')
-    env.setdefault('TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES', '1')
-    env.setdefault('EPATH_USE_TF', 'false')  # where it is installed, it reports errors in its own way
+    """The client of Google's own library, after gcsfs has been set up."""
+    if os.environ.get('STORAGE_EMULATOR_HOST'):
+        os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # which does not look at it
+    os.environ.setdefault('EPATH_USE_TF', 'false')  # where it is installed, it reports errors in its own way
     for library in ('fsspec', 'gcsfs', 'google', 'urllib3'):  # which print every failure with a traceback
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
@@ -98,7 +89,7 @@ def client() -> Any:
         raise ConfigError(
             f"gs:// needs gcsfs and google-cloud-storage ({error}): pip install 'ann_jax[gcs]'"
         ) from error
-    # Other processes and tensorstore write too, so what was listed before does not count.
+    # Other processes write too, so what was listed before does not count.
     settings = fsspec.config.conf.setdefault('gcs', {})
     settings.setdefault('use_listings_cache', False)
     settings.setdefault('requests_timeout', TIMEOUT)

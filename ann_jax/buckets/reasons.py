@@ -8,11 +8,8 @@ from typing import NamedTuple
 
 _AMAZONS = {'botocore', 'aiobotocore', 's3fs'}
 _LIBRARIES = {'aiohttp', 'asyncio', 'gcsfs', 'google', 'requests', 'socket', 'urllib3', *_AMAZONS}
-# What tensorstore, gcsfs and Google's client say, whose errors have no common type.
-_STATUS = re.compile(
-    r"(HTTP response code: |http_response_code=')(?P<code>\d{3})|CURL error|(?P<refused>^Forbidden: )|"
-    r'^(?P<status>\d{3}) [A-Z]+ https?://'
-)
+# What gcsfs and Google's client say, whose errors have no common type.
+_STATUS = re.compile(r'^Forbidden: |^(?P<status>\d{3}) [A-Z]+ https?://')
 _SILENT = re.compile(r'tim(ed? ?out|eout)|connect|unreachable|resolve', re.IGNORECASE)
 _OVERLOADED = (408, 429, 500, 502, 503, 504)
 # What Amazon's client says of credentials, by the types of its errors or the codes of answers.
@@ -28,7 +25,7 @@ class _Words(NamedTuple):
 
 
 _GOOGLE = _Words(
-    'grant it roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket',
+    'grant it roles/storage.objectUser on the bucket',
     'run gcloud auth application-default login, or name a key file in GOOGLE_APPLICATION_CREDENTIALS',
     'STORAGE_EMULATOR_HOST',
 )
@@ -84,7 +81,7 @@ def _cause(error):
             if isinstance(answer, dict):
                 code = str(answer.get('ResponseMetadata', {}).get('HTTPStatusCode', ''))
             if found and not code.isdigit():
-                code = found['code'] or found['status'] or ('403' if found['refused'] else '0')
+                code = found['status'] or '403'
             return seen, int(code) if code.isdigit() else 0, text
         seen = seen.__cause__ or seen.__context__
     return None

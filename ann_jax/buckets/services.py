@@ -23,8 +23,3 @@ def opened(path: Path) -> tuple[ModuleType, str, str]:
     scheme, _, rest = os.fspath(path).partition('://')
     bucket, _, name = rest.partition('/')
     return SERVICES[scheme][0], bucket, name
-
-
-def writable_by_orbax(path: str | os.PathLike) -> bool:
-    """Whether orbax writes checkpoints there: it does not know Amazon's buckets (orbax-checkpoint 0.12.8)."""
-    return not os.fspath(path).startswith('s3:/')

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from ann_jax import __version__
 from ann_jax.buckets import reasons
 from ann_jax.buckets.paths import telling_if_slow
-from ann_jax.buckets.services import remote, writable_by_orbax
+from ann_jax.buckets.services import remote
 from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
 from ann_jax.files import move, special, write_json, writing
 from ann_jax.parallel import processes
@@ -79,11 +79,11 @@ class Checkpoints:
             )
         policy = _NewestAndBest(self.folder, self._best_of_each)
         with writing(self.folder):
-            if writable_by_orbax(self.folder):
+            if remote(self.folder):
+                self._manager = StagedManager(self.folder, policy.should_preserve)
+            else:
                 options = ocp.CheckpointManagerOptions(preservation_policy=policy)
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
-            else:
-                self._manager = StagedManager(self.folder, policy.should_preserve)
         self._scores, self._made = self._read_scores()
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
