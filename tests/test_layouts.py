@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from trees import write_tree
+from trees import open_source, write_tree
 
 from ann_jax.data.archives import Masks, runs
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.datasets import open_source
 from ann_jax.data.names import PASCAL_CONTEXT_459, PASCAL_CONTEXT_NAMES
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
