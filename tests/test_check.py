@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from trees import EVAL_SPLITS, write_label, write_tree
+from trees import EVAL_SPLITS, open_source, write_label, write_tree
 
 from ann_jax.config import validate
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.datasets import open_source
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.modes.browse import browse, sheet
 from ann_jax.modes.check import check

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from trees import write_tree
+from trees import open_source, write_tree
 
 from ann_jax import build
+from ann_jax.config import defaults
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.datasets import FolderSource, InRegions, Subset, open_source, read_image
+from ann_jax.data.datasets import FolderSource, InRegions, Subset, read_image
 from ann_jax.data.layout import INVALID
 from ann_jax.data.names import voc_colors
 from ann_jax.data.own.survey import survey
@@ -327,13 +328,9 @@ def test_values_beyond_a_byte_do_not_wrap_around(tmp_path):
 
 
 def test_unknown_names(tmp_path):
-    expect(
-        ['cityscape', "'cityscapes'", 'ade20k', 'camvid'],
-        open_source,
-        'cityscape',
-        root=tmp_path,
-        split='val',
-    )
+    config = defaults()
+    config.dataset.name = 'cityscape'
+    expect(['cityscape', "'cityscapes'", 'ade20k', 'camvid'], build.dataset, config)
     expect(["'vall'", "'val'", 'train'], open_source, 'camvid', root=tmp_path, split='vall')
 
 

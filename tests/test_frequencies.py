@@ -7,9 +7,8 @@ import statistics
 import numpy as np
 import pytest
 from test_history import change_facts, config_of, copy_of
-from trees import write_tree
+from trees import open_source, write_tree
 
-from ann_jax.data.datasets import open_source
 from ann_jax.data.frequencies import class_weights, count_classes, repeated
 from ann_jax.data.layout import Dataset
 from ann_jax.errors import ConfigError, DataError

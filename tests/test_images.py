@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -10,64 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from flax import traverse_util
-from ml_collections import ConfigDict
 from PIL import Image, TiffImagePlugin
-from small import small_folder
+from sample_images import RANGE, SIZE, encoded, refused, scaled, values
 
-import ann_jax
-from ann_jax import build
 from ann_jax.config import defaults, validate
-from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.datasets import FolderSource
 from ann_jax.data.decode.images import (
     IMAGE_ENDINGS,
-    PLAIN,
     decode_image,
     decode_values,
     from_array,
     from_pillow,
     unseen,
 )
-from ann_jax.data.decode.jpeg import examine_jpeg, jpeg_size
-from ann_jax.data.decode.levels import Reading, find_range, to_levels
-from ann_jax.data.decode.reading import damaged, open_picture
-from ann_jax.data.label_files import decode_raw
+from ann_jax.data.decode.jpeg import jpeg_size
+from ann_jax.data.decode.levels import Reading, to_levels
+from ann_jax.data.decode.reading import open_picture
 from ann_jax.data.own.settings import own_dataset
-from ann_jax.errors import ConfigError, DataError
+from ann_jax.errors import ConfigError
 from ann_jax.inference.intake import find_images
-from ann_jax.modes.resume import keep_settings
-from ann_jax.weights import folder as weights
-from ann_jax.weights.inputs import IMAGENET_RGB, for_channels
-from ann_jax.weights.start import start
 
 RNG = np.random.default_rng(0)
-SIZE = (12, 20)
-RANGE = Reading.parse('100,4000')
-
-
-def encoded(image, form, **kwargs):
-    stream = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, form, **kwargs)
-    return stream.getvalue()
-
-
-def values(top, *shape, dtype=np.uint16):
-    return RNG.integers(0, top, (*SIZE, *shape)).astype(dtype)
-
-
-def scaled(array, low=100.0, high=4000.0):
-    """The rule by its definition, as three channels."""
-    levels = np.rint(np.clip((array.astype(np.float64) - low) / (high - low) * 255, 0, 255)).astype(np.uint8)
-    return levels if levels.ndim == 3 else np.stack([levels] * 3, -1)
-
-
-def refused(words, function, *args, error=DataError, **kwargs):
-    with pytest.raises(error) as caught:
-        function(*args, **kwargs)
-    message = str(caught.value)
-    assert all(str(word) in message for word in words) and '\n' not in message, message
-
 
 # --- Levels
 
@@ -318,7 +280,7 @@ def test_without_rasterio_its_files_name_it(monkeypatch):
 
 
 def test_several_images_in_a_file_are_counted_and_one_is_chosen():
-    pages = [values(256, dtype=np.uint8) for _ in range(3)]
+    pages = [values(256, dtype=np.uint8, seed=i) for i in range(3)]
     first, *others = map(Image.fromarray, pages)
     for form in ('tiff', 'gif', 'png'):
         data = encoded(first, form, save_all=True, append_images=others)
@@ -398,199 +360,3 @@ def test_endings_are_those_of_training_and_prediction(tmp_path, caplog):
 def test_heic_needs_a_package(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'pillow_heif', None)
     refused(['a.heic', 'pip install pillow-heif'], decode_image, b'\0\0\0\x18ftypheic' + bytes(9), 'a.heic')
-
-
-# --- From the training images to the weights
-
-
-def own_folder(root, images, suffix='tif'):
-    for split in ('train', 'val'):
-        for number, image in enumerate(images):
-            for kind, array in (('images', image), ('labels', np.zeros(image.shape[:2], np.uint8))):
-                file = root / kind / split / f'{number}.{suffix if kind == "images" else "png"}'
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(file)
-    config = defaults()
-    config.dataset.update(name='folder', root=str(root), classes='a,b', image_range='auto')
-    config.input = IMAGENET_RGB
-    return config
-
-
-def test_auto_is_the_percentiles_of_the_training_images(tmp_path):
-    images = [values(3000, dtype=np.float32) + 7 for _ in range(3)]
-    config = own_folder(tmp_path, images)
-    validate(config)
-    source = build.source(config, 'val')
-    low, high = np.percentile(np.stack(images), (0.1, 99.9))
-    assert config.dataset.image_range == f'{low:.6g},{high:.6g}'
-    np.testing.assert_array_equal(
-        source[0]['image'], scaled(images[0], *map(float, config.dataset.image_range.split(',')))
-    )
-    mixed = [np.full((*SIZE, 3), 200, np.uint8), np.full((*SIZE, 3), np.nan), values(5000, 3)]
-    low, high = map(float, find_range(mixed).split(','))
-    np.testing.assert_allclose((low, high), np.percentile(mixed[2], (0.1, 99.9)), rtol=1e-5)
-    refused(['all values', '7'], find_range, [np.full((*SIZE, 1), 7)])
-    config.dataset.image_range = ''
-    refused(['0.tif', 'float32', 'image_range'], build.source(config, 'val').__getitem__, 0)
-
-
-def test_a_resumed_run_keeps_the_range_that_was_found(tmp_path, monkeypatch):
-    saved = defaults().to_dict()
-    saved['dataset']['image_range'] = '3,9'
-    (tmp_path / 'checkpoints/1').mkdir(parents=True)
-    monkeypatch.setattr('ann_jax.modes.resume.read_facts', lambda _: {'config': saved})
-    config = defaults()
-    config.dataset.image_range = 'auto'
-    keep_settings(config, tmp_path)
-    assert config.dataset.image_range == '3,9'
-
-
-@pytest.mark.usefixtures('compiled_fast')
-def test_weights_keep_how_images_are_read(tmp_path):
-    small_folder(tmp_path / 'w', image_range='100,4000', bands='4,2')
-    opened = weights.load(tmp_path / 'w')
-    assert opened.images == {'image_range': '100,4000', 'bands': '4,2'} and opened.in_channels == 2
-    assert opened.reading(page=2) == Reading((100, 4000), (4, 2), 2)
-    assert opened.reading(image_range='100,4000') == opened.reading()
-    refused(['bands', '4,2'], opened.reading, bands='1,2', error=ConfigError)
-    small_folder(tmp_path / 'plain')
-    plain = weights.load(tmp_path / 'plain')
-    assert plain.reading() == PLAIN and plain.reading(bands='4,3,2').bands == (4, 3, 2)
-    refused(['picks 2', 'take 3'], plain.reading, bands='4,3', error=ConfigError)
-    refused(['auto', 'LOW,HIGH'], plain.reading, image_range='auto', error=ConfigError)
-    seg = ann_jax.load(tmp_path / 'w')
-    array = values(5000, 4)
-    result = seg(array)
-    assert result.ids.shape == SIZE and result.overlay().shape == (*SIZE, 3)
-    np.testing.assert_array_equal(result.image, scaled(array[..., [3]].repeat(3, 2)))
-    np.testing.assert_allclose(result.probabilities().argmax(-1), result.ids)
-    with pytest.raises(DataError, match='has 3 bands'):
-        seg(array[..., :3])
-    with pytest.raises(ConfigError, match='unknown settings'):
-        ann_jax.load(tmp_path / 'w', band='1')
-
-
-def test_rgb_weights_are_widened():
-    path = ('params', 'backbone', 'stem', 'conv1', 'kernel')
-    kernel = RNG.standard_normal((3, 3, 3, 4)).astype(np.float32)
-    image = RNG.standard_normal((3, 3, 1)).astype(np.float32)
-    for count in (1, 2, 3, 6):
-        model = ConfigDict({'model': defaults().model, 'dataset': {'bands': ','.join('1' * count)}})
-        initial = traverse_util.unflatten_dict({path: np.zeros((3, 3, build.channels(model), 4), np.float32)})
-        loaded = traverse_util.unflatten_dict({path: kernel})
-        wide = traverse_util.flatten_dict(start(initial, loaded, 'all'))[path]
-        assert wide.shape == (3, 3, count, 4)
-        if count != 2:  # the response to equal channels
-            response = lambda kernel: np.einsum('hwi,hwio->o', image.repeat(kernel.shape[2], 2), kernel)
-            np.testing.assert_allclose(response(wide), response(kernel), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(wide, 0.5 * np.concatenate([kernel, kernel], 2))
-
-
-def test_each_channel_is_normalised_and_augmented_alone():
-    mean = np.float32(np.mean(IMAGENET_RGB['mean']))
-    np.testing.assert_allclose(for_channels(IMAGENET_RGB, 5)['mean'], [mean] * 5, rtol=1e-6)
-    assert for_channels(IMAGENET_RGB, 3) == IMAGENET_RGB
-    own = {'mean': (1.0, 2.0), 'std': (3.0, 4.0), 'bgr': False}
-    assert for_channels(own, 2) == own
-    refused(['input.mean', '3 numbers'], for_channels, own, 3, error=ConfigError)
-    refused(['input.bgr'], for_channels, IMAGENET_RGB | {'bgr': True}, 4, error=ConfigError)
-    count = 130  # OpenCV takes 128
-    image, label = values(256, count, dtype=np.uint8), values(3, dtype=np.uint8)
-    augment = Augment((30, 16), mean=range(1, count + 1))
-    draw = augment.draw(np.random.default_rng(3), *SIZE)
-    whole = augment.apply({'name': 'x', 'image': image, 'label': label}, draw)['image']
-    for channel in (0, 1, 127, 128, 129):
-        alone = Augment((30, 16), mean=(channel + 1,))
-        part = alone.apply({'name': 'x', 'image': image[..., [channel]], 'label': label}, draw)['image']
-        np.testing.assert_array_equal(whole[..., [channel]], part)
-
-
-def lying(data, lie):
-    """A JPEG cut in its coded data and closed, or with a larger size in its header."""
-    coded = data.index(b'\xff\xda') + 14
-    if lie.startswith('cut'):
-        return data[: coded + int(float(lie[4:]) * (len(data) - coded))] + b'\xff\xd9'
-    size = next(data.index(mark) for mark in (b'\xff\xc0', b'\xff\xc2') if mark in data)
-    size += 5 if lie == 'tall' else 7
-    return data[:size] + (10 * int.from_bytes(data[size : size + 2])).to_bytes(2) + data[size + 2 :]
-
-
-@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
-@pytest.mark.parametrize('progressive', [False, True])
-def test_a_jpeg_that_lacks_data_is_refused(progressive, mode, capfd):
-    """What libjpeg fills up without an error."""
-    rng = np.random.default_rng(3)
-    picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((96, 80)).convert(mode)
-    exif = Image.Exif()
-    exif[0x112] = 6  # turned: the last pixels are at another corner
-    data = encoded(picture, 'jpeg', quality=90, progressive=progressive, exif=exif)
-    assert decode_image(data, 'a.jpg').shape == (96, 80, 3)
-    for lie in ('cut 0.1', 'cut 0.5', 'tall', 'wide', *(() if progressive else ('cut 0.95',))):
-        with pytest.raises(DataError, match=r'a\.jpg.*copy or download'):
-            decode_image(lying(data, lie), 'a.jpg')
-
-
-def test_what_other_threads_say_meanwhile_is_not_lost(capfd, monkeypatch):
-    decode = cv2.imdecode
-
-    def slow(*args):
-        os.write(2, b'said meanwhile\n')
-        return decode(*args)
-
-    monkeypatch.setattr(cv2, 'imdecode', slow)
-    picture = np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8)
-    whole = encoded(picture, 'jpeg', quality=90)
-    examine_jpeg(whole, 'a.jpg')
-    assert capfd.readouterr().err == 'said meanwhile\n'
-    middle = len(whole) // 2
-    with pytest.raises(DataError, match=r'a.jpg is damaged \(.*(Corrupt|Premature)'):
-        examine_jpeg(whole[:middle] + whole[middle + 40 :], 'a.jpg')
-    assert capfd.readouterr().err == 'said meanwhile\n'
-
-
-def test_odd_but_whole_jpegs_are_read(capfd):
-    """All grey, by restart intervals, followed by more, or lossless."""
-    grey = np.full((32, 32, 3), 128, np.uint8)
-    assert (decode_image(encoded(grey, 'jpeg'), 'a.jpg') == 128).all()
-    restarts = cv2.imencode('.jpg', grey, [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[1].tobytes()
-    for data in (restarts, restarts + b'more', encoded(Image.fromarray(grey), 'mpo')):
-        assert (decode_image(data, 'a.jpg') == 128).all()
-    # Lossless: 8x8 differences of 0 from 128, each of which is coded by a bit.
-    part = lambda marker, *body: bytes([0xFF, marker, 0, len(body) + 2, *body])
-    frame, table = part(0xC3, 8, 0, 8, 0, 8, 1, 1, 0x11, 0), part(0xC4, 0, 1, *[0] * 15, 0)
-    lossless = b'\xff\xd8' + frame + table + part(0xDA, 1, 1, 0, 1, 0, 0) + bytes(8) + b'\xff\xd9'
-    assert (decode_image(lossless, 'a.jpg') == 128).all()
-
-
-@pytest.mark.filterwarnings('ignore:Dataset has no geotransform')
-@pytest.mark.parametrize('tiled', [False, True])
-def test_a_tiff_that_lacks_strips_or_tiles_is_refused(tiled):
-    """One that declares more rows than it holds, which Pillow leaves black."""
-    rasterio = pytest.importorskip('rasterio', reason='writes tiles')
-    grey = values(255, dtype=np.uint8)
-    shape = {'height': grey.shape[0], 'width': grey.shape[1], 'count': 1, 'dtype': 'uint8'}
-    with rasterio.MemoryFile() as file:
-        with file.open(driver='GTiff', tiled=tiled, blockxsize=16, blockysize=16, **shape) as opened:
-            opened.write(grey, 1)
-        data = file.read()
-    assert (decode_image(data, 'a.tif')[..., 0] == grey).all()
-    height = data.index(struct.pack('<HHI', 257, 3, 1)) + 8
-    tall = data[:height] + struct.pack('<H', 500) + data[height + 2 :]
-    with pytest.raises(DataError, match=r'label b\.tif: of 20x500 pixels it holds only . of \d+ strips'):
-        decode_raw(tall, 'b.tif')
-    with pytest.raises(DataError, match=r'a\.tif: of 20x500 pixels it holds only . of \d+ strips'):
-        decode_image(tall, 'a.tif')
-
-
-def test_whatever_a_decoder_raises_is_one_line():
-    """Pillow raises a NotImplementedError here, for others a RuntimeError or an error without a text."""
-    data = bytearray(encoded(values(255, 3, dtype=np.uint8), 'dds'))
-    data[76:108] = bytes(32)  # the format of the pixels
-    refused(['a.dds', 'copy or download'], decode_image, bytes(data), 'a.dds')
-    assert 'a.png: AssertionError; copy' in str(damaged('a.png', 'image', AssertionError()))
-
-
-def test_a_png_with_a_wrong_checksum_is_refused():
-    """Its pixels were decoded before its end was seen."""
-    data = encoded(values(255, 3, dtype=np.uint8), 'png')
-    refused(['a.png', 'the checksum of its part', 'IDAT'], decode_image, data[:-16] + bytes(16), 'a.png')

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from trees import write_tree
+from trees import open_source, write_tree
 
 from ann_jax.data.archives import Masks, runs
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.datasets import open_source
 from ann_jax.data.names import PASCAL_CONTEXT_459, PASCAL_CONTEXT_NAMES
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE
@@ -111,6 +110,20 @@ def test_cityscapes_test_labels_are_blank(tmp_path):
     save(tmp_path / f'gtFine/{stem}_gtFine_labelIds.png', np.full(SIZE, 3, np.uint8))  # out of roi
     (label,) = labels_of(open_source('cityscapes', root=tmp_path, split='test'))
     assert (label == IGNORE).all()
+
+
+def test_coarse_labels_of_cityscapes(tmp_path):
+    files = write_tree('cityscapes', tmp_path)
+    for samples in files.values():
+        for _, label, raw in samples:
+            coarse = Path(str(label).replace('gtFine', 'gtCoarse'))
+            coarse.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(raw * 0 + 7).save(coarse)
+    for split in ('train', 'val'):
+        fine, coarse = (open_source('cityscapes', root=tmp_path, split=s) for s in (split, f'coarse_{split}'))
+        assert [s[:2] for s in fine._samples] == [s[:2] for s in coarse._samples]
+        assert (coarse[0]['label'] == 0).all() and not (fine[0]['label'] == 0).all()
+    assert DATASETS['cityscapes'].splits['coarse'] == ('coarse_train', 'train_extra')
 
 
 # --- CamVid
@@ -348,6 +361,26 @@ def test_voc_with_sbd_as_its_makers_hand_it_out(tmp_path):
     np.testing.assert_array_equal(source[1]['label'], raw)
     (tmp_path / 'ImageSets/Segmentation/val.txt').unlink()
     expect(['val.txt'], open_source, 'voc', root=tmp_path, split='train+sbd')
+
+
+def test_voc_aug_of_a_converter_that_writes_only_labels_of_sbd(tmp_path):
+    """SBD's labels lack some of the list; then VOC's own count, which are better, wherever there are."""
+    files = write_tree('voc', tmp_path, num_train=3)['train']
+    names = [image.stem for image, _, _ in files]
+    (tmp_path / 'SegmentationClassAug').mkdir()
+    ours = np.full((24, 32), 7, np.uint8)
+    Image.fromarray(ours).save(tmp_path / f'SegmentationClassAug/{names[0]}.png')
+    (tmp_path / 'ImageSets/Segmentation/trainaug.txt').write_text('\n'.join(names))
+    samples = open_source('voc', root=tmp_path, split='trainaug')
+    for i, (_, _, raw) in enumerate(files):
+        np.testing.assert_array_equal(samples[i]['label'], raw)
+    for name in names:  # as most write it, with all of them
+        Image.fromarray(ours).save(tmp_path / f'SegmentationClassAug/{name}.png')
+    samples = open_source('voc', root=tmp_path, split='trainaug')
+    assert all((samples[i]['label'] == 7).all() for i in range(3))
+    (tmp_path / 'ImageSets/Segmentation/train.txt').write_text(names[0])
+    (tmp_path / 'ImageSets/Segmentation/aug.txt').write_text('\n'.join(names[1:]))
+    assert len(open_source('voc', root=tmp_path, split='train+aug')) == 3
 
 
 # --- All

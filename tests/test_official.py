@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from PIL import Image
-from trees import write_tree
+from trees import open_source, write_tree
 
-from ann_jax.data.datasets import open_source
 from ann_jax.evaluation.metrics import confusion_matrix, scores, table
 
 official = pytest.importorskip(

@@ -10,12 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from trees import write_tree
+from trees import open_source, write_tree
 
 from ann_jax.data import pipeline
 from ann_jax.data.augment.mixing import Mix
 from ann_jax.data.augment.transforms import Augment
-from ann_jax.data.datasets import open_source
 from ann_jax.data.pipeline import ClosingIterator, Replacing, eval_batches, train_batches
 from ann_jax.errors import DataError
 from ann_jax.typing import IGNORE

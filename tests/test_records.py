@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from trees import write_tree
+from trees import open_source, write_tree
 
 from ann_jax.data.augment.transforms import Augment
 from ann_jax.data.classes import DATASETS
-from ann_jax.data.datasets import FolderSource, open_source
+from ann_jax.data.datasets import FolderSource
 from ann_jax.data.decode.levels import Reading
 from ann_jax.data.own.settings import own_dataset
 from ann_jax.data.own.survey import survey

@@ -1,4 +1,4 @@
-"""Writes small random datasets, laid out and named exactly as their makers do."""
+"""Writes small random datasets, laid out and named exactly as their makers do, and opens them."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ann_jax.data.classes import DATASETS
+from ann_jax.data.datasets import FolderSource
 from ann_jax.data.names import CAMVID32_CLASSES, voc_colors
 
 CITIES = ('aachen', 'bochum', 'ulm')
@@ -102,3 +104,7 @@ def write_tree(name, root, num_train=3, num_val=2, size=(24, 32), seed=0):
             listed.parent.mkdir(parents=True, exist_ok=True)
             listed.write_text(''.join(f'{image.stem}\n' for image, _, _ in written[split]))
     return written
+
+
+def open_source(name, *, root, split, strict=True):
+    return FolderSource(DATASETS[name], root, split, strict=strict)

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ann_jax.data.classes import DATASETS
 from ann_jax.data.decode.images import PLAIN, decode_image, decode_values, encode_png, match
 from ann_jax.data.decode.jpeg import examine_jpeg
 from ann_jax.data.decode.levels import Reading
@@ -303,14 +302,3 @@ def read_label(folder: str | os.PathLike, image: str | os.PathLike, dataset: Dat
                 return decode_label(read_file(path, 'label'), layout, path, dataset.name).classes
             expected.append(path)
     raise DataError(f'no label of {image}: expected {" or ".join(dict.fromkeys(expected))}')
-
-
-def open_source(name: str, *, root: str | os.PathLike, split: str, strict: bool = True) -> FolderSource:
-    """Returns the source of a split of the dataset `name` of DATASETS under `root`.
-
-    Raises:
-        DataError: as `FolderSource`, or the name is unknown.
-    """
-    if name not in DATASETS:
-        raise DataError(unknown('dataset', name, DATASETS))
-    return FolderSource(DATASETS[name], root, split, strict=strict)

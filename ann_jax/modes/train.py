@@ -1,6 +1,7 @@
 """The run: config -> sources -> batches -> step -> checkpoints -> evaluation -> table and pictures."""
 
 import contextlib
+import functools
 import json
 import logging
 import platform
@@ -91,44 +92,16 @@ def train(
     validate(config)
     config = config.copy_and_resolve_references()  # what is found is filled in, for this run alone
     workdir = place(workdir)
-    if config.profile.steps and remote(workdir):
-        raise ConfigError(
-            f'profile.steps={config.profile.steps}: the profiler needs a --workdir on this machine, not '
-            f'{workdir}'
-        )
-    for key, off in (('parts', 'all'), ('prefer', '')):
-        if not config.init['from'] and (value := config.init[key]) != off:
-            raise ConfigError(
-                f'init.{key}={value}: there is no init.from to take it from: name one, or leave this out'
-            )
+    _check_settings(config, workdir)
     keep_settings(config, workdir)
     mesh = build.mesh(config)
     check_batch_size(config.train.batch_size, mesh, 'train.batch_size', config.train.accumulate)
-    channels = build.channels(config)
-    if train_source is None:
-        source = build.source(config, config.dataset.train_split)
-    else:
-        source = Checked(train_source, 'train_source', channels)
-    # Opened now, so that its errors show before anything is written.
-    protocol = protocol_settings(config)
-    if eval_source is None:
-        eval_source = build.source(config, config.dataset.eval_split, limit=config.eval.limit)
-    else:
-        eval_source = Checked(eval_source, 'eval_source', channels)
-        protocol['source'] = describe_source(eval_source)
-    if config.dataset.image_range == AUTO:
-        raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
-    refuse_unlike(config, train=source, evaluate=eval_source)
+    # Opened now, so that their errors show before anything is written.
+    source, evaluated, protocol = _sources(config, train_source, eval_source)
     dataset, steps = source.dataset, config.train.steps
-    others = eval_source.dataset.classes
-    if len(others) != dataset.num_classes or (
-        sorted(others) == sorted(dataset.classes) and tuple(others) != tuple(dataset.classes)
-    ):
-        raise DataError(
-            f'the classes to train are {", ".join(dataset.classes)}, but those to evaluate '
-            f'{", ".join(others)}: give both sources the same, in the same order'
-        )
+    # Functions, since the config is completed below: by class weights, and by what `init.from` needs.
     make_loss = lambda: loss or build.loss(config, dataset.num_classes)
+    make_model = lambda: build.model(config, dataset.num_classes, backbone)
     build.check_accumulation(config, make_loss())
     schedule = None if optimizer else build.schedule(config)
     tx = optimizer or build.optimizer(config)
@@ -137,32 +110,20 @@ def train(
         stop = stack.enter_context(Stop())
         check_lock = _hold(stack, workdir)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / 'checkpoints')))
-        newest = checkpoints.reached
-        stale = lambda number: 0 < config.train.patience <= checkpoints.without_better(number)
-        early = ', where train.patience ended it' if stale(newest) else ''
-        if newest > steps or early or (newest == steps and checkpoints.scored(newest)):
-            refuse_other_run(config, workdir, checkpoints)
-            where = f'{workdir} is at step {newest} of {steps}{early}'
-            _print(f'{where}: --mode=evaluate evaluates its best checkpoint')
+        if _is_finished(config, workdir, checkpoints):
             return
         _log_start(mesh)
-        first_look(config, source, eval_source)
+        first_look(config, source, evaluated)
         counts = class_counts(config, source, workdir)
         set_class_weights(config, counts, source)
-        make_model = lambda: build.model(config, dataset.num_classes, backbone)
         own_backbone = '' if backbone is None else type(backbone).__name__
         state, first, origin = first_state(
             config, workdir, checkpoints, make_model, tx, mesh, own_backbone, tuple(dataset.classes)
         )
-        evaluation = build.evaluation(config, mesh, eval_source, backbone)
+        evaluation = build.evaluation(config, mesh, evaluated, backbone)
         build.check_frozen_norm(config, state.batch_stats)
         _log_setting(config, source, evaluation, state)
         step = _step(config, make_model(), tx, make_loss(), mesh)
-        facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
-        if own_backbone:
-            facts['backbone'] = own_backbone
-        if origin:
-            facts['started_from'] = origin
         read_by = build.readers(config, training=True)
         logger.info('%s', read_by)
         batches = _batches(config, source, first, counts, read_by)
@@ -174,50 +135,42 @@ def train(
         bar = stack.enter_context(
             tqdm(total=steps, initial=first, desc='train', unit='step', smoothing=0.05, disable=not is_main())
         )
-        newest_step = lambda: checkpoints.latest
-        behind = first - _updates(state, first)
-        log = TrainLog(record, bar, schedule, config.train.log_every, newest_step, read_by.faster, behind)
-
-        def is_due(number):
-            return number == steps or number % config.train.eval_every == 0
-
-        def score(number):
-            return _score(evaluation, state, number, config, report, checkpoints, log, stop)
+        log = TrainLog(
+            record,
+            bar,
+            schedule,
+            config.train.log_every,
+            newest=lambda: checkpoints.latest,
+            cure=read_by.faster,
+            behind=first - _updates(state, first),
+        )
+        facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
+        if own_backbone:
+            facts['backbone'] = own_backbone
+        if origin:
+            facts['started_from'] = origin
+        save = functools.partial(_save, checkpoints, facts, check_lock, log)
+        score = functools.partial(_score, config, evaluation, report, checkpoints, log, stop)
 
         number = first
         scores: Scores | None = None
         try:
-            if first and is_due(first) and not checkpoints.scored(first):
-                scores = score(first)  # the run was stopped during this evaluation
-            last = first if scores and stale(first) else steps
-            traced = parse_steps(config.profile.steps)
-            if traced and not range(max(first + 1, traced[0]), min(steps, traced[-1]) + 1):
-                logger.warning(
-                    'no trace: steps %d to %d follow, not %s', first + 1, steps, config.profile.steps
-                )
-            trace = Trace(workdir / 'profile', traced)
+            if first and _is_due(config, first) and not checkpoints.scored(first):
+                scores = score(first, state)  # the run was stopped during this evaluation
+            last = first if scores and _is_stale(config, checkpoints, first) else steps
+            trace = _trace(config, workdir, first)
             stack.callback(trace.close)
-            for number in range(first + 1, last + 1):
-                with log.clock('data'):
-                    batch = next(batches)
-                with log.clock('step'), trace.step(number):
-                    state, metrics = step(state, batch, stop.requested)
-                trace.stepped(number, metrics)
-                if number == first + 1:
-                    logger.info('compiled the step in %.1f s', log.clock.take('step'))
-                    log.restart()
-                log.add(number, metrics, batch)
-                due = is_due(number)
+            trained = _steps(step, state, batches, range(first + 1, last + 1), stop, log, trace)
+            for number, state in trained:
+                due = _is_due(config, number)
                 if due or log.stop or number % config.train.checkpoint_every == 0:
-                    log.flush()
-                    check_lock()
-                    _save(checkpoints, number, state, facts, log)
+                    save(number, state)
                 if log.stop:
                     raise Stopped
                 if due:
                     # After saving: a run that is killed during evaluation loses no step.
-                    scores = score(number)
-                    if stale(number):
+                    scores = score(number, state)
+                    if _is_stale(config, checkpoints, number):
                         break
         except Stopped:
             logger.info('stopped as asked')
@@ -233,6 +186,54 @@ def train(
         print(report_of_run(workdir))
         if train_source is None and config.dataset.name == 'scenes':
             print(leave_samples(config, workdir))
+
+
+def _check_settings(config, workdir):
+    """Refuses settings that do not suit the working directory or each other."""
+    if config.profile.steps and remote(workdir):
+        raise ConfigError(
+            f'profile.steps={config.profile.steps}: the profiler needs a --workdir on this machine, not '
+            f'{workdir}'
+        )
+    for key, off in (('parts', 'all'), ('prefer', '')):
+        if not config.init['from'] and (value := config.init[key]) != off:
+            raise ConfigError(
+                f'init.{key}={value}: there is no init.from to take it from: name one, or leave this out'
+            )
+
+
+def _sources(config, train_source, eval_source):
+    """Opens what to train on and what to evaluate: those given, or else the config's.
+
+    Returns:
+        Both, and how the scores of the second are made.
+    """
+    channels = build.channels(config)
+    if train_source is None:
+        source = build.source(config, config.dataset.train_split)
+    else:
+        source = Checked(train_source, 'train_source', channels)
+    protocol = protocol_settings(config)
+    if eval_source is None:
+        evaluated = build.source(config, config.dataset.eval_split, limit=config.eval.limit)
+    else:
+        evaluated = Checked(eval_source, 'eval_source', channels)
+        protocol['source'] = describe_source(evaluated)
+    if config.dataset.image_range == AUTO:
+        raise ConfigError('dataset.image_range=auto cannot be found in a train_source: give LOW,HIGH')
+    refuse_unlike(config, train=source, evaluate=evaluated)
+    _refuse_other_classes(source.dataset, evaluated.dataset.classes)
+    return source, evaluated, protocol
+
+
+def _refuse_other_classes(dataset, others):
+    """Refuses to evaluate another number or order of classes; other names may mean the same."""
+    reordered = sorted(others) == sorted(dataset.classes) and tuple(others) != tuple(dataset.classes)
+    if len(others) != dataset.num_classes or reordered:
+        raise DataError(
+            f'the classes to train are {", ".join(dataset.classes)}, but those to evaluate '
+            f'{", ".join(others)}: give both sources the same, in the same order'
+        )
 
 
 def _hold(stack, workdir):
@@ -251,6 +252,27 @@ def _hold(stack, workdir):
         raise refusal or ConfigError(f'process 0 could not lock {workdir}')
     stack.enter_context(log_file(workdir, jax.process_index()))
     return check
+
+
+def _is_finished(config, workdir, checkpoints):
+    """Whether nothing is left to train or to evaluate, which it then prints."""
+    newest, steps = checkpoints.reached, config.train.steps
+    early = ', where train.patience ended it' if _is_stale(config, checkpoints, newest) else ''
+    if not (newest > steps or early or (newest == steps and checkpoints.scored(newest))):
+        return False
+    refuse_other_run(config, workdir, checkpoints)
+    _print(f'{workdir} is at step {newest} of {steps}{early}: --mode=evaluate evaluates its best checkpoint')
+    return True
+
+
+def _is_stale(config, checkpoints, number):
+    """Whether `train.patience` ends the run at a step."""
+    return 0 < config.train.patience <= checkpoints.without_better(number)
+
+
+def _is_due(config, number):
+    """Whether a step is evaluated."""
+    return number == config.train.steps or number % config.train.eval_every == 0
 
 
 def _step(config, model, tx, loss, mesh):
@@ -306,7 +328,29 @@ def _updates(state, first):
     return min(max(counts, default=first), first)
 
 
-def _score(evaluation, state, number, config, report, checkpoints, log, stop):
+def _trace(config, workdir, first):
+    traced, steps = parse_steps(config.profile.steps), config.train.steps
+    if traced and not range(max(first + 1, traced[0]), min(steps, traced[-1]) + 1):
+        logger.warning('no trace: steps %d to %d follow, not %s', first + 1, steps, config.profile.steps)
+    return Trace(workdir / 'profile', traced)
+
+
+def _steps(step, state, batches, numbers, stop, log, trace):
+    """Yields the number of each step, and the state after it."""
+    for number in numbers:
+        with log.clock('data'):
+            batch = next(batches)
+        with log.clock('step'), trace.step(number):
+            state, metrics = step(state, batch, stop.requested)
+        trace.stepped(number, metrics)
+        if number == numbers.start:
+            logger.info('compiled the step in %.1f s', log.clock.take('step'))
+            log.restart()
+        log.add(number, metrics, batch)
+        yield number, state
+
+
+def _score(config, evaluation, report, checkpoints, log, stop, number, state):
     start, split = time.perf_counter(), config.dataset.eval_split
     asked = lambda: not all_agree(not stop.requested)
     scores = evaluation.run(state.averaged, number, split, report, asked)
@@ -318,7 +362,9 @@ def _score(evaluation, state, number, config, report, checkpoints, log, stop):
     return scores
 
 
-def _save(checkpoints, number, state, facts, log):
+def _save(checkpoints, facts, check_lock, log, number, state):
+    log.flush()
+    check_lock()
     checkpoints.check()
     spent, waited = log.seconds_per_step()
     start = time.perf_counter()

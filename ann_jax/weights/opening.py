@@ -90,6 +90,11 @@ def _read(path, prefer):
         note(path, added)
         source = {**loaded.source, **origin(path / 'model.json')}
         return dataclasses.replace(loaded, model=as_tuples(model), source=source)
+    return _read_run(path, prefer)
+
+
+def _read_run(path, prefer):
+    """Reads the best intact checkpoint of a run, or the one that the path names."""
     if not path.is_dir():
         refuse_special(path, 'weights')
     only = None

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import NamedTuple
 
 from ann_jax.data.decode.images import IMAGE_ENDINGS
 from ann_jax.data.disk import walk
@@ -14,13 +15,14 @@ from ann_jax.data.own.matching import (
     LABEL_DIR,
     OTHER_DIR,
     SPLIT,
+    Rank,
     Tree,
     names_below,
     pair,
     picture_folders,
     rank,
 )
-from ann_jax.data.own.naming import LABEL_ENDINGS, key_of
+from ann_jax.data.own.naming import LABEL_ENDINGS, Naming, key_of
 from ann_jax.errors import DataError
 
 _MOST_FOLDERS = 60  # that are tried with each other
@@ -170,42 +172,36 @@ def _add_lists(plan, root, tree):
 # --- Folders
 
 
+_Groups = dict[str, dict[str, str]]  # template of a folder -> {split: folder}
+_Pairs = dict[str, tuple[str, str]]  # what is common to the names -> (image, label), below the root
+
+
+class _Fit(NamedTuple):
+    """Folders, as templates, of which at least one split pairs up."""
+
+    rank: Rank
+    images: str
+    labels: str
+    naming: Naming | None
+
+
 def _from_folders(root: str, tree: Tree) -> Plan | None:
     """A plan by the folders that fit each other best."""
-    groups: dict[str, dict[str, str]] = {}
+    groups: _Groups = {}
     for folder in picture_folders(tree):
         template, split = split_of(folder)
         groups.setdefault(template, {})[split] = folder
-    ranked = []
-    some = list(groups.items())[:_MOST_FOLDERS]  # the others are like these, see `_alike`
-    for images, image_folders in some:
-        for labels, label_folders in some:
-            for split in sorted(image_folders.keys() & label_folders.keys(), key=_order)[:1]:
-                folders = image_folders[split], label_folders[split]
-                if found := pair(tree, *folders):
-                    ranked.append((rank(root, *folders, *found), images, labels, found[0]))
-    # What the pictures look like says more than their number, and that more than names.
-    # Without photographs, labels of one kind are no images of those of another.
-    ranked = [entry for entry in ranked if entry[0][2] or not LABEL_DIR.search(entry[1])]
-    looks = max((rank[:3] for rank, *_ in ranked), default=(False,))
-    ranked = [entry for entry in ranked if entry[0][:3] == looks and looks[0]]
-    most = max((rank[-1] for rank, *_ in ranked), default=0)
-    ranked = [entry for entry in ranked if 2 * entry[0][-1] > most]
-    if not ranked:
+    fits = _likely(_fits(root, tree, groups))
+    if not fits:
         return None
-    _, images, labels, naming = max(ranked, key=lambda entry: entry[0])
-    plan = Plan()
-    paired = lambda i, l: {
-        split: found[1]
-        for split in groups[i].keys() & groups[l].keys()
-        if (found := pair(tree, groups[i][split], groups[l][split])) and found[0] == naming
-    }
-    alike = {folders: paired(*folders) for folders in _alike(images, labels, groups)}
-    alike = {folders: splits for folders, splits in alike.items() if splits}
+    best = max(fits, key=lambda fit: fit.rank)
+    images, labels, naming = best.images, best.labels, best.naming
+    alike = _paired_alike(tree, groups, best)
     both = {split: pairs for splits in alike.values() for split, pairs in splits.items()}
-    unused = {l for _, i, l, _ in ranked if (i, l) not in alike and i == images and not OTHER_DIR.search(l)}
-    plan.alternatives = sorted(unused - {images, *(l for _, l in alike)})
-    if not ('' not in both and _choose_splits(plan, both)):  # the name of a split stands for none
+    plan = Plan()
+    others = {fit.labels for fit in fits if fit.images == images and not OTHER_DIR.search(fit.labels)}
+    plan.alternatives = sorted(others - {images, *(l for _, l in alike)})
+    if '' in both or not _choose_splits(plan, both):  # the name of a split stands for none
         plan.val_share = 0.1
     if naming is None or len(alike) > 1:
         if images == labels and naming:
@@ -219,22 +215,70 @@ def _from_folders(root: str, tree: Tree) -> Plan | None:
     if '{split}' in images and '' not in both and plan.train_split not in both:
         split = min(both, key=_order)
         images, labels = groups[images][split], groups[labels][split]
-    plan.label_ending = naming.label_ending
-    if naming.image_endings[0] not in IMAGE_ENDINGS:
-        used = {image.lower() for pairs in both.values() for image, _ in pairs.values()}
-        endings = [e for e in naming.image_endings if any(image.endswith(e.lower()) for image in used)]
-        if len(endings) == 1:
-            plan.image_ending = endings[0]
-        else:  # no setting names several, but reading finds them
-            plan.label_ending = '.png'
-    # Subfolders of one name on both sides: images/train/x and labels/train/x.
+    used = [image for pairs in both.values() for image, _ in pairs.values()]
+    plan.image_ending, plan.label_ending = _endings(naming, used)
+    plan.images, plan.labels = _above_one_name(images, labels)
+    return plan
+
+
+def _fits(root: str, tree: Tree, groups: _Groups) -> list[_Fit]:
+    """All folders that pair up, by the split of each that is most likely that of training."""
+    fits = []
+    some = list(groups.items())[:_MOST_FOLDERS]  # the others are like these, see `_alike`
+    for images, image_folders in some:
+        for labels, label_folders in some:
+            for split in sorted(image_folders.keys() & label_folders.keys(), key=_order)[:1]:
+                folders = image_folders[split], label_folders[split]
+                if found := pair(tree, *folders):
+                    fits.append(_Fit(rank(root, *folders, *found), images, labels, found[0]))
+    return fits
+
+
+def _likely(fits: list[_Fit]) -> list[_Fit]:
+    """Those that look most like images and their labels, and have more than half of the most pairs.
+
+    What the pictures look like says more than their number, and that more than names.
+    """
+    # Without photographs, labels of one kind are no images of those of another.
+    fits = [fit for fit in fits if fit.rank.photos or not LABEL_DIR.search(fit.images)]
+    looks = max((fit.rank.looks for fit in fits), default=None)
+    fits = [fit for fit in fits if fit.rank.looks == looks and fit.rank.drawn]
+    most = max((fit.rank.pairs for fit in fits), default=0)
+    return [fit for fit in fits if 2 * fit.rank.pairs > most]
+
+
+def _paired_alike(tree: Tree, groups: _Groups, best: _Fit) -> dict[tuple[str, str], dict[str, _Pairs]]:
+    """{(images, labels): {split: pairs}} of all folders that relate as the best do."""
+    alike = {}
+    for images, labels in _alike(best.images, best.labels, groups):
+        splits = {
+            split: found[1]
+            for split in groups[images].keys() & groups[labels].keys()
+            if (found := pair(tree, groups[images][split], groups[labels][split])) and found[0] == best.naming
+        }
+        if splits:
+            alike[images, labels] = splits
+    return alike
+
+
+def _endings(naming: Naming, images: Iterable[str]) -> tuple[str, str]:
+    """The settings `image_ending` and `label_ending` for a naming of these images."""
+    if naming.image_endings[0] in IMAGE_ENDINGS:
+        return '', naming.label_ending
+    lowered = {image.lower() for image in images}
+    used = [e for e in naming.image_endings if any(image.endswith(e.lower()) for image in lowered)]
+    # No setting names several, but reading finds them.
+    return (used[0], naming.label_ending) if len(used) == 1 else ('', '.png')
+
+
+def _above_one_name(images: str, labels: str) -> tuple[str, str]:
+    """The folders above two that end in one name: images and labels, of images/x and labels/x."""
     while images != labels and '/' in images and '/' in labels:
         (image_parent, _, name), (label_parent, _, other) = images.rpartition('/'), labels.rpartition('/')
         if name != other or '{split}' in name:
             break
         images, labels = image_parent, label_parent
-    plan.images, plan.labels = images, labels
-    return plan
+    return images, labels
 
 
 def _alike(images: str, labels: str, groups: Iterable[str]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -113,10 +114,25 @@ def _without_words(names, endings, cut_off):
     return {key[cut:]: n for key, n in stems.items() if key[cut:]}
 
 
+class Rank(NamedTuple):
+    """How well two folders fit; what comes first weighs most."""
+
+    drawn: bool  # most labels have few values or colours
+    named: bool  # endings tell what belongs together
+    photos: bool  # most images have many
+    words: int  # in the names of the folders, that say images and labels
+    pairs: int
+
+    @property
+    def looks(self) -> tuple[bool, bool, bool]:
+        """What the files themselves show, whatever the folders are called."""
+        return self.drawn, self.named, self.photos
+
+
 def rank(
     root: str, images: str, labels: str, naming: Naming | None, found: dict[str, tuple[str, str]]
-) -> tuple[bool, bool, bool, int, int]:
-    """How well two folders fit: what their pictures look like, what their names say, and how many pairs."""
+) -> Rank:
+    """Ranks two folders by some of their pictures, their names and the number of pairs."""
     some = [found[key] for key in sorted(found)[:: max(1, len(found) // 5)][:5]]
     photos, drawn = ([_count_values(os.path.join(root, pair[n])) for pair in some] for n in (0, 1))
     mostly = lambda counts: 2 * sum(map(_few, counts)) >= len([count for count in counts if count])
@@ -126,7 +142,13 @@ def rank(
         word(LABEL_DIR, last) - 2 * word(OTHER_DIR, last) + word(_IMAGE_DIR, images) - word(LABEL_DIR, images)
     )
     blank = all(count == 1 for count in drawn)  # a field of view, say
-    return mostly(drawn), naming is not None, not mostly(photos), said - 2 * blank, len(found)
+    return Rank(
+        drawn=mostly(drawn),
+        named=naming is not None,
+        photos=not mostly(photos),
+        words=said - 2 * blank,
+        pairs=len(found),
+    )
 
 
 def looks_like_label(path: str) -> bool | None:

@@ -54,33 +54,8 @@ def own_dataset(
             files.
     """
     names, colors, values, ignored = _without_ignored(*parse_classes(classes, root))
-    words = re.findall(r'[^\s;|/]+', classes)
-    if len(names) == 1 and len(words) > 1 and names[0] == classes.strip():
-        raise ConfigError(
-            f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
-            f'name the background too, or write commas between names, as in dataset.classes={",".join(words)}'
-        )
-    if len(names) == 1:
-        raise ConfigError(
-            f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
-            f'name the background too, as in dataset.classes=background,{names[0]}'
-        )
-    if val_share and '+' in splits[0]:
-        raise ConfigError(
-            f'dataset.val_share={val_share:g} holds out a share of one split, not of {splits[0]}: set '
-            'val_share=0, or train_split to one of them'
-        )
-    if val_share and len(set(splits)) == 1:
-        raise ConfigError(
-            f'dataset.val_share={val_share:g} holds out a split of another name than {splits[0]}: '
-            'set eval_split=val, or val_share=0'
-        )
-    if not (val_share or len(set(splits)) == 1 or any('{split}' in t for t in (images, labels, lists))):
-        raise ConfigError(
-            f'dataset.images={images!r} and dataset.lists={lists!r} are the same files for the splits '
-            f'{" and ".join(splits)}: put {{split}} where their paths differ, or hold out a share of them '
-            'with --config.dataset.val_share=0.1'
-        )
+    _refuse_one_class(names, classes)
+    _check_splits(splits, val_share, images, labels, lists)
     color_map = None
     if colors:
         color_map = dict.fromkeys([(0, 0, 0), *ignored], IGNORE) | {
@@ -121,6 +96,40 @@ def own_dataset(
         layouts=(layout,),
         held_out=HeldOut(*splits, val_share),
     )
+
+
+def _refuse_one_class(names, classes):
+    if len(names) != 1:
+        return
+    words = re.findall(r'[^\s;|/]+', classes)
+    if len(words) > 1 and names[0] == classes.strip():
+        cure = f', or write commas between names, as in dataset.classes={",".join(words)}'
+    else:
+        cure = f', as in dataset.classes=background,{names[0]}'
+    raise ConfigError(
+        f'dataset.classes={classes!r} is one class, so every pixel has it and there is nothing to learn: '
+        f'name the background too{cure}'
+    )
+
+
+def _check_splits(splits, val_share, images, labels, lists):
+    """Refuses splits that would read the same files, and shares that cannot be held out."""
+    if val_share and '+' in splits[0]:
+        raise ConfigError(
+            f'dataset.val_share={val_share:g} holds out a share of one split, not of {splits[0]}: set '
+            'val_share=0, or train_split to one of them'
+        )
+    if val_share and len(set(splits)) == 1:
+        raise ConfigError(
+            f'dataset.val_share={val_share:g} holds out a split of another name than {splits[0]}: '
+            'set eval_split=val, or val_share=0'
+        )
+    if not (val_share or len(set(splits)) == 1 or any('{split}' in t for t in (images, labels, lists))):
+        raise ConfigError(
+            f'dataset.images={images!r} and dataset.lists={lists!r} are the same files for the splits '
+            f'{" and ".join(splits)}: put {{split}} where their paths differ, or hold out a share of them '
+            'with --config.dataset.val_share=0.1'
+        )
 
 
 def _without_ignored(names, colors, values):
