@@ -103,6 +103,11 @@ def _deep_tiff(data, where, max_pixels):
     found = tiff.directories(io.BytesIO(data)) if tiff.is_tiff(data) else None
     for directory in found or ():
         directory.refuse_missing(where, 'label')
+        if directory.photometric == tiff.WHITE_IS_ZERO and 1 < directory.bits <= 8:
+            raise DataError(
+                f'label {where} stores white as zero, so that some programs read its values and others their '
+                'complements: save it as a greyscale PNG of class values'
+            )
     if not found or len(found) > 1 or found[0].samples > 1 or found[0].for_pillow:
         return None
     check_size(found[0].width, found[0].height, where, 'label', max_pixels)
