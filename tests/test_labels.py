@@ -396,6 +396,13 @@ def test_a_tiff_that_stores_white_as_zero():
     refuse(white(RAW), 'white as zero', 'save it as a greyscale PNG')
 
 
+@pytest.mark.parametrize('values', [2, 3, 4, 256])
+def test_a_grey_gif(values):
+    """With 2 or 4 values, its palette is the greys themselves, and Pillow opens it as grey."""
+    raw = np.arange(512).reshape(16, 32) % values
+    np.testing.assert_array_equal(decode_raw(encoded(raw.astype(np.uint8), 'gif'), 'x.gif').values, raw)
+
+
 def test_a_grey_picture_among_painted_ones(tmp_path):
     """Its colours count if one is that of a class, or if it is black and white."""
     settings = {'classes': class_file(tmp_path, 'road 255 0 0', 'wall 128 128 128', 'background 0 0 0')}

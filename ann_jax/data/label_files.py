@@ -59,8 +59,9 @@ def decode_raw(
         largest = _largest(image, data)
         palette = _palette(image) if mode in ('P', 'PA') else None
         # The indices of a GIF are in the order of its own palette, so that only its colours mean something.
-        raw = np.array(image if image.format != 'GIF' else image.convert('RGB'))
-    if raw.ndim == 3 and palette is not None:
+        gif = image.format == 'GIF'
+        raw = np.array(image.convert('RGB') if gif else image)
+    if gif:
         mode, palette = 'RGB', None
         if (raw == raw[..., :1]).all():
             mode, raw = 'L', raw[..., 0]
