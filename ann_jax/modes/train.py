@@ -151,14 +151,16 @@ def train(
         set_class_weights(config, counts, source)
         make_model = lambda: build.model(config, dataset.num_classes, backbone)
         own_backbone = '' if backbone is None else type(backbone).__name__
+        classes, images = tuple(dataset.classes), len(source)
         state, first, origin = first_state(
-            config, workdir, checkpoints, make_model, tx, mesh, own_backbone, tuple(dataset.classes)
+            config, workdir, checkpoints, make_model, tx, mesh, own_backbone, classes, images
         )
         evaluation = build.evaluation(config, mesh, eval_source, backbone)
         build.check_frozen_norm(config, state.batch_stats)
         _log_setting(config, source, evaluation, state)
         step = _step(config, make_model(), tx, make_loss(), mesh)
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
+        facts['images'] = images
         if own_backbone:
             facts['backbone'] = own_backbone
         if origin:
