@@ -162,6 +162,9 @@ def test_classes_from_a_file_with_colours(tmp_path):
 def test_descriptions_that_cannot_be_used(tmp_path):
     refuse(['there are 0 classes', 'names separated by commas'], classes='')
     refuse(['absent.txt', 'no such file'], classes='absent.txt')
+    for text in ('', ' \n', '#\n'):
+        (tmp_path / 'empty.txt').write_text(text)
+        refuse(['empty.txt', 'there are 0 classes'], classes=str(tmp_path / 'empty.txt'))
     refuse(['the class sky appears twice'], classes='sky,road,sky')
     refuse(['there are 300 classes'], classes='300')
     refuse(['1:roof', 'names no class', 'sky, road, car'], label_map='0:0,1:roof')
