@@ -403,6 +403,13 @@ def test_a_grey_gif(values):
     np.testing.assert_array_equal(decode_raw(encoded(raw.astype(np.uint8), 'gif'), 'x.gif').values, raw)
 
 
+def test_a_png_with_a_large_profile():
+    """Pillow refuses one of more than a megabyte, unless it is told otherwise."""
+    data = encoded(RAW, icc_profile=bytes(3_000_000))
+    np.testing.assert_array_equal(decode_raw(data, 'x.png').values, RAW)
+    np.testing.assert_array_equal(decode_image(data, 'x.png'), np.repeat(RAW[..., None], 3, 2))
+
+
 def test_a_grey_picture_among_painted_ones(tmp_path):
     """Its colours count if one is that of a class, or if it is black and white."""
     settings = {'classes': class_file(tmp_path, 'road 255 0 0', 'wall 128 128 128', 'background 0 0 0')}

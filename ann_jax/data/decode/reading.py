@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
-from PIL import Image, ImagePalette, UnidentifiedImageError
+from PIL import Image, ImagePalette, PngImagePlugin, UnidentifiedImageError
 
 from ann_jax.data.decode.formats import unread
 from ann_jax.errors import DataError
@@ -127,6 +127,8 @@ def check_png(data: bytes, where: object, kind: str) -> None:
 
 def _raise_limit_of_pillow(max_pixels):
     """Pillow warns above its own limit, and refuses twice as many pixels: one number for all threads."""
+    # Of colour profiles and other data about a picture, Pillow refuses a megabyte, which programs write.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
