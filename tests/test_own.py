@@ -89,6 +89,9 @@ def test_lists_of_names(tmp_path):
     (tmp_path / 'val.txt').write_text('c\nd\n')
     with pytest.raises(DataError, match='no image .*d.jpg: add it, or remove d from'):
         source(tmp_path, 'val', **flags)
+    (tmp_path / 'val.txt').write_text('')
+    with pytest.raises(DataError, match='no samples in .*val.txt: expected'):
+        source(tmp_path, 'val', **flags)
 
 
 def test_lists_of_pairs_and_two_lists(tmp_path):
