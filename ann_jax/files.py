@@ -74,6 +74,11 @@ def writing(path: str | os.PathLike, *others: type[Exception]) -> Iterator[None]
         if isinstance(error, BucketError):
             raise SaveError(f'cannot write {path}: {error}; what was written before is intact') from error
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:300]
+        if isinstance(error, (FileExistsError, NotADirectoryError)):  # a file in place of a folder
+            raise SaveError(
+                f'cannot write {path}: a file lies where a folder is needed; name another folder, or move '
+                'the file away'
+            ) from error
         raise SaveError(
             f'cannot write {path}: {reason}. Free space or make {path} writable, then run '
             'the same again; what was written before is intact'

@@ -124,7 +124,7 @@ def main(_argv):
                 case 'report':
                     report.report(_WORKDIR.value or '')
                 case 'setup':
-                    setup.setup(config, paths.place(_WORKDIR.value or ''))
+                    setup.setup(config, paths.place(_WORKDIR.value or '.'))
                 case 'check':
                     sys.exit(check.check(config))
                 case 'browse':

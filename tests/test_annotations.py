@@ -560,12 +560,17 @@ def test_what_cannot_be_converted(tmp_path):
             runs(box(0, 0, 3, 3)[:20]),
             ['cannot draw car on a.jpg', 'mask is 40x20', f'image {WIDTH}x{HEIGHT}'],
         ),
+        ([[0, 0, 3, 0, float('nan'), 3]], ['a.json', 'nan is no coordinate']),  # which crashed
+        ({'counts': [3, 4], 'size': [HEIGHT, WIDTH]}, ['a.json', 'counts are of 7 pixels']),
+        ({'size': [HEIGHT, WIDTH]}, ['a.json', 'counts']),
     ):
         annotation = {'id': 4, 'image_id': 1, 'category_id': 2, 'segmentation': segmentation}
         image = {'id': 1, 'file_name': 'a.jpg', 'height': HEIGHT, 'width': WIDTH}
         tree = {'images': [image], 'annotations': [annotation], 'categories': [{'id': 2, 'name': 'car'}]}
         write(source / 'a.json', tree)
         refuse(words, source, out, 'coco')
+    write(source / 'a.json', tree | {'images': [image | {'height': -5}]})
+    refuse(['a.json', f'the size of a.jpg is {WIDTH}x-5'], source, out, 'coco')
     assert not out.exists()  # what was drawn before the error is in nobody's way
     out.mkdir()
     refuse(['exists already'], source, Path(out), error=ConfigError)

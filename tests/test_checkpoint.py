@@ -328,6 +328,25 @@ def test_damaged_scores_are_reported_and_forgotten(two_saved, tmp_path, caplog):
         assert checkpoints.best is None and 'scores.json' in caplog.text
 
 
+def test_no_checkpoint_is_removed_whose_score_is_lost(tmp_path):
+    steps = lambda: {int(path.name) for path in tmp_path.iterdir() if path.is_dir()}
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        for step, score in ((1, 0.5), (2, 0.3), (3, 0.4)):
+            checkpoints.save(step, tiny_state(step), {})
+            checkpoints.score(step, score)
+    (tmp_path / 'scores.json').write_text('{"1": 0.')
+    for step in (4, 5, 6):  # of which each resumes
+        with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+            checkpoints.save(step, tiny_state(step), {})
+            checkpoints.score(step, 0.6 - step / 100)
+    assert steps() == {1, 2, 3, 4, 5, 6}
+    assert (tmp_path / 'damaged.scores.json').read_text() == '{"1": 0.'
+    (tmp_path / 'damaged.scores.json').unlink()
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(7, tiny_state(7), {})
+    assert steps() == {4, 6, 7}
+
+
 def test_an_empty_folder_beyond_the_last_step_is_not_how_far_the_run_is(two_saved, tmp_path):
     shutil.copytree(two_saved, tmp_path / 'copy')
     (tmp_path / 'copy' / '99999').mkdir()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -366,6 +367,47 @@ def test_a_bmp_of_black_and_white_bytes(size):
     data = encoded(with_palette(raw, [(0, 0, 0), (255, 255, 255)]), 'bmp')
     np.testing.assert_array_equal(decode_raw(data, 'x.bmp').values, raw)
     np.testing.assert_array_equal(decode_image(data, 'x.bmp'), np.repeat(255 * raw[..., None], 3, 2))
+
+
+@pytest.mark.parametrize(
+    ('header', 'greys'), [(40, (0, 255)), (40, range(16)), (40, range(0, 256, 17)), (12, range(16))]
+)
+def test_a_bmp_of_four_bits_with_a_palette_of_greys(header, greys):
+    """Pillow takes its pixels for bits or bytes; the bytes here are by the specification."""
+    raw = RNG.integers(0, len(greys), (5, 16)).astype(np.uint8)  # whose rows need no padding
+    palette = b''.join(bytes([grey] * 3 + [0] * (header > 12)) for grey in greys)
+    sizes = struct.pack('<HHHH' if header == 12 else '<iiHH', 16, 5, 1, 4)
+    counts = struct.pack('<6I', 0, 40, 0, 0, len(greys), 0) if header > 12 else b''
+    start = 14 + header + len(palette)
+    data = struct.pack('<2s4I', b'BM', start + 40, 0, start, header) + sizes + counts + palette
+    data += (raw[::-1, ::2] << 4 | raw[::-1, 1::2]).tobytes()
+    np.testing.assert_array_equal(decode_raw(data, 'x.bmp').values, raw)
+    levels = np.array(greys, np.uint8)[raw]
+    np.testing.assert_array_equal(decode_image(data, 'x.bmp'), np.repeat(levels[..., None], 3, 2))
+
+
+def test_a_tiff_that_stores_white_as_zero():
+    """A bit is what is shown, as all programs have it; about values they differ."""
+    mask = RAW > 0
+    white = lambda image: encoded(image, 'tiff', tiffinfo={262: 0})
+    data = white(mask)
+    assert Image.open(io.BytesIO(data)).tag_v2[262] == 0
+    np.testing.assert_array_equal(classes(data, classes='background,object'), mask)
+    refuse(white(RAW), 'white as zero', 'save it as a greyscale PNG')
+
+
+@pytest.mark.parametrize('values', [2, 3, 4, 256])
+def test_a_grey_gif(values):
+    """With 2 or 4 values, its palette is the greys themselves, and Pillow opens it as grey."""
+    raw = np.arange(512).reshape(16, 32) % values
+    np.testing.assert_array_equal(decode_raw(encoded(raw.astype(np.uint8), 'gif'), 'x.gif').values, raw)
+
+
+def test_a_png_with_a_large_profile():
+    """Pillow refuses one of more than a megabyte, unless it is told otherwise."""
+    data = encoded(RAW, icc_profile=bytes(3_000_000))
+    np.testing.assert_array_equal(decode_raw(data, 'x.png').values, RAW)
+    np.testing.assert_array_equal(decode_image(data, 'x.png'), np.repeat(RAW[..., None], 3, 2))
 
 
 def test_a_grey_picture_among_painted_ones(tmp_path):

@@ -89,6 +89,9 @@ def test_lists_of_names(tmp_path):
     (tmp_path / 'val.txt').write_text('c\nd\n')
     with pytest.raises(DataError, match='no image .*d.jpg: add it, or remove d from'):
         source(tmp_path, 'val', **flags)
+    (tmp_path / 'val.txt').write_text('')
+    with pytest.raises(DataError, match='no samples in .*val.txt: expected'):
+        source(tmp_path, 'val', **flags)
 
 
 def test_lists_of_pairs_and_two_lists(tmp_path):
@@ -162,6 +165,9 @@ def test_classes_from_a_file_with_colours(tmp_path):
 def test_descriptions_that_cannot_be_used(tmp_path):
     refuse(['there are 0 classes', 'names separated by commas'], classes='')
     refuse(['absent.txt', 'no such file'], classes='absent.txt')
+    for text in ('', ' \n', '#\n'):
+        (tmp_path / 'empty.txt').write_text(text)
+        refuse(['empty.txt', 'there are 0 classes'], classes=str(tmp_path / 'empty.txt'))
     refuse(['the class sky appears twice'], classes='sky,road,sky')
     refuse(['there are 300 classes'], classes='300')
     refuse(['1:roof', 'names no class', 'sky, road, car'], label_map='0:0,1:roof')

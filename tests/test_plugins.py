@@ -229,8 +229,10 @@ def test_samples_of_an_own_source_are_checked(name, tmp_path):
 
 
 def test_a_run_is_not_resumed_with_its_classes_in_another_order(tmp_path, caplog):
-    def named(*classes):
-        sources = {'train_source': Stripes(64), 'eval_source': Stripes(8)}
+    """That they are called otherwise, or that there are more images, is told."""
+
+    def named(*classes, count=64):
+        sources = {'train_source': Stripes(count), 'eval_source': Stripes(8)}
         for each in sources.values():
             each.dataset = replace(each.dataset, classes=classes)
         return sources
@@ -243,7 +245,9 @@ def test_a_run_is_not_resumed_with_its_classes_in_another_order(tmp_path, caplog
     config.train.steps = 2
     with pytest.raises(ConfigError, match=f'in another order: .*, {first}: restore the order, or use'):
         ann_jax.train(config, tmp_path, **named(*rest, first))
-    ann_jax.train(config, tmp_path, **named('renamed', *rest))
+    assert 'images to train on up to' not in caplog.text
+    ann_jax.train(config, tmp_path, **named('renamed', *rest, count=70))
+    assert 'the run had 64 images to train on up to step 1, and has 70 from now on' in caplog.text
     assert f"names classes otherwise than the run did, such as 'renamed' for '{first}'" in caplog.text
 
 

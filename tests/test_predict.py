@@ -228,6 +228,10 @@ def test_patterns_panels_and_nothing_to_do(folder, pictures, tmp_path):
     ]:
         with pytest.raises(ConfigError, match=message):
             predict.predict(config_for(folder, **{'truth': '', **settings}), tmp_path)
+    (tmp_path / 'links').mkdir()
+    (tmp_path / 'links' / 'loop.png').symlink_to('loop.png')
+    with pytest.raises(DataError, match='none of the 1 images could be used'):
+        predict.predict(config_for(folder, input=str(tmp_path / 'links'), truth=''), tmp_path)
 
 
 def test_panels_know_own_folders_and_go_on_without_a_truth(folder, pictures, tmp_path, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ann_jax.errors import ConfigError, SaveError
-from ann_jax.files import writing
+from ann_jax.files import make_folder, writing
 from ann_jax.runs.lock import lock
 from ann_jax.runs.log import log_file, note
 from ann_jax.runs.signals import Stop
@@ -46,10 +46,13 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / 'file').write_text('')
+    needed = r'cannot write .*: a file lies where a folder is needed; name another folder'
     for enter in (lock, log_file):
-        with pytest.raises(SaveError, match=r'cannot write .*make .* writable'):
+        with pytest.raises(SaveError, match=needed):
             with enter(tmp_path / 'file' / 'run'):
                 pass
+    with pytest.raises(SaveError, match=needed):
+        make_folder(tmp_path / 'file')
 
 
 def test_a_full_disk_is_a_clear_error(tmp_path):

@@ -1,8 +1,10 @@
 """--mode=setup: the folders that tools write, what it says of them, and that its configs work."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -486,3 +488,13 @@ def test_the_command_needs_no_config(mode, monkeypatch):
     monkeypatch.setattr('sys.argv', ['ann-jax', *mode, '--config=mine.py'])
     main.parse_flags(sys.argv)
     assert parsed == [*mode, '--config=mine.py']
+
+
+def test_the_command_without_a_workdir_writes_to_the_current_folder(tmp_path):
+    pairs(tmp_path / 'data', 'images/train/{0}.jpg', 'labels/train/{0}.png')
+    result = subprocess.run(
+        [sys.executable, '-m', 'ann_jax.main', '--mode=setup', '--config.dataset.root=data'],
+        cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(Path(main.__file__).parent.parent)},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert result.returncode == 0 and (tmp_path / 'data.py').is_file(), result.stderr

@@ -85,7 +85,8 @@ def _pair(dataset, root, part):
     problems = list(found.problems)
     if not keys and not problems:
         found_there = f'; {others}' if others else ''
-        raise DataError(f'{dataset.name}: no samples in {image_dir}: expected {dataset.layout}{found_there}')
+        where = os.path.join(root, layout.lists.replace('{part}', part)) if layout.lists else image_dir
+        raise DataError(f'{dataset.name}: no samples in {where}: expected {dataset.layout}{found_there}')
     near = _Near(layout.own is not None, *found.names)
     samples = []
     strange = layout.own and images and labels and not images.keys() & labels.keys()

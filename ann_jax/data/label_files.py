@@ -59,8 +59,9 @@ def decode_raw(
         largest = _largest(image, data)
         palette = _palette(image) if mode in ('P', 'PA') else None
         # The indices of a GIF are in the order of its own palette, so that only its colours mean something.
-        raw = np.array(image if image.format != 'GIF' else image.convert('RGB'))
-    if raw.ndim == 3 and palette is not None:
+        gif = image.format == 'GIF'
+        raw = np.array(image.convert('RGB') if gif else image)
+    if gif:
         mode, palette = 'RGB', None
         if (raw == raw[..., :1]).all():
             mode, raw = 'L', raw[..., 0]
@@ -103,6 +104,11 @@ def _deep_tiff(data, where, max_pixels):
     found = tiff.directories(io.BytesIO(data)) if tiff.is_tiff(data) else None
     for directory in found or ():
         directory.refuse_missing(where, 'label')
+        if directory.photometric == tiff.WHITE_IS_ZERO and 1 < directory.bits <= 8:
+            raise DataError(
+                f'label {where} stores white as zero, so that some programs read its values and others their '
+                'complements: save it as a greyscale PNG of class values'
+            )
     if not found or len(found) > 1 or found[0].samples > 1 or found[0].for_pillow:
         return None
     check_size(found[0].width, found[0].height, where, 'label', max_pixels)

@@ -27,7 +27,9 @@ def input_files(text: str, mode: str, out: Path) -> tuple[list[Path], Path]:
             f'--config.{mode}.input is missing: name an image, a folder, or a pattern such as "a/*.jpg"'
         )
     path = Path(text).expanduser()
-    apart = lambda files: [file for file in files if out.resolve() not in file.resolve().parents]
+    # Not Path.resolve, to which a link that leads to itself is an error: reading it says so.
+    folders = lambda file: Path(os.path.realpath(file)).parents
+    apart = lambda files: [file for file in files if out.resolve() not in folders(file)]
     if path.is_dir():
         if not (files := apart(find_images(path))):
             raise ConfigError(f'{mode}.input={text} holds no images but those of {mode}.output={out}')

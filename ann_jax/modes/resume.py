@@ -108,6 +108,7 @@ def first_state(
     mesh: Mesh,
     backbone: str = '',
     classes: tuple[str, ...] = (),
+    images: int = 0,
 ) -> tuple[TrainState, int, dict]:
     """State and step to start from: those of the newest intact checkpoint, or a new state and step 0.
 
@@ -124,6 +125,7 @@ def first_state(
         mesh: every device gets the whole state.
         backbone: name of its class, if it is not from this package.
         classes: names of those to train, which a resumed run has in the same order.
+        images: number of those to train on; 0 if it is unknown.
 
     Raises:
         DataError: no checkpoint is intact.
@@ -153,6 +155,12 @@ def first_state(
         first, facts, state = checkpoints.first_whole(steps, restore)
         _note(facts, config, workdir, checkpoints.folder / str(first))
         logger.info('resuming from step %d, restored in %.1f s', first, time.perf_counter() - begin)
+        before = facts.get('images', images)  # earlier versions did not save it
+        if images and before != images:
+            logger.warning(
+                'the run had %d images to train on up to step %d, and has %d from now on: their order is '
+                'not that of a run with these from its first step', before, first, images,
+            )  # fmt: skip
         began = facts['config'].get('init', {})
         if config.init['from']:
             logger.info('init.from=%s is where the run began: it is not read again', config.init['from'])

@@ -117,8 +117,9 @@ def train(
         counts = class_counts(config, source, workdir)
         set_class_weights(config, counts, source)
         own_backbone = '' if backbone is None else type(backbone).__name__
+        classes, images = tuple(dataset.classes), len(source)
         state, first, origin = first_state(
-            config, workdir, checkpoints, make_model, tx, mesh, own_backbone, tuple(dataset.classes)
+            config, workdir, checkpoints, make_model, tx, mesh, own_backbone, classes, images
         )
         evaluation = build.evaluation(config, mesh, evaluated, backbone)
         build.check_frozen_norm(config, state.batch_stats)
@@ -145,6 +146,7 @@ def train(
             behind=first - _updates(state, first),
         )
         facts = {'config': config.to_dict(), 'classes': dataset.classes, 'colors': dataset.colors}
+        facts['images'] = images
         if own_backbone:
             facts['backbone'] = own_backbone
         if origin:

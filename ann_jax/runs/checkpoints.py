@@ -6,6 +6,7 @@ checkpoint is also the complete state of the iterator.
 checkpoints/<step>/           state and facts, renamed into place when complete, in a bucket marked
 checkpoints/scores.json       mIoU by step, and how it was made: evaluation follows saving
 checkpoints/damaged.<step>/   moved out of the way: its content is not what was saved
+checkpoints/damaged.scores.json   a copy; while it is there, checkpoints before the first score are kept
 
 Orbax restores a flipped byte without an error, so the facts hold a checksum of every array and of themselves.
 """
@@ -30,7 +31,7 @@ from ann_jax.buckets import reasons
 from ann_jax.buckets.paths import telling_if_slow
 from ann_jax.buckets.services import remote
 from ann_jax.errors import ConfigError, DataError, SaveError, VersionError, listed
-from ann_jax.files import move, special, write_json, writing
+from ann_jax.files import move, replacing, special, write_json, writing
 from ann_jax.parallel import processes
 from ann_jax.runs.facts import Damaged, damaged, digest_json, read_facts, unknown_items
 from ann_jax.runs.history import not_understood
@@ -84,6 +85,8 @@ class Checkpoints:
             else:
                 options = ocp.CheckpointManagerOptions(preservation_policy=policy)
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._damaged_scores = self.folder / 'damaged.scores.json'
+        self._lost: bytes | None = None  # what cannot be read of the scores
         self._scores, self._made = self._read_scores()
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
@@ -180,7 +183,11 @@ class Checkpoints:
         found = {}
         for step in sorted({*self.steps} & self._scores.keys(), key=lambda each: (self._scores[each], each)):
             found[self._made.get(step, '')] = step
-        return [*found.values(), *filter(None, [self.best])]
+        unknown = []
+        if self._lost is not None or self._damaged_scores.exists():
+            # Any of those before the first score may be the best.
+            unknown = [step for step in self.steps if step < min(self._scores, default=np.inf)]
+        return [*found.values(), *filter(None, [self.best]), *unknown]
 
     def first_whole(self, steps: Iterable[int], read: Callable[[int, dict], Any]) -> tuple[int, dict, Any]:
         """Reads the first intact checkpoint among some steps, and logs the damaged ones before it.
@@ -367,12 +374,17 @@ class Checkpoints:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 file = self.folder / str(step) / 'metrics' / 'metrics'
                 scores[step] = float(json.loads(file.read_text(encoding='utf-8'))['miou'])
-        path = self.folder / 'scores.json'
+        path, data = self.folder / 'scores.json', b''
         try:
-            record = json.loads(path.read_text(encoding='utf-8'))
-            for step, score in record.items():  # earlier versions wrote the mIoU alone
-                miou, how = score if isinstance(score, list) else (score, '')
-                scores[int(step)], made[int(step)] = float(miou), str(how)
+            data = path.read_bytes()
+            record = json.loads(data)
+            # Earlier versions wrote the mIoU alone.
+            pairs = {
+                int(step): score if isinstance(score, list) else (score, '') for step, score in record.items()
+            }
+            found = {step: (float(miou), str(how)) for step, (miou, how) in pairs.items()}
+            scores |= {step: miou for step, (miou, _) in found.items()}
+            made |= {step: how for step, (_, how) in found.items()}
         except FileNotFoundError:
             pass
         except Exception as error:
@@ -380,11 +392,19 @@ class Checkpoints:
                 raise DataError(f'cannot read {path}: {why}') from error
             if not isinstance(error, (OSError, TypeError, ValueError, AttributeError)):
                 raise
-            logger.warning('%s is damaged (%s): the best checkpoint is unknown', path, error)
+            logger.warning(
+                '%s is damaged (%s): the best checkpoint is unknown, and none of those there is '
+                'removed until you remove %s', path, error, self._damaged_scores,
+            )  # fmt: skip
+            self._lost = data
         return scores, made
 
     def _write_scores(self):
         if processes.is_main():
+            if self._lost is not None:
+                with replacing(self._damaged_scores) as draft:
+                    draft.write_bytes(self._lost)
+                self._lost = None
             record = {step: [miou, self._made.get(step, '')] for step, miou in self._scores.items()}
             write_json(self.folder / 'scores.json', record)
 

@@ -138,13 +138,13 @@ def _write(labelled, path, place, out, values, link):
     for name, draw in labelled.objects:
         try:
             mask[draw(height, width)] = values[name]
-        except (ValueError, IndexError, TypeError, OSError, struct.error, cv2.error) as error:
-            if isinstance(error, DataError) and labelled.file in str(error):
+        except (ArithmeticError, LookupError, OSError, TypeError, ValueError, struct.error, cv2.error) as e:
+            if isinstance(e, DataError) and labelled.file in str(e):
                 raise
             raise DataError(
-                f'cannot draw {name} on {labelled.image}, as {labelled.file} has it: {error}; mend it, or '
+                f'cannot draw {name} on {labelled.image}, as {labelled.file} has it: {e}; mend it, or '
                 'remove it'
-            ) from error
+            ) from e
     with replacing(label) as draft:
         Image.fromarray(mask).save(draft)
     refuse_special(path, 'image')

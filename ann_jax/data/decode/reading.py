@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
-from PIL import Image, ImagePalette, UnidentifiedImageError
+from PIL import Image, ImagePalette, PngImagePlugin, UnidentifiedImageError
 
 from ann_jax.data.decode.formats import unread
 from ann_jax.errors import DataError
@@ -70,8 +70,8 @@ def open_picture(
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_size(*image.size, where, kind, max_pixels)
-            if image.format == 'BMP' and image.mode == '1' and data[28] == 8:
-                _read_bytes_as_bytes(image)
+            if image.format == 'BMP' and image.mode in ('1', 'L'):
+                _mend_depth(image, data[24 if data[14] == 12 else 28])
             yield image
     except DataError:
         raise
@@ -86,10 +86,13 @@ def open_picture(
         raise damaged(where, kind, e if data else 'it is empty') from e
 
 
-def _read_bytes_as_bytes(image):
-    """Mends a BMP with a palette of black and white, whose bytes Pillow takes for eight pixels each."""
-    image.tile = [tile._replace(args=('P', *tile.args[1:])) for tile in image.tile]
-    image._mode, image.palette = 'P', ImagePalette.raw('RGB', bytes([0, 0, 0, 255, 255, 255]))
+def _mend_depth(image, bits):
+    """Mends a BMP with a palette of greys, for which Pillow forgets how many bits a pixel takes."""
+    if bits == (1 if image.mode == '1' else 8):
+        return
+    colors = [0, 255] if image.mode == '1' else range(2**bits)
+    image.tile = [tile._replace(args=(f'P;{bits}'.removesuffix(';8'), *tile.args[1:])) for tile in image.tile]
+    image._mode, image.palette = 'P', ImagePalette.raw('RGB', bytes(grey for grey in colors for _ in 'RGB'))
 
 
 def refuse_format(data: bytes, where: object, kind: str, *, but: str) -> None:
@@ -124,6 +127,8 @@ def check_png(data: bytes, where: object, kind: str) -> None:
 
 def _raise_limit_of_pillow(max_pixels):
     """Pillow warns above its own limit, and refuses twice as many pixels: one number for all threads."""
+    # Of colour profiles and other data about a picture, Pillow refuses a megabyte, which programs write.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
         Image.MAX_IMAGE_PIXELS = max_pixels
 

@@ -7,6 +7,7 @@ pycocotools comes with `pip install 'ann_jax[annotations]'`.
 import base64
 import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ann_jax.data.decode.reading import open_picture, optional, read_file
+from ann_jax.data.decode.reading import MAX_PIXELS, open_picture, optional, read_file
 from ann_jax.data.disk import text_of
 from ann_jax.data.own.annotation_kinds import ROUNDING
 from ann_jax.data.own.class_files import parse_classes
@@ -29,6 +30,10 @@ from ann_jax.typing import IGNORE
 
 BACKGROUND, IGNORED = 'background', '__ignore__'
 _LINE_WIDTH, _POINT_RADIUS = 10, 5  # of LabelMe
+_FAR = 10**6  # coordinates beyond this, and those that are no numbers, crash pycocotools
+_NOT_UNDERSTOOD = (
+    ArithmeticError, AttributeError, LookupError, TypeError, ValueError, ElementTree.ParseError
+)  # fmt: skip
 Draw = Callable[[int, int], np.ndarray]  # height, width -> (height, width) bool
 
 
@@ -81,12 +86,18 @@ def read_annotations(kind: str, files: list[str]) -> Annotated:
             wrong = [each.image for each in found.images[start:] if not isinstance(each.image, str)]
             if wrong:
                 raise ValueError(f'{wrong[0]!r} is no path of an image')
-        except (LookupError, TypeError, ValueError, AttributeError, ElementTree.ParseError) as error:
+        except _NOT_UNDERSTOOD as error:
             if isinstance(error, (ConfigError, DataError)):
                 raise
             reason = f'it lacks {error}' if isinstance(error, KeyError) else error
             raise DataError(f'cannot read the annotations {file}: {reason}; export them again') from error
     return found
+
+
+def _size(height, width, image):
+    if not all(isinstance(n, int) and n > 0 for n in (height, width)) or height * width > MAX_PIXELS:
+        raise ValueError(f'the size of {image} is {width}x{height}')
+    return height, width
 
 
 # --- COCO
@@ -114,7 +125,7 @@ def _read_coco(file, found):
             f'{lost[0].get("id")} of image {lost[0]["image_id"]!r}: add the images, or remove the annotations'
         )
     for image in tree['images']:
-        size = image['height'], image['width']
+        size = _size(image['height'], image['width'], image['file_name'])
         # Small objects lie on large ones.
         objects = sorted(by_image[str(image['id'])], key=lambda each: -_area(each, size, file))
         drawn = [(categories[each['category_id']], _coco(each['segmentation'], file)) for each in objects]
@@ -171,8 +182,14 @@ def _runs(segmentation, height, width, file):
     masks = optional('pycocotools.mask', file)
     if isinstance(segmentation, list):
         outlines = [outline for outline in segmentation if len(outline) >= 6]
+        for value in itertools.chain.from_iterable(outlines):
+            if not -_FAR <= value <= _FAR:
+                raise ValueError(f'{value} is no coordinate')
         return masks.merge(masks.frPyObjects(outlines, height, width))
     if isinstance(segmentation['counts'], list):
+        pixels, (rows, columns) = sum(segmentation['counts']), segmentation['size']
+        if pixels != rows * columns:  # pycocotools leaves the rest as the memory was
+            raise ValueError(f'its counts are of {pixels} pixels, and its size is {columns}x{rows}')
         return masks.frPyObjects(segmentation, height, width)
     return segmentation
 
@@ -194,7 +211,7 @@ def _read_panoptic(file, found):
             (name, lambda height, width, path=path, number=number: _segments(path) == number)
             for number, name in names.items()
         ]
-        size = image['height'], image['width']
+        size = _size(image['height'], image['width'], image['file_name'])
         found.images.append(Labelled(image['file_name'], file, size, [void, *objects]))
 
 
@@ -231,7 +248,7 @@ def _read_labelme(file, found):
             found.name([name])
         objects.append((BACKGROUND if name == '_background_' else name, _labelme(shape)))
     height, width = tree.get('imageHeight'), tree.get('imageWidth')
-    size = (height, width) if height and width else None
+    size = _size(height, width, tree['imagePath']) if height and width else None
     found.images.append(Labelled(tree['imagePath'], file, size, objects))
 
 
@@ -288,7 +305,7 @@ def _read_cvat(file, found):
                 continue
             found.name([shape.attrib['label']])
             objects.append((shape.attrib['label'], draw))
-        size = int(image.attrib['height']), int(image.attrib['width'])
+        size = _size(int(image.attrib['height']), int(image.attrib['width']), image.attrib['name'])
         found.images.append(Labelled(image.attrib['name'], file, size, objects))
 
 

@@ -152,6 +152,8 @@ def _from_file(path, wrong):
 def _table(line, rest):
     """(separator, headings) if a line, which may be a comment, holds headings of the rest."""
     text = line.lstrip('# ')
+    if not text:  # of a file that is empty, or begins with an empty comment
+        return None
     separator = next((s for s in ('\t', ';', ',', '|', ':') if s in text), None)
     words = [re.sub(r'\W+', '_', word.strip(' "\'').casefold()) for word in text.split(separator)]
     known = {*_NAMES, *_COLORS, *_VALUES, 'r', 'g', 'b', 'red', 'green', 'blue'}
