@@ -193,10 +193,17 @@ CHANGED = {
     'augment.blur_sigma': ((1.0, 2.0), {'augment.blur': 0.5}),
     'augment.rand_magnitude': (3, {'augment.rand_augment': 2}),
     'augment.mix_share': (1.0, {'augment.mix': 'cutmix'}),
+    'model.fuse_stages': ((3, 4), {'model.variant': 'common'}),
+    'model.sampling': ('max', {'model.variant': 'apnb'}),
+    'model.sizes': ((1, 2), {'model.variant': 'afnb'}),
+    'model.share': ('none', {'model.variant': 'nb'}),
+    'model.out_norm': (True, {'model.variant': 'fnb'}),
+    'model.dilate_second_conv': (False, {'model.depth': 18}),
     'loss.ohem': (False, {'loss.terms': ''}),
     'loss.threshold': (0.5, {'loss.terms': 'ohem,dice'}),
     'loss.focal_gamma': (1.0, {'loss.terms': 'focal'}),
     'loss.tversky': ((0.5, 0.5), {'loss.terms': 'tversky'}),
+    'loss.aux_weight': (0.2, {'model.aux_channels': 8}),
     'loss.boundary_width': (3, {'loss.boundary_weight': 2.0}),
     'optim.momentum': (0.5, {'optim.name': 'sgd'}),
     'optim.power': (1.0, {'optim.schedule': 'poly'}),
@@ -212,6 +219,7 @@ CHANGED = {
 def test_settings_without_effect_are_named(key):
     config = defaults()
     off = {'loss.terms': 'dice', 'optim.name': 'adamw', 'optim.schedule': 'cosine', 'optim.weight_decay': 0.0}
+    off |= {'model.variant': 'baseline', 'model.aux_channels': 0}
     config.update_from_flattened_dict(off)
     assert idle_settings(config) == []
     value, on = CHANGED[key]

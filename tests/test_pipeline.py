@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
 from trees import open_source, write_tree
 
 from ann_jax.data import pipeline
@@ -198,6 +199,14 @@ def test_bad_shard_index_and_empty_source():
         train_batches(Numbered(3), PLAIN, batch_size=2, seed=0, shard_index=2, shard_count=2)
     with pytest.raises(ValueError, match='no samples'):
         train_batches(Numbered(0), PLAIN, batch_size=2, seed=0)
+
+
+def test_workers_serve_scripts_that_parse_no_flags():
+    flags.FLAGS.unparse_flags()
+    try:
+        assert len(take(1, Numbered(2), PLAIN, batch_size=2, seed=0, num_workers=1)) == 1
+    finally:
+        flags.FLAGS.mark_as_parsed()
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])

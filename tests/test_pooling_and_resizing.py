@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import assert_close, nchw, nhwc, normal, quick, torch_gradients, with_gradient
+from reference import FAST, assert_close, nchw, nhwc, normal, quick, torch_gradients, with_gradient
 
 from ann_jax.kernels.anchors import sample_anchors
 from ann_jax.kernels.resizing import resize_bilinear
+from ann_jax.parallel.programs import compiler_options
 
 
 def torch_anchors(x, kind, sizes):
@@ -51,6 +52,21 @@ def test_max_anchors_equal_adaptive_max_pooling(height, width, sizes):
     ours, ours_gradient = with_gradient(lambda x: sample_anchors(x, 'max', sizes), x, cotangent)
     np.testing.assert_array_equal(ours, output.transpose(0, 2, 1))
     assert_close(ours_gradient, nhwc(gradient))
+
+
+def test_the_gradient_of_max_anchors_is_finite_where_xla_computes_anew():
+    """This compiler rounded the map of the comparison differently than that of the maximum: 0 / 0."""
+    x, kernel = normal(4, 8, 8, 2), normal(2, 2, seed=1)
+
+    def total(x):
+        y = x @ kernel
+        y = y - y.mean((0, 1, 2))
+        y = y * jax.lax.rsqrt((y**2).mean((0, 1, 2)) + 1e-5) + 0.1
+        return (sample_anchors(y, 'max', (1, 2)) ** 2).sum()
+
+    options = compiler_options(jax.devices()[0]) | FAST
+    gradient = jax.jit(jax.grad(total), compiler_options=options)(x)
+    assert_close(gradient, jax.jit(jax.grad(total))(x))
 
 
 @pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])

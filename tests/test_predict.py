@@ -234,6 +234,12 @@ def test_patterns_panels_and_nothing_to_do(folder, pictures, tmp_path):
         predict.predict(config_for(folder, input=str(tmp_path / 'links'), truth=''), tmp_path)
 
 
+def test_a_truth_that_nothing_compares_with_is_told(folder, tmp_path, caplog):
+    with pytest.raises(ConfigError, match='no such file'):
+        predict.predict(config_for(folder, input=str(tmp_path / '*.png'), truth='labels'), tmp_path)
+    assert 'predict.truth=labels has no effect: it needs panels in predict.write' in caplog.text
+
+
 def test_panels_know_own_folders_and_go_on_without_a_truth(folder, pictures, tmp_path, capsys):
     colors = {'sky': (9, 9, 9), 'rest': (200, 0, 7)}
     (tmp_path / 'names.txt').write_text(''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in colors.items()))

@@ -425,6 +425,8 @@ def test_padding_needs_a_level_for_each_channel():
         (('mixup', 0.5), "unknown augment.mix 'mixup'; did you mean 'cutmix'"),
         (('cutmix', 5), 'augment.mix_share=5'),
         (('copy_paste', 0.5), 'needs counts'),
+        (('copy_paste', 0.5, np.ones((3, 6), int)), r'2 rows, not all 0; its shape is \(3, 6\)'),
+        (('copy_paste', 0.5, np.zeros((2, 6), int)), '2 rows, not all 0'),
     ],
 )
 def test_a_mix_of_another_kind_is_refused(settings, message):

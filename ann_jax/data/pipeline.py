@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import grain
 import numpy as np
+from absl import flags
 
 from ann_jax.data import shared
 from ann_jax.data.augment.mixing import Mix
@@ -163,7 +164,7 @@ def train_batches(
         start_step: batches to skip, at no cost: the step to resume from.
         shard_index: this shard, which gets samples shard_index::shard_count of each batch.
         shard_count: number of shards.
-        num_workers: worker processes, which need parsed absl flags and a `__main__` guard; 0 for none.
+        num_workers: worker processes, which need a `__main__` guard; 0 for none.
         num_threads: threads to read with, in each process.
         prefetch: batches to read ahead, in each process; fewer than threads leave some idle. 0: one for each
             thread, and 4 at least.
@@ -269,6 +270,8 @@ def _read(dataset, *, num_workers, num_threads, prefetch):
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     reader = dataset.to_iter_dataset(options)
     if num_workers:
+        if not flags.FLAGS.is_parsed():  # grain reads its own, and a script may be no absl app
+            flags.FLAGS.mark_as_parsed()
         # Batches on their way when the workers end are removed by Python's tracker of shared memory, which
         # would warn of them at the end of each run. It is a process that gets these options.
         if _TRACKER not in sys.warnoptions:

@@ -209,8 +209,22 @@ def _max_anchors(x, sizes):
         bins = [jax.lax.slice_in_dim(x, a, b, axis=axis).max(axis) for a, b in zip(start, stop, strict=True)]
         return jnp.stack(bins, axis)
 
+    x = _as_stored(x)
     levels = [pool(pool(x, n, 1), n, 2).reshape(x.shape[0], n * n, -1) for n in sizes]
     return jnp.concatenate(levels, 1)
+
+
+@jax.custom_vjp
+def _as_stored(x):
+    """Returns x, which is computed once if there is a gradient.
+
+    That of a maximum looks for values equal to it, and divides by their number. XLA may compute a map anew
+    for the comparison, and round it differently: no value would be equal, and the gradient NaN.
+    """
+    return x
+
+
+_as_stored.defvjp(lambda x: (jax.lax.optimization_barrier(x), None), lambda _, gradient: (gradient,))
 
 
 def _random_anchors(x, sizes, rng):

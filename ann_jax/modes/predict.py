@@ -1,6 +1,7 @@
 """--mode=predict: segments images and writes the requested outputs, Cityscapes submissions among them."""
 
 import itertools
+import logging
 import re
 import zipfile
 import zlib
@@ -30,6 +31,8 @@ from ann_jax.modes.trained import open_trained
 from ann_jax.modes.video import check_outputs, is_video, segment_video
 from ann_jax.parallel.processes import is_main, refuse_differences
 from ann_jax.typing import IGNORE, Backbone
+
+logger = logging.getLogger(__name__)
 
 OUTPUTS = (
     'ids', 'ids16', 'colors', 'overlays', 'probabilities', 'areas', 'coco', 'polygons', 'panels', 'submission'
@@ -106,6 +109,8 @@ def _kinds(config):
                 f'predict.write=panels needs a folder of labels in --config.predict.truth, not {c.truth!r}'
             )
         build.dataset(config)  # defines what labels mean
+    elif c.truth:
+        logger.warning('predict.truth=%s has no effect: it needs panels in predict.write', c.truth)
     if jax.process_count() > 1 and (whole := [name for name in kinds if name in WHOLE]):
         raise ConfigError(
             f'predict.write={",".join(whole)}: one process writes it for all images: start the command once, '

@@ -36,15 +36,21 @@ class Mix:
         """Checks the settings.
 
         Raises:
-            ConfigError: the kind is unknown, the share is none, or copy_paste has no counts.
+            ConfigError: the kind is unknown, the share is none, or copy_paste has no counts of the source.
         """
         if self.kind not in KINDS[1:]:
             raise ConfigError(unknown('augment.mix', self.kind, KINDS[1:]))
         check('augment.mix_share', self.share)
-        if self.kind == 'copy_paste' and self.counts is None:
-            raise ConfigError(
-                'augment.mix=copy_paste: Mix needs counts, the pixels of each class in each sample'
-            )
+        if self.kind == 'copy_paste':
+            needs = 'augment.mix=copy_paste: Mix needs counts, the pixels of each class in each sample'
+            if self.counts is None:
+                raise ConfigError(needs)
+            # Rows of other samples would tell of classes that the drawn ones lack: nothing would be pasted.
+            if np.ndim(self.counts) != 2 or len(self.counts) != len(self.source) or not np.any(self.counts):
+                raise ConfigError(
+                    f'{needs}: an array of {len(self.source)} rows, not all 0; its shape is '
+                    f'{np.shape(self.counts)}'
+                )
 
     def apply(self, sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:
         """Returns the augmented sample, with the chance of a part of another one at the same place.
