@@ -94,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._batch(headers, body)
         found = _OBJECTS.fullmatch(parts.path)
         name = unquote(found[2]) if found and found[2] else asked.get('name', '')
+        if asked.get('uploadType') == 'multipart':
+            name = json.loads(_parts(headers['Content-Type'], body)[0])['name']
         try:
             self.server.before(method, name)
             with self.server.lock:
@@ -183,9 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             where = f'{server.url}/upload/storage/v1/b/{server.bucket}/o?upload_id={key}&name={quote(name)}'
             return 200, {'Location': where}, b''
         if asked['uploadType'] == 'multipart':
-            facts, body = _parts(headers['Content-Type'], body)
-            name = json.loads(facts)['name']
-            self.server.before('POST', name)
+            _, body = _parts(headers['Content-Type'], body)
         return self._store(name, body, asked)
 
     def _list(self, asked):

@@ -227,6 +227,7 @@ def test_storage_that_knows_no_conditions_is_told(server, scheme, run, monkeypat
         with pytest.raises(ConfigError, match='in use by another run'), lock(run):
             pass  # a run that goes on is seen even so, but not one that starts at the same time
         check()
+    assert not server.names(f'{run.name}/')
 
 
 def test_the_lock_of_a_process_that_was_killed_here_is_taken_at_once(run, monkeypatch):

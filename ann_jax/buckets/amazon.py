@@ -55,7 +55,10 @@ def remove_if(bucket: str, name: str, version: Any) -> None:
     try:
         client().delete_object(Bucket=bucket, Key=name, IfMatch=version)
     except client().exceptions.ClientError as error:
-        if error.response['Error']['Code'] not in _CHANGED:
+        code = error.response['Error']['Code']
+        if code == 'NotImplemented' and read(bucket, name)[1] == version:
+            remove(bucket, name)
+        elif code not in ('NotImplemented', *_CHANGED):
             raise
 
 

@@ -87,7 +87,7 @@ class StagedManager:
             copies.remove(self._folder / str(step), COMMITTED)
 
     def copy_of(self, step: int) -> Path:
-        """A copy of a checkpoint on this machine, which lasts until the manager is closed.
+        """A copy of a checkpoint on this machine, which lasts until it was restored or the manager is closed.
 
         Raises:
             BucketError: it cannot be read.
@@ -105,10 +105,10 @@ class StagedManager:
             BucketError: it cannot be read.
         """
         folder = self.copy_of(step)
-        return {
-            name: ocp.StandardCheckpointHandler().restore(folder / name, args=item)
-            for name, item in args.items()
-        }
+        handler = ocp.StandardCheckpointHandler()
+        items = {name: handler.restore(folder / name, args=item) for name, item in args.items()}
+        shutil.rmtree(self._copies.pop(step))  # a run that goes on does not read it again
+        return items
 
     def check_for_errors(self) -> None:
         """Raises the error of the last checkpoint, if it has one by now."""
