@@ -201,6 +201,17 @@ def test_a_run_keeps_where_it_began(train, finished, tmp_path):
         train(tmp_path, last=5, **began)
 
 
+def test_a_run_keeps_what_weights_do_not_determine(train, finished, tmp_path):
+    given = {'model.dtype': 'bfloat16', 'model.dropout': 0.2, 'model.remat': (5,)}
+    for last in (1, 3):
+        with pytest.raises(Killed):
+            train(tmp_path, last=last, **given, **{'init.from': str(finished)})
+        saved = json.loads((tmp_path / 'config.json').read_text())['model']
+        assert [saved[key] for key in ('dtype', 'dropout', 'remat')] == ['bfloat16', 0.2, [5]]
+    with pytest.raises(ConfigError, match=r'other settings \(model.dtype: bfloat16 -> float32'):
+        train(tmp_path, **given | {'model.dtype': 'float32', 'init.from': str(finished)})
+
+
 def test_the_average_is_what_is_opened_and_exported(finished, tmp_path):
     saved = arrays(finished, 6)
     path = finished / 'checkpoints' / '6'

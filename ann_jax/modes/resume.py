@@ -18,7 +18,7 @@ from ann_jax.data.decode.levels import AUTO
 from ann_jax.errors import ConfigError
 from ann_jax.models.ann import ANN
 from ann_jax.models.initializers import initial_variables
-from ann_jax.models.settings import BACKBONE_FACTS, unknown_settings
+from ann_jax.models.settings import BACKBONE_FACTS, OPTIONAL, unknown_settings
 from ann_jax.parallel.arrays import replicated
 from ann_jax.runs import history
 from ann_jax.runs.checkpoints import Checkpoints
@@ -221,7 +221,7 @@ def _follow_start(saved, added, config, workdir):
             'to continue, or use another --workdir'
         )
     parts = saved['init']['parts']
-    keys = BACKBONE_FACTS if parts == 'backbone' else saved['model'].keys() - {'remat'}
+    keys = BACKBONE_FACTS if parts == 'backbone' else saved['model'].keys() - {*OPTIONAL}
     model = {key: saved['model'][key] for key in keys}
     for line in adopt(config, model=model, input=saved['input']):
         logger.info('as the weights needed it: %s', line)
