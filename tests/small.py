@@ -7,6 +7,7 @@ from reference import random_variables
 from ann_jax import build
 from ann_jax.config import defaults
 from ann_jax.data.scene_objects import CLASSES, COLORS
+from ann_jax.models.settings import OPTIONAL
 from ann_jax.weights import folder as weights
 from ann_jax.weights.inputs import IMAGENET_RGB
 
@@ -22,7 +23,7 @@ def small_folder(path, seed=0, dataset=None, **images):
     image = np.zeros((1, 33, 33, build.channels(config)), np.float32)
     classes, colors = (dataset.classes, dataset.colors) if dataset else (CLASSES, COLORS)
     variables = random_variables(build.model(config, len(classes)), seed, image)
-    model = {key: value for key, value in model.items() if key not in weights.FREE_SETTINGS}
+    model = {key: value for key, value in model.items() if key not in OPTIONAL}
     saved = weights.Weights(variables, model, IMAGENET_RGB, classes, colors, images=images)
     weights.save(path, saved)
     return saved

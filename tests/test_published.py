@@ -15,11 +15,11 @@ import ann_jax
 from ann_jax.data.scene_objects import CLASSES, COLORS
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.models.fold import fold
-from ann_jax.models.settings import network
+from ann_jax.models.settings import BACKBONE_FACTS, OPTIONAL, network
 from ann_jax.tools.export_checkpoint import main as export
 from ann_jax.weights.contents import read_file
 from ann_jax.weights.converter import convert_state
-from ann_jax.weights.folder import BACKBONE_FACTS, FREE_SETTINGS, Weights, save
+from ann_jax.weights.folder import Weights, save
 from ann_jax.weights.inputs import AUTHORS_BGR, IMAGENET_RGB, PADDLE_RGB
 from ann_jax.weights.opening import open_weights
 from ann_jax.weights.torch_state import to_torch
@@ -203,7 +203,7 @@ def test_a_run_without_an_auxiliary_head(run, tmp_path):  # noqa: F811
     """Weights without one leave, come back, and are trained from by a config that has one."""
     config = scenes.get_config('runlocal')
     model = {**config.model.to_dict(), 'aux_channels': 0}
-    model = {key: value for key, value in model.items() if key not in FREE_SETTINGS}
+    model = {key: value for key, value in model.items() if key not in OPTIONAL}
     variables = random_variables(network(model, len(CLASSES)), 0, np.zeros((1, 33, 33, 3), np.float32))
     save(tmp_path / 'a', Weights(variables, model, config.input.to_dict(), CLASSES, COLORS))
     export([str(tmp_path / 'a'), '--layout=authors', '--out', str(tmp_path / 'a.safetensors')])

@@ -17,7 +17,8 @@ from ann_jax.benchmark.contest import Contestant, Row, contest
 from ann_jax.errors import ConfigError
 from ann_jax.inference.segmenter import Segmenter
 from ann_jax.models.initializers import initial_variables
-from ann_jax.weights.folder import FREE_SETTINGS, Weights
+from ann_jax.models.settings import OPTIONAL
+from ann_jax.weights.folder import Weights
 from ann_jax.weights.inputs import IMAGENET_RGB
 
 try:
@@ -59,7 +60,7 @@ def stream(config: ConfigDict, rates: Sequence[Row]) -> list[Row]:
             )
     else:
         variables = initial_variables(build.model(config, CLASSES), 0)
-    model = {key: value for key, value in config.model.items() if key not in FREE_SETTINGS}
+    model = {key: value for key, value in config.model.items() if key not in OPTIONAL}
     names = tuple(map(str, range(CLASSES)))
     weights = Weights(variables, model, {**IMAGENET_RGB}, names, ((0, 0, 0),) * CLASSES)
     segmenter = Segmenter(weights, dtype=config.model.dtype)

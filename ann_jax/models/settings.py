@@ -23,7 +23,7 @@ OF_HEAD = (
 )  # fmt: skip
 # Settings that the weights of a backbone determine.
 BACKBONE_FACTS = ('depth', 'width', 'stem_widths', 'ceil_pool', 'avg_down')
-# Settings that do not affect the variables and may be left out.
+# Settings that weights do not determine, and that may be left out.
 OPTIONAL = ('dropout', 'dtype', 'remat')
 CHOICES: dict[str, Collection[Any]] = {
     'depth': DEPTHS,

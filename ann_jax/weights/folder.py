@@ -25,7 +25,14 @@ from ann_jax.data.palette import distinct_colors
 from ann_jax.errors import ConfigError, DataError
 from ann_jax.files import making, refuse_special
 from ann_jax.models.ann import ANN
-from ann_jax.models.settings import BACKBONE_FACTS, OF_BACKBONE, OF_HEAD, network, unknown_settings
+from ann_jax.models.settings import (
+    BACKBONE_FACTS,
+    OF_BACKBONE,
+    OF_HEAD,
+    OPTIONAL,
+    network,
+    unknown_settings,
+)
 from ann_jax.runs import history
 from ann_jax.typing import Backbone
 from ann_jax.weights import safetensors, soundness
@@ -36,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 VERSION = 3  # 2: 'backbone' in model.json; 3: 'images', and weights.safetensors
 ARRAYS = ('weights.safetensors', 'weights.npz')
-# Settings of `config.model` that weights do not determine.
-FREE_SETTINGS = ('dropout', 'dtype', 'remat')
 FACTS = {'model', 'input', 'classes', 'colors', 'source', 'backbone', 'images'}
 # Settings of `config.dataset` that say what the network was trained to see.
 IMAGES = ('image_range', 'bands')
@@ -240,7 +245,7 @@ def complete_model(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         whole['model'] = {
             key: value for key, value in whole['model'].items() if key in BACKBONE_FACTS or key in saved
         }
-    fixed = {key: value for key, value in whole['model'].items() if key not in FREE_SETTINGS}
+    fixed = {key: value for key, value in whole['model'].items() if key not in OPTIONAL}
     return fixed, {name: value for name, value in added.items() if name.removeprefix('model.') in fixed}
 
 
