@@ -315,6 +315,21 @@ def test_a_bucket_that_fails_at_some_objects_damages_nothing(server, run):
         Checkpoints(run)
 
 
+def test_a_bucket_that_fails_for_a_moment_is_asked_again(server, run):
+    failures = iter(range(2))
+
+    def fail(method, name):
+        if method != 'GET' and name.endswith('/1/state/manifest.ocdbt') and next(failures, None) is not None:
+            raise Refusal(503, 'later')
+
+    server.before = fail
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        saved(checkpoints, 1)
+    assert next(failures, None) is None
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        assert whole(checkpoints)[0] == 1
+
+
 @pytest.mark.parametrize('name', ['run#1', 'run?', 'run [1]', 'run*', 'a/../run'])
 def test_names_that_the_libraries_misunderstand_hold_no_run(name, server, scheme):
     server.before = lambda method, name: None

@@ -87,13 +87,17 @@ def copy(bucket: str, name: str, target: str) -> None:
 
 
 def remove(bucket: str, name: str) -> None:
-    """Removes an object."""
+    """Removes an object if it is there."""
     client().delete_object(Bucket=bucket, Key=name)
 
 
 @functools.cache
-def client(attempts: int = 3) -> Any:
-    """The client of Amazon's own library, after s3fs has been set up."""
+def client(attempts: int = 8) -> Any:
+    """The client of Amazon's own library, after s3fs has been set up.
+
+    Args:
+        attempts: of a request that fails for a moment; eight take a minute or more.
+    """
     os.environ.setdefault('EPATH_USE_TF', 'false')  # where it is installed, it reports errors in its own way
     for library in ('fsspec', 's3fs', 'aiobotocore', 'botocore', 'urllib3'):  # which print every failure
         logging.getLogger(library).setLevel(logging.CRITICAL)

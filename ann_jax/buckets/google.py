@@ -49,7 +49,7 @@ def remove_if(bucket: str, name: str, version: Any) -> None:
 
 def upload(bucket: str, name: str, file: Path) -> None:
     """Copies a file of this machine into an object, whole or not at all."""
-    client().bucket(bucket).blob(name).upload_from_filename(str(file))
+    client().bucket(bucket).blob(name).upload_from_filename(str(file), retry=_again())
 
 
 def download(bucket: str, name: str, file: Path) -> None:
@@ -65,12 +65,22 @@ def names(bucket: str, prefix: str) -> list[str]:
 def copy(bucket: str, name: str, target: str) -> None:
     """Copies an object within its bucket."""
     here = client().bucket(bucket)
-    here.copy_blob(here.blob(name), here, target)
+    here.copy_blob(here.blob(name), here, target, retry=_again())
 
 
 def remove(bucket: str, name: str) -> None:
-    """Removes an object."""
-    client().bucket(bucket).blob(name).delete()
+    """Removes an object if it is there."""
+    from google.api_core.exceptions import NotFound
+
+    with contextlib.suppress(NotFound):
+        client().bucket(bucket).blob(name).delete(retry=_again())
+
+
+def _again():
+    """How requests are repeated: for two minutes; some clients would not repeat those without a condition."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY
 
 
 @functools.cache
