@@ -176,6 +176,7 @@ def train(
                         break
         except Stopped:
             logger.info('stopped as asked')
+            bar.close()  # or else the line is the end of its own
             _print(f'stopped at step {number} of {steps}: the same command resumes')
             return
         best = checkpoints.best
