@@ -53,6 +53,26 @@ def test_max_anchors_equal_adaptive_max_pooling(height, width, sizes):
     assert_close(ours_gradient, nhwc(gradient))
 
 
+@pytest.mark.parametrize(('height', 'width', 'sizes'), SHAPES[:8])
+def test_of_equal_pixels_the_first_gets_the_gradient_of_a_max_anchor(height, width, sizes):
+    """As after ReLU, where most are zero."""
+    x = np.maximum(normal(2, height, width, 3), 0).round()
+    cotangent = normal(2, sum(n * n for n in sizes), 3, seed=1)
+    _, (gradient,) = torch_gradients(
+        lambda x: torch_anchors(x, 'max', sizes), cotangent.transpose(0, 2, 1), nchw(x)
+    )
+    _, ours = with_gradient(lambda x: sample_anchors(x, 'max', sizes), x, cotangent)
+    assert_close(ours, nhwc(gradient))
+
+
+def test_the_gradient_of_max_anchors_is_finite_where_pixels_are_computed_twice():
+    """XLA computes x * a + b again for the gradient and, with these options, rounds it otherwise."""
+    x, a, b = normal(2, 9, 9, 8), normal(8, seed=1), normal(8, seed=2)
+    loss = lambda x, a, b: jnp.square(sample_anchors(jax.nn.relu(x * a + b), 'max', (1, 3, 6))).sum()
+    for gradient in quick(jax.grad(loss, (0, 1, 2)))(x, a, b):
+        assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])
 def test_sampling_keeps_bfloat16(sampling):
     x = jax.ShapeDtypeStruct((1, 6, 7, 2), jnp.bfloat16)
