@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,15 @@ def _changed_data(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, 
         for key, value in scored_data(now).items()
         if key != 'eval_split' and _plain(value) != _plain(before.get(key, value))
     }
-    if now['root'] != then.get('root', now['root']):
+    root = then.get('root', now['root'])
+    if now['root'] != root and _place(now['root']) != _place(root):
         changed['root'] = _short(now['root'])
     return changed
+
+
+def _place(root):
+    """Where a folder lies, however it is written; '' for none."""
+    return root and os.path.realpath(os.path.expanduser(root))
 
 
 def _protocol(workdir):
