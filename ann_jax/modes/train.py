@@ -149,6 +149,8 @@ def train(
         facts['images'] = images
         if own_backbone:
             facts['backbone'] = own_backbone
+        if train_source is not None:
+            facts['dataset'] = dataset.name
         if origin:
             facts['started_from'] = origin
         save = functools.partial(_save, checkpoints, facts, check_lock, log)
