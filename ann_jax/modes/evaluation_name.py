@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ann_jax.buckets.paths import same
 from ann_jax.config import defaults
 from ann_jax.modes.score_settings import protocol_settings, scored_data
 from ann_jax.runs.history import flat
@@ -60,15 +60,9 @@ def _changed_data(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, 
         for key, value in scored_data(now).items()
         if key != 'eval_split' and _plain(value) != _plain(before.get(key, value))
     }
-    root = then.get('root', now['root'])
-    if now['root'] != root and _place(now['root']) != _place(root):
+    if not same(now['root'], then.get('root', now['root'])):
         changed['root'] = _short(now['root'])
     return changed
-
-
-def _place(root):
-    """Where a folder lies, however it is written; '' for none."""
-    return root and os.path.realpath(os.path.expanduser(root))
 
 
 def _protocol(workdir):
