@@ -170,10 +170,7 @@ def parse(
         _refuse_unknown(argv)
         rest = flag_values(argv)
         if flag_values['config'].value is None:
-            known = ', '.join(packaged_configs())
-            raise ConfigError(
-                f'--config is missing: name a file, or a config that comes with ann_jax: {known}'
-            )
+            raise _missing()
         if len(rest) > 1:
             raise ConfigError(f'unexpected argument {rest[1]!r}: settings are --config.key=value')
         return rest
@@ -187,10 +184,17 @@ def parse(
         sys.exit(f'error: {text.strip().splitlines()[-1].strip()}')
 
 
+def _missing():
+    known = ', '.join(packaged_configs())
+    return ConfigError(f'--config is missing: name a file, or a config that comes with ann_jax: {known}')
+
+
 def _refuse_unknown(argv):
     """Raises ConfigError for settings that the config does not have, with the closest that it has."""
     configs = [text for flag, text in itertools.pairwise(argv) if flag in ('-config', '--config')]
     configs += [match[1] for text in argv if (match := re.match('--?config=(.*)', text))]
+    if not configs and any(re.match(r'--?config\.', text) for text in argv):
+        raise _missing()  # in place of a setting that is unknown without one
     try:
         known = flat(load_config(configs[-1]).to_dict())
     except (IndexError, ConfigError, DataError):  # the flag itself says what is wrong

@@ -64,8 +64,8 @@ def run():
 def parse_flags(argv):
     """Parses the command line; errors end the program with one line."""
     argv = command.arguments(argv[1:])
-    modes = {word.removeprefix('--mode=') for word in argv}
-    if modes & {'setup', 'report'} and not any(re.match('--?config(=|$)', word) for word in argv):
+    mode = re.search(r'\n--?mode[=\n](setup|report)\n', '\n'.join([*argv, '']))
+    if mode and not any(re.match('--?config(=|$)', word) for word in argv):
         argv.insert(1, '--config=folder')  # in whose place setup writes one; a report takes none
     sys.argv = argv  # ml_collections reads the settings from it
     return command.parse(argv, __doc__, names=_SHOWN)
@@ -104,7 +104,7 @@ def main(_argv):
             )
         if not main_process:
             logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in its log file
-        if file.packaged and _MODE.value != 'report':
+        if file.packaged and _MODE.value not in ('setup', 'report'):  # which take none
             logger.info('config: %s, which comes with ann_jax', file.path)
         if warning := accelerators.unused():
             logger.warning('%s', warning)

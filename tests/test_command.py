@@ -154,6 +154,7 @@ def test_help_is_about_the_command():
     ('arguments', 'message'),
     [
         ([], '--config is missing'),
+        (['--config.seed=1'], '--config is missing'),
         (['--config=scens'], "did you mean 'scenes'"),
         (['--config=scenes', 'more'], "unexpected argument 'more'"),
         (['--config=scenes', '--out=x', '--config.optim.momentun=1'], "did you mean 'optim.momentum'"),

@@ -154,6 +154,9 @@ def test_commands_parse(name, monkeypatch):
         monkeypatch.setattr(sys, 'argv', ['ann_jax', *settings])
         values(sys.argv)
         validate(values.config)
+        c, mode = values.config.dataset, [word for word in words if word.startswith('--mode=')]
+        if c.name == 'folder' and mode in ([], ['--mode=evaluate'], ['--mode=check'], ['--mode=browse']):
+            assert c.classes or c.stand_in or c.format == 'tfds', words  # or else the command is refused
 
 
 @each_page

@@ -173,7 +173,8 @@ def test_sigterm_and_ctrl_c_leave_a_checkpoint_and_the_run_resumes_bit_for_bit(
     assert process.returncode == 0, text
     assert 'SIGTERM' in text and 'the same command resumes' in text
     assert text.index('SIGTERM') < text.index('compiled the step')
-    assert int(re.search(r'stopped at step (\d) of 6', text)[1]) < 4
+    stopped = re.search(r'(?m)^stopped at step (\d) of 6', text)  # on a line of its own, not behind the bar
+    assert stopped and int(stopped[1]) < 4, text
 
     arguments = (*arguments, '--config.loader.workers=2')
     process, text = signalled(environment, arguments, 'evaluate:', signal.SIGINT)

@@ -32,6 +32,7 @@ from ann_jax.training.losses import totals_of
 from ann_jax.training.state import create_state
 from ann_jax.training.step import make_step_parts
 from ann_jax.typing import IGNORE
+from ann_jax.weights.opening import open_weights
 from configs import scenes
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -168,6 +169,8 @@ def test_it_trains_and_evaluates(run):
     workdir, backbone = run
     trained = json.loads((workdir / 'metrics.json').read_text())
     assert trained['miou'] > 0.8
+    # Not the dataset of the config, which was not read.
+    assert open_weights(workdir).source['dataset'] == 'stripes'
     for count in (8, 5):  # the second is another source, and is kept apart
         ann_jax.evaluate(config_of(), workdir, eval_source=Stripes(count), backbone=backbone)
         assert json.loads((workdir / 'metrics.json').read_text()) == trained

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import FAST, assert_close, nchw, nhwc, normal, quick, torch_gradients, with_gradient
+from reference import assert_close, nchw, nhwc, normal, quick, torch_gradients, with_gradient
 
 from ann_jax.kernels.anchors import sample_anchors
 from ann_jax.kernels.resizing import resize_bilinear
-from ann_jax.parallel.programs import compiler_options
 
 
 def torch_anchors(x, kind, sizes):
@@ -54,19 +53,24 @@ def test_max_anchors_equal_adaptive_max_pooling(height, width, sizes):
     assert_close(ours_gradient, nhwc(gradient))
 
 
-def test_the_gradient_of_max_anchors_is_finite_where_xla_computes_anew():
-    """This compiler rounded the map of the comparison differently than that of the maximum: 0 / 0."""
-    x, kernel = normal(4, 8, 8, 2), normal(2, 2, seed=1)
+@pytest.mark.parametrize(('height', 'width', 'sizes'), SHAPES[:8])
+def test_of_equal_pixels_the_first_gets_the_gradient_of_a_max_anchor(height, width, sizes):
+    """As after ReLU, where most are zero."""
+    x = np.maximum(normal(2, height, width, 3), 0).round()
+    cotangent = normal(2, sum(n * n for n in sizes), 3, seed=1)
+    _, (gradient,) = torch_gradients(
+        lambda x: torch_anchors(x, 'max', sizes), cotangent.transpose(0, 2, 1), nchw(x)
+    )
+    _, ours = with_gradient(lambda x: sample_anchors(x, 'max', sizes), x, cotangent)
+    assert_close(ours, nhwc(gradient))
 
-    def total(x):
-        y = x @ kernel
-        y = y - y.mean((0, 1, 2))
-        y = y * jax.lax.rsqrt((y**2).mean((0, 1, 2)) + 1e-5) + 0.1
-        return (sample_anchors(y, 'max', (1, 2)) ** 2).sum()
 
-    options = compiler_options(jax.devices()[0]) | FAST
-    gradient = jax.jit(jax.grad(total), compiler_options=options)(x)
-    assert_close(gradient, jax.jit(jax.grad(total))(x))
+def test_the_gradient_of_max_anchors_is_finite_where_pixels_are_computed_twice():
+    """XLA computes x * a + b again for the gradient and, with these options, rounds it otherwise."""
+    x, a, b = normal(2, 9, 9, 8), normal(8, seed=1), normal(8, seed=2)
+    loss = lambda x, a, b: jnp.square(sample_anchors(jax.nn.relu(x * a + b), 'max', (1, 3, 6))).sum()
+    for gradient in quick(jax.grad(loss, (0, 1, 2)))(x, a, b):
+        assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize('sampling', ['average', 'max', 'random', 'all'])

@@ -114,6 +114,21 @@ def test_evaluations_of_other_data_of_one_name_lie_apart(tmp_path):
     assert len(names) == 2 and all(name.startswith('root=camvid-') for name in names)
 
 
+def test_a_root_may_be_written_otherwise(tmp_path, monkeypatch):
+    """The same folder from here, from the home, with a slash at its end: its scores are those of the run."""
+    (tmp_path / 'data/mine').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    config = scenes.get_config('runlocal')
+    config.dataset.root = 'data/mine'
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    for root in ('data/mine', 'data/mine/', '~/data/mine', str(tmp_path / 'data/mine')):
+        config.dataset.root = root
+        assert name_evaluation(config, tmp_path, tmp_path) == ''
+    config.dataset.root = 'data'
+    assert name_evaluation(config, tmp_path, tmp_path).startswith('root=data-')
+
+
 def test_scores_of_other_weights_without_a_run_lie_apart(tmp_path):
     config = scenes.get_config('runlocal')
     (tmp_path / 'metrics.json').write_text(json.dumps({'protocol': {'weights': 'weights/a'}}))

@@ -63,7 +63,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
             file.write('x')
 
 
-def test_the_log_holds_what_was_said_and_what_ended_the_run(tmp_path):
+def test_the_log_holds_what_was_said_and_what_ended_the_run(tmp_path, caplog):
     for number in (1, 2):
         with pytest.raises(ValueError), log_file(tmp_path):
             logging.getLogger('ann_jax.modes.train').info('run %d', number)
@@ -75,6 +75,9 @@ def test_the_log_holds_what_was_said_and_what_ended_the_run(tmp_path):
         'run 1', 'config long', 'ended by ValueError: too bad',
         'run 2', 'config long', 'ended by ValueError: too bad',
     ]  # fmt: skip
+    # The command prints the error itself: told here too, it would be on the terminal twice.
+    shown = [record.getMessage() for record in caplog.records if record.name.startswith('ann_jax.')]
+    assert shown == ['run 1', 'run 2']
 
 
 BUSY = """

@@ -329,6 +329,14 @@ def test_white_that_is_a_colour(tmp_path, capsys):
     assert check(config) == 0 and build.dataset(config).num_classes == 3, capsys.readouterr().out
 
 
+def test_lines_of_ignored_colours_are_not_counted_as_classes(tmp_path, capsys):
+    pairs(tmp_path / 'd', 'images/{}.jpg', 'masks/{}.png', colors=PALETTE)
+    write(tmp_path / 'd', 'names.txt', 'road 128 64 128\ncar 0 0 142\nignore 0 0 0\nignore 255 255 255\n')
+    config = written_config(tmp_path / 'd', tmp_path)
+    assert 'classes   2: road, car\n' in capsys.readouterr().out
+    assert build.dataset(config).classes == ('road', 'car')
+
+
 @pytest.mark.parametrize('border', [False, True])
 def test_palettes_in_the_order_of_no_file(border, tmp_path):
     """By their colours, classes are found whatever their order in the file, with a border of 255 too."""
@@ -477,7 +485,7 @@ def test_folders_that_cannot_be_set_up(tmp_path, monkeypatch, capsys):
     assert config.dataset.eval_split == 'train' and check(config) == 0
 
 
-@pytest.mark.parametrize('mode', [['--mode=setup'], ['--mode', 'setup']])
+@pytest.mark.parametrize('mode', [['--mode=setup'], ['--mode', 'setup'], ['-mode=setup'], ['-mode', 'setup']])
 def test_the_command_needs_no_config(mode, monkeypatch):
     parsed: list[str] = []
     monkeypatch.setattr(main.command, 'parse', lambda argv, *_, **__: parsed.extend(argv[1:]))
@@ -490,6 +498,14 @@ def test_the_command_needs_no_config(mode, monkeypatch):
     assert parsed == [*mode, '--config=mine.py']
 
 
+def test_a_folder_with_the_name_of_a_mode_is_none(monkeypatch):
+    parsed: list[str] = []
+    monkeypatch.setattr(main.command, 'parse', lambda argv, *_, **__: parsed.extend(argv[1:]))
+    monkeypatch.setattr('sys.argv', ['ann-jax', '--workdir', 'report', '--mode=train'])
+    main.parse_flags(sys.argv)
+    assert parsed == ['--workdir', 'report', '--mode=train']
+
+
 def test_the_command_without_a_workdir_writes_to_the_current_folder(tmp_path):
     pairs(tmp_path / 'data', 'images/train/{0}.jpg', 'labels/train/{0}.png')
     result = subprocess.run(
@@ -498,3 +514,4 @@ def test_the_command_without_a_workdir_writes_to_the_current_folder(tmp_path):
         capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert result.returncode == 0 and (tmp_path / 'data.py').is_file(), result.stderr
+    assert 'comes with ann_jax' not in result.stderr  # of the config that it does not use

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ from test_plugins import Pyramid, Stripes
 
 import ann_jax
 from ann_jax import build
+from ann_jax.config import defaults
 from ann_jax.errors import ConfigError
 from ann_jax.modes import train as training
+from ann_jax.modes.trained import open_trained
 from ann_jax.parallel.mesh import make_mesh
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.weights.folder import save
@@ -187,7 +190,7 @@ def test_a_run_that_was_killed_and_ended_early_goes_on_to_the_bit(
         )
 
 
-def test_a_run_keeps_where_it_began(train, finished, tmp_path):
+def test_a_run_keeps_where_it_began(train, finished, tmp_path, monkeypatch):
     began = {'init.from': str(finished), 'init.parts': 'backbone'}
     for last, settings in ((3, began), (5, {})):  # the command may leave it out
         with pytest.raises(Killed):
@@ -199,6 +202,18 @@ def test_a_run_keeps_where_it_began(train, finished, tmp_path):
         train(tmp_path, **began, **{'model.variant': 'apnb'})
     with pytest.raises(Killed):
         train(tmp_path, last=5, **began)
+    monkeypatch.chdir(finished.parent)
+    with pytest.raises(Killed):  # the same folder
+        train(tmp_path, last=5, **began | {'init.from': f'{finished.name}/'})
+
+
+def test_the_run_itself_may_be_named_as_the_weights_to_evaluate(finished, monkeypatch, caplog):
+    config = defaults()
+    monkeypatch.chdir(finished.parent)
+    for given in (f'./{finished.name}/', str(finished)):
+        config.init['from'] = given
+        assert open_trained(config, Path(finished.name), Pyramid(2))[1] == Path(finished.name)
+    assert 'and not the run' not in caplog.text
 
 
 def test_a_run_keeps_what_weights_do_not_determine(train, finished, tmp_path):

@@ -59,6 +59,12 @@ def place(path: str | os.PathLike) -> Path:
     return here
 
 
+def same(one: str, other: str) -> bool:
+    """Whether two texts name one place, relative or not, with ~, a link or a slash at the end; '' is none."""
+    plain = lambda text: text.rstrip('/') if '://' in text else os.path.realpath(os.path.expanduser(text))
+    return one == other or bool(one and other) and plain(one) == plain(other)
+
+
 @contextlib.contextmanager
 def telling_if_slow(path: Path, what: str) -> Iterator[None]:
     """Warns if something takes a bucket over a minute; its libraries try again for long without a word."""

@@ -5,6 +5,7 @@ does not divide, which rules out a reshape, and accelerators are best at matrix 
 arrays, all indices and weights are constants of the program.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -206,25 +207,36 @@ def _average_over_shards(x, sizes, size):
 def _max_anchors(x, sizes):
     def pool(x, n, axis):
         start, stop = _bins(x.shape[axis], n)
-        bins = [jax.lax.slice_in_dim(x, a, b, axis=axis).max(axis) for a, b in zip(start, stop, strict=True)]
-        return jnp.stack(bins, axis)
+        bins = [jax.lax.slice_in_dim(x, a, b, axis=axis) for a, b in zip(start, stop, strict=True)]
+        return jnp.stack([_largest(axis, each) for each in bins], axis)
 
-    x = _as_stored(x)
-    levels = [pool(pool(x, n, 1), n, 2).reshape(x.shape[0], n * n, -1) for n in sizes]
+    # Columns first: of equal pixels, that of the first row gets the gradient, as in torch.
+    levels = [pool(pool(x, n, 2), n, 1).reshape(x.shape[0], n * n, -1) for n in sizes]
     return jnp.concatenate(levels, 1)
 
 
-@jax.custom_vjp
-def _as_stored(x):
-    """Returns x, which is computed once if there is a gradient.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _largest(axis, x):
+    """The largest along an axis; the first of several gets the gradient.
 
-    That of a maximum looks for values equal to it, and divides by their number. XLA may compute a map anew
-    for the comparison, and round it differently: no value would be equal, and the gradient NaN.
+    That of `max` looks for its result in x, and divides by how often it is there: NaN where a compiler
+    computes x once more for this, and rounds it otherwise.
     """
-    return x
+    return x.max(axis)
 
 
-_as_stored.defvjp(lambda x: (jax.lax.optimization_barrier(x), None), lambda _, gradient: (gradient,))
+def _largest_forward(axis, x):
+    index = jnp.argmax(x, axis, keepdims=True)
+    return x.max(axis), (index, jax.lax.iota(index.dtype, x.shape[axis]))
+
+
+def _largest_backward(axis, residuals, gradient):
+    index, numbers = residuals
+    numbers = numbers.reshape([-1 if i == axis else 1 for i in range(index.ndim)])
+    return (jnp.where(index == numbers, jnp.expand_dims(gradient, axis), 0),)
+
+
+_largest.defvjp(_largest_forward, _largest_backward)
 
 
 def _random_anchors(x, sizes, rng):

@@ -47,7 +47,7 @@ def browse(config: ConfigDict, workdir: Path) -> Path:
     file = workdir / 'browse.png'
     with replacing(file) as draft:
         Image.fromarray(picture).save(draft)
-    print(f'{ROWS * COLUMNS} of {len(source)} samples, image and label side by side: {file}')
+    print(f'{ROWS * COLUMNS} crops of {len(source)} images, with and without their labels: {file}')
     return file
 
 

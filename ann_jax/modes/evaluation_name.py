@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ann_jax.buckets.paths import same
 from ann_jax.config import defaults
 from ann_jax.modes.score_settings import protocol_settings, scored_data
 from ann_jax.runs.history import flat
@@ -59,7 +60,7 @@ def _changed_data(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, 
         for key, value in scored_data(now).items()
         if key != 'eval_split' and _plain(value) != _plain(before.get(key, value))
     }
-    if now['root'] != then.get('root', now['root']):
+    if not same(now['root'], then.get('root', now['root'])):
         changed['root'] = _short(now['root'])
     return changed
 

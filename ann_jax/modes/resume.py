@@ -1,7 +1,6 @@
 """What a run starts from: its newest intact checkpoint, other weights, or nothing."""
 
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ann_jax import build
+from ann_jax.buckets.paths import same
 from ann_jax.config import adopt, defaults, differences
 from ann_jax.data.decode.levels import AUTO
 from ann_jax.errors import ConfigError
@@ -215,7 +215,7 @@ def _follow_start(saved, added, config, workdir):
     if not given:
         return
     began = saved['init']['from']
-    if 'init.from' not in added and os.path.normpath(began or '.') != os.path.normpath(given):
+    if 'init.from' not in added and not same(began, given):
         raise ConfigError(
             f'init.from={given}: the run in {workdir} began from {began or "random weights"}: leave it out '
             'to continue, or use another --workdir'

@@ -233,7 +233,8 @@ def _report(root, plan, samples, values, classes, notes):
     more = f' and {len(shares) - 12} more' if len(shares) > 12 else ''
     of = f', in {values.files} of the labels' if values.files < sum(map(len, samples.values())) else ''
     yield f'  {"colours " if values.colors else "values  "}  {", ".join(shares[:12])}{more}{of}'
-    yield f'  classes   {len(classes.names)}: {", ".join(classes.names)}'
+    names = [name for name in classes.names if name != 'ignore']  # lines of a class file that are no classes
+    yield f'  classes   {len(names)}: {", ".join(names)}'
     for note in notes + values.errors[:3]:
         yield f'  note: {note}'
 

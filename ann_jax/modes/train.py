@@ -149,6 +149,8 @@ def train(
         facts['images'] = images
         if own_backbone:
             facts['backbone'] = own_backbone
+        if train_source is not None:
+            facts['dataset'] = dataset.name
         if origin:
             facts['started_from'] = origin
         save = functools.partial(_save, checkpoints, facts, check_lock, log)
@@ -176,6 +178,7 @@ def train(
                         break
         except Stopped:
             logger.info('stopped as asked')
+            bar.close()  # or else the line is the end of its own
             _print(f'stopped at step {number} of {steps}: the same command resumes')
             return
         best = checkpoints.best

@@ -2,11 +2,11 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from ann_jax.buckets.paths import same
 from ann_jax.config import adopt
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.runs import history
@@ -31,7 +31,9 @@ def open_trained(config: ConfigDict, workdir: Path, backbone: Backbone | None = 
     """
     given = config.init['from']
     if given and (workdir / 'checkpoints').is_dir():
-        if os.path.normpath(_start_of(workdir) or '.') == os.path.normpath(given):
+        if same(given, str(workdir)):
+            given = ''
+        elif same(given, _start_of(workdir)):
             logger.info('the run in %s, which started from %s', workdir, given)
             given = ''
         else:

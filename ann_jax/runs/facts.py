@@ -17,7 +17,7 @@ ITEMS = ('state', 'facts')
 # In the first commits, the config took the place of the facts, and the score was saved with the state.
 EARLY_ITEMS = ('config', 'metrics')
 COMMITTED = 'commit_success.txt'  # in a bucket, what orbax writes last into a checkpoint
-FACTS = {'config', 'classes', 'colors', 'backbone', 'started_from', 'images', 'version', 'arrays'}
+FACTS = {'config', 'classes', 'colors', 'backbone', 'started_from', 'images', 'version', 'arrays', 'dataset'}
 
 
 class Damaged(DataError):

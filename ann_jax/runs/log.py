@@ -10,7 +10,6 @@ from ann_jax.buckets.copies import Growing
 from ann_jax.buckets.services import remote
 from ann_jax.files import make_folder, writing
 
-logger = logging.getLogger(__name__)
 _file_only = logging.getLogger('ann_jax_file')
 _file_only.propagate = False
 _file_only.setLevel(logging.INFO)
@@ -40,7 +39,7 @@ def log_file(workdir: Path, index: int = 0) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        logger.error('ended by %s: %s', type(error).__name__, error)
+        _file_only.error('ended by %s: %s', type(error).__name__, error)  # who catches it tells the user
         raise
     finally:
         for each in (package, _file_only):

@@ -157,7 +157,8 @@ def _variables(checkpoints, step, prefer):
 
 def _of_run(saved, facts, score, averaged):
     """Dataset, crops and first weights of a run, and the score of a checkpoint, where they are known."""
-    crop, name = saved.get('augment', {}).get('crop'), _dataset_name(saved.get('dataset', {}))
+    crop = saved.get('augment', {}).get('crop')
+    name = facts.get('dataset') or _dataset_name(saved.get('dataset', {}))  # the first: a source in Python
     known = {'crop': as_tuples(crop), 'dataset': name, 'miou': score}
     known['started_from'] = facts.get('started_from')
     if averaged:
