@@ -1,6 +1,7 @@
 """Runs and weights in a bucket: what a folder promises holds there, and a failing one is told in a line."""
 
 import contextlib
+import errno
 import functools
 import gc
 import importlib.util
@@ -8,10 +9,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -29,6 +32,7 @@ from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.files import replacing, write_json
 from ann_jax.modes.setup import setup
+from ann_jax.parallel import processes
 from ann_jax.runs import lock as locks
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.events import TensorBoard, read_scalars
@@ -247,6 +251,21 @@ def test_of_two_writers_on_the_same_condition_one_fails(run):
     assert conditional.read(run / 'lock') == ('a', first)
 
 
+def test_a_lock_that_is_released_meanwhile_is_taken(server, run, monkeypatch):
+    monkeypatch.setattr(locks, 'GONE', 1)
+    asked = []
+
+    def release(method, name):
+        asked.append(name)
+        if len(asked) == 4:
+            server.objects.pop(f'{run.name}/lock')
+
+    conditional.write_if(run / 'lock', 'process 7 on elsewhere\n', 0)
+    server.before = release
+    with lock(run):
+        assert server.objects[f'{run.name}/lock'][0].startswith(b'process %d' % os.getpid())
+
+
 def test_the_log_goes_on_and_the_curves_come_back(server, run, monkeypatch):
     monkeypatch.setattr(copies, '_EVERY', 0.05)
     logger = logging.getLogger('ann_jax.modes.train')
@@ -312,6 +331,58 @@ def test_a_bucket_that_fails_at_some_objects_damages_nothing(server, run):
         DataError, match=r'cannot read (gs|s3)://.*/scores\.json: it refuses this account \(403'
     ):
         Checkpoints(run)
+
+
+def test_what_was_left_of_a_removed_checkpoint_is_removed(server, run):
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        saved(checkpoints, 1, 2)
+    del server.objects[f'{run.name}/1/commit_success.txt']  # which a run does first, and was killed then
+    half = set()
+
+    def lose(method, name):
+        if method == 'DELETE' and name not in half:
+            half.add(name)
+            server.objects.pop(name)
+            raise Refusal(503, 'the answer is lost')
+
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        assert checkpoints.steps == [2]
+        server.before = lose
+        saved(checkpoints, 3)
+    assert half and not server.names(f'{run.name}/1/') and server.names(f'{run.name}/2/')
+
+
+def test_a_process_that_saves_nothing_asks_nothing(server, run, monkeypatch):
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        server.before = refusing(403)
+        monkeypatch.setattr(processes, 'is_main', lambda: False)
+        saved(checkpoints, 1, 2, 3)
+        assert checkpoints.steps == [3, 2]
+
+
+def test_a_full_temporary_folder_is_told(server, run, monkeypatch, tmp_path):
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        saved(checkpoints, 1)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = rf': No space left on device: {tmp_path}; free space there, or name another .* in TMPDIR'
+
+    def fail(*_, **__):
+        raise full
+
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        monkeypatch.setattr(shutil, 'copyfileobj', fail)
+        monkeypatch.setattr('google.cloud.storage.blob.Blob.download_to_filename', fail)
+        with pytest.raises(DataError, match='cannot read .*/1' + said):
+            whole(checkpoints)
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, 'mkdtemp', fail)
+            with pytest.raises(DataError, match='cannot read .*/1' + said):
+                whole(checkpoints)
+            with pytest.raises(SaveError, match='cannot save a checkpoint .*No space left.* in TMPDIR, then'):
+                saved(checkpoints, 2)
+    with pytest.raises(SaveError, match='cannot write .*/a' + said), replacing(run / 'a'):
+        raise full
 
 
 @pytest.mark.parametrize('name', ['run#1', 'run?', 'run [1]', 'run*', 'a/../run'])

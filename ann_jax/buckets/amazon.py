@@ -84,7 +84,7 @@ def copy(bucket: str, name: str, target: str) -> None:
 
 
 def remove(bucket: str, name: str) -> None:
-    """Removes an object."""
+    """Removes an object if it is there."""
     client().delete_object(Bucket=bucket, Key=name)
 
 

@@ -73,8 +73,9 @@ def fetched(path: str) -> str:
     if '://' not in path:
         return path
     found = place(path)
-    target = Path(tempfile.mkdtemp(dir=_copies().name), found.name)
     try:
+        with asking():
+            target = Path(tempfile.mkdtemp(dir=_copies().name), found.name)
         download(found, target)
     except BucketError as error:
         raise DataError(f'cannot read {path}: {error}') from error
