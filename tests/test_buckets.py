@@ -360,6 +360,23 @@ def test_a_process_that_saves_nothing_asks_nothing(server, run, monkeypatch):
         assert checkpoints.steps == [3, 2]
 
 
+def test_a_bucket_that_is_overloaded_for_a_while_ends_no_run(server, scheme, run, monkeypatch):
+    monkeypatch.setattr(time, 'sleep', lambda _: None)
+    if scheme == 's3':
+        monkeypatch.setattr('botocore.retries.standard.ExponentialBackoff.delay_amount', lambda *_: 0)
+    refused = []
+
+    def overloaded(method, name):
+        if name.endswith('/commit_success.txt') and len(refused) < 5:
+            refused.append(name)
+            raise Refusal(503, 'later')
+
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        server.before = overloaded
+        saved(checkpoints, 1)
+    assert len(refused) == 5 and f'{run.name}/1/commit_success.txt' in server.objects
+
+
 def test_a_full_temporary_folder_is_told(server, run, monkeypatch, tmp_path):
     with contextlib.closing(Checkpoints(run)) as checkpoints:
         saved(checkpoints, 1)

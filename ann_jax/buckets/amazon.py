@@ -89,8 +89,12 @@ def remove(bucket: str, name: str) -> None:
 
 
 @functools.cache
-def client(attempts: int = 3) -> Any:
-    """The client of Amazon's own library, after s3fs has been set up."""
+def client(attempts: int = 8) -> Any:
+    """The client of Amazon's own library, after s3fs has been set up.
+
+    Args:
+        attempts: of each request; 8 take a bucket that is overloaded about half a minute.
+    """
     os.environ.setdefault('EPATH_USE_TF', 'false')  # where it is installed, it reports errors in its own way
     for library in ('fsspec', 's3fs', 'aiobotocore', 'botocore', 'urllib3'):  # which print every failure
         logging.getLogger(library).setLevel(logging.CRITICAL)
