@@ -482,12 +482,14 @@ def test_weights_are_written_and_opened_there(server, run):
     with pytest.raises(SystemExit, match=r'^error: (gs|s3)://.*/ann\.safetensors exists: name another file'):
         export_checkpoint.main(export)
     assert not convert(f'{run}/ann.safetensors').notes
+    with pytest.raises(DataError, match=r'^(gs|s3)://.*/weights/weights\.safetensors: not a known network'):
+        convert(f'{run}/weights/weights.safetensors')
     # What lies beside a file is said of it there too.
     (run / 'ann.safetensors.sha256').write_text('0' * 64)
     with pytest.raises(DataError, match=r'but ann\.safetensors\.sha256 says 00000000: get it again'):
         convert(f'{run}/ann.safetensors')
     (run / 'ann.json').write_text(json.dumps({'ann_jax': {}, 'sha256': ''}))
-    with pytest.raises(DataError, match=r'ann\.json describes another file than ann\.safetensors'):
+    with pytest.raises(DataError, match=r'^(gs|s3)://.*/ann\.json describes another file than'):
         convert(f'{run}/ann.safetensors')
     server.before = refusing(400, 'no')
     with pytest.raises(DataError, match=r'^cannot read (gs|s3)://bucket/.*/weights: .*(no|Bad Request)'):
