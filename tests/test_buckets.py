@@ -177,6 +177,8 @@ def test_files_are_whole_or_absent(server, run):
         raise KeyError
     assert (run / 'a b' / 'ü.bin').read_bytes() == big and len(server.names('test_files')) == 1
     assert Path(copies.fetched(f'{run}/a b'), 'ü.bin').read_bytes() == big
+    with pytest.raises(DataError, match=r'/a b/\*\.bin: there is no such .*; in a bucket, name a folder'):
+        copies.fetched(f'{run}/a b/*.bin')
     server.before = refusing(403)
     with pytest.raises(
         SaveError, match=r'cannot write (gs|s3)://.*c\.json: it refuses this account.*is intact$'
@@ -569,12 +571,13 @@ def test_two_processes_are_killed_while_saving_and_resume_bit_for_bit(server, sc
     curves = read_scalars(paths.place(whole) / 'tensorboard')
     assert curves['train/loss'].keys() == set(range(1, 7)) and 'val/miou' in curves
 
-    saving = threading.Event()
+    saving, gone = threading.Event(), threading.Event()
 
     def hold(method, name):
         if method in ('POST', 'PUT') and name == 'killed/checkpoints/4/state/manifest.ocdbt':
             saving.set()
-            time.sleep(60)
+            gone.wait(60)  # the server may answer nobody meanwhile
+            raise Refusal(503, 'too late')
 
     server.before = hold
     both = start(killed)
@@ -582,6 +585,7 @@ def test_two_processes_are_killed_while_saving_and_resume_bit_for_bit(server, sc
     for process in both:
         process.kill()
         process.communicate()
+    gone.set()
     server.before = lambda method, name: None
     half = server.names('killed/checkpoints/4/')
     assert half and 'killed/checkpoints/4/commit_success.txt' not in half

@@ -80,7 +80,8 @@ def fetched(path: str) -> str:
             target = Path(tempfile.mkdtemp(dir=_copies().name), found.name)
         download(found, target)
     except BucketError as error:
-        raise DataError(f'cannot read {path}: {error}') from error
+        hint = '; in a bucket, name a folder, not a pattern' if {*'*?['} & {*path} else ''
+        raise DataError(f'cannot read {path}: {error}{hint}') from error
     return str(target)
 
 
