@@ -335,7 +335,15 @@ def test_a_bucket_that_fails_at_some_objects_damages_nothing(server, run):
         Checkpoints(run)
 
 
-def test_what_was_left_of_a_removed_checkpoint_is_removed(server, run):
+@pytest.fixture
+def at_once(scheme, monkeypatch):
+    """Lets what failed be asked again without a pause."""
+    monkeypatch.setattr(time, 'sleep', lambda _: None)
+    if scheme == 's3':
+        monkeypatch.setattr('botocore.retries.standard.ExponentialBackoff.delay_amount', lambda *_: 0)
+
+
+def test_what_was_left_of_a_removed_checkpoint_is_removed(server, run, at_once):
     with contextlib.closing(Checkpoints(run)) as checkpoints:
         saved(checkpoints, 1, 2)
     del server.objects[f'{run.name}/1/commit_success.txt']  # which a run does first, and was killed then
@@ -362,10 +370,7 @@ def test_a_process_that_saves_nothing_asks_nothing(server, run, monkeypatch):
         assert checkpoints.steps == [3, 2]
 
 
-def test_a_bucket_that_is_overloaded_for_a_while_ends_no_run(server, scheme, run, monkeypatch):
-    monkeypatch.setattr(time, 'sleep', lambda _: None)
-    if scheme == 's3':
-        monkeypatch.setattr('botocore.retries.standard.ExponentialBackoff.delay_amount', lambda *_: 0)
+def test_a_bucket_that_is_overloaded_for_a_while_ends_no_run(server, run, at_once):
     refused = []
 
     def overloaded(method, name):
