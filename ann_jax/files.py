@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ann_jax.buckets import copies, paths
-from ann_jax.buckets.reasons import BucketError
+from ann_jax.buckets.reasons import BucketError, explained
 from ann_jax.buckets.services import remote
 from ann_jax.errors import ConfigError, DataError, SaveError
 
@@ -71,8 +71,10 @@ def writing(path: str | os.PathLike, *others: type[Exception]) -> Iterator[None]
         error = raised.__cause__ if isinstance(raised, SaveError) and raised.__cause__ else raised
         if not isinstance(error, (OSError, *others)):
             raise
-        if isinstance(error, BucketError):
-            raise SaveError(f'cannot write {path}: {error}; what was written before is intact') from error
+        if isinstance(error, BucketError) or (remote(path) and isinstance(error, OSError)):
+            raise SaveError(
+                f'cannot write {path}: {explained(error)}; what was written before is intact'
+            ) from error
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:300]
         if isinstance(error, (FileExistsError, NotADirectoryError)):  # a file in place of a folder
             raise SaveError(

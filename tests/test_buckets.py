@@ -1,6 +1,7 @@
 """Runs and weights in a bucket: what a folder promises holds there, and a failing one is told in a line."""
 
 import contextlib
+import errno
 import functools
 import gc
 import importlib.util
@@ -8,10 +9,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -29,6 +32,7 @@ from ann_jax.config import defaults, validate
 from ann_jax.errors import ConfigError, DataError, SaveError
 from ann_jax.files import replacing, write_json
 from ann_jax.modes.setup import setup
+from ann_jax.parallel import processes
 from ann_jax.runs import lock as locks
 from ann_jax.runs.checkpoints import Checkpoints
 from ann_jax.runs.events import TensorBoard, read_scalars
@@ -173,6 +177,8 @@ def test_files_are_whole_or_absent(server, run):
         raise KeyError
     assert (run / 'a b' / 'ü.bin').read_bytes() == big and len(server.names('test_files')) == 1
     assert Path(copies.fetched(f'{run}/a b'), 'ü.bin').read_bytes() == big
+    with pytest.raises(DataError, match=r'/a b/\*\.bin: there is no such .*; in a bucket, name a folder'):
+        copies.fetched(f'{run}/a b/*.bin')
     server.before = refusing(403)
     with pytest.raises(
         SaveError, match=r'cannot write (gs|s3)://.*c\.json: it refuses this account.*is intact$'
@@ -248,6 +254,21 @@ def test_of_two_writers_on_the_same_condition_one_fails(run):
     assert conditional.read(run / 'lock') == ('a', first)
 
 
+def test_a_lock_that_is_released_meanwhile_is_taken(server, run, monkeypatch):
+    monkeypatch.setattr(locks, 'GONE', 1)
+    asked = []
+
+    def release(method, name):
+        asked.append(name)
+        if len(asked) == 4:
+            server.objects.pop(f'{run.name}/lock')
+
+    conditional.write_if(run / 'lock', 'process 7 on elsewhere\n', 0)
+    server.before = release
+    with lock(run):
+        assert server.objects[f'{run.name}/lock'][0].startswith(b'process %d' % os.getpid())
+
+
 def test_the_log_goes_on_and_the_curves_come_back(server, run, monkeypatch):
     monkeypatch.setattr(copies, '_EVERY', 0.05)
     logger = logging.getLogger('ann_jax.modes.train')
@@ -315,19 +336,78 @@ def test_a_bucket_that_fails_at_some_objects_damages_nothing(server, run):
         Checkpoints(run)
 
 
-def test_a_bucket_that_fails_for_a_moment_is_asked_again(server, run):
-    failures = iter(range(2))
+@pytest.fixture
+def at_once(scheme, monkeypatch):
+    """Lets what failed be asked again without a pause."""
+    monkeypatch.setattr(time, 'sleep', lambda _: None)
+    if scheme == 's3':
+        monkeypatch.setattr('botocore.retries.standard.ExponentialBackoff.delay_amount', lambda *_: 0)
 
-    def fail(method, name):
-        if method != 'GET' and name.endswith('/1/state/manifest.ocdbt') and next(failures, None) is not None:
+
+def test_what_was_left_of_a_removed_checkpoint_is_removed(server, run, at_once):
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        saved(checkpoints, 1, 2)
+    del server.objects[f'{run.name}/1/commit_success.txt']  # which a run does first, and was killed then
+    half = set()
+
+    def lose(method, name):
+        if method == 'DELETE' and name not in half:
+            half.add(name)
+            server.objects.pop(name)
+            raise Refusal(503, 'the answer is lost')
+
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        assert checkpoints.steps == [2]
+        server.before = lose
+        saved(checkpoints, 3)
+    assert half and not server.names(f'{run.name}/1/') and server.names(f'{run.name}/2/')
+
+
+def test_a_process_that_saves_nothing_asks_nothing(server, run, monkeypatch):
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        server.before = refusing(403)
+        monkeypatch.setattr(processes, 'is_main', lambda: False)
+        saved(checkpoints, 1, 2, 3)
+        assert checkpoints.steps == [3, 2]
+
+
+def test_a_bucket_that_is_overloaded_for_a_while_ends_no_run(server, run, at_once):
+    refused = []
+
+    def overloaded(method, name):
+        if name.endswith('/commit_success.txt') and len(refused) < 5:
+            refused.append(name)
             raise Refusal(503, 'later')
 
-    server.before = fail
+    with contextlib.closing(Checkpoints(run)) as checkpoints:
+        server.before = overloaded
+        saved(checkpoints, 1)
+    assert len(refused) == 5 and f'{run.name}/1/commit_success.txt' in server.objects
+
+
+def test_a_full_temporary_folder_is_told(server, run, monkeypatch, tmp_path):
     with contextlib.closing(Checkpoints(run)) as checkpoints:
         saved(checkpoints, 1)
-    assert next(failures, None) is None
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = rf': No space left on device: {tmp_path}; free space there, or name another .* in TMPDIR'
+
+    def fail(*_, **__):
+        raise full
+
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     with contextlib.closing(Checkpoints(run)) as checkpoints:
-        assert whole(checkpoints)[0] == 1
+        monkeypatch.setattr(shutil, 'copyfileobj', fail)
+        monkeypatch.setattr('google.cloud.storage.blob.Blob.download_to_filename', fail)
+        with pytest.raises(DataError, match='cannot read .*/1' + said):
+            whole(checkpoints)
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, 'mkdtemp', fail)
+            with pytest.raises(DataError, match='cannot read .*/1' + said):
+                whole(checkpoints)
+            with pytest.raises(SaveError, match='cannot save a checkpoint .*No space left.* in TMPDIR, then'):
+                saved(checkpoints, 2)
+    with pytest.raises(SaveError, match='cannot write .*/a' + said), replacing(run / 'a'):
+        raise full
 
 
 @pytest.mark.parametrize('name', ['run#1', 'run?', 'run [1]', 'run*', 'a/../run'])
@@ -410,12 +490,14 @@ def test_weights_are_written_and_opened_there(server, run):
     with pytest.raises(SystemExit, match=r'^error: (gs|s3)://.*/ann\.safetensors exists: name another file'):
         export_checkpoint.main(export)
     assert not convert(f'{run}/ann.safetensors').notes
+    with pytest.raises(DataError, match=r'^(gs|s3)://.*/weights/weights\.safetensors: not a known network'):
+        convert(f'{run}/weights/weights.safetensors')
     # What lies beside a file is said of it there too.
     (run / 'ann.safetensors.sha256').write_text('0' * 64)
     with pytest.raises(DataError, match=r'but ann\.safetensors\.sha256 says 00000000: get it again'):
         convert(f'{run}/ann.safetensors')
     (run / 'ann.json').write_text(json.dumps({'ann_jax': {}, 'sha256': ''}))
-    with pytest.raises(DataError, match=r'ann\.json describes another file than ann\.safetensors'):
+    with pytest.raises(DataError, match=r'^(gs|s3)://.*/ann\.json describes another file than'):
         convert(f'{run}/ann.safetensors')
     server.before = refusing(400, 'no')
     with pytest.raises(DataError, match=r'^cannot read (gs|s3)://bucket/.*/weights: .*(no|Bad Request)'):
@@ -495,12 +577,13 @@ def test_two_processes_are_killed_while_saving_and_resume_bit_for_bit(server, sc
     curves = read_scalars(paths.place(whole) / 'tensorboard')
     assert curves['train/loss'].keys() == set(range(1, 7)) and 'val/miou' in curves
 
-    saving = threading.Event()
+    saving, gone = threading.Event(), threading.Event()
 
     def hold(method, name):
         if method in ('POST', 'PUT') and name == 'killed/checkpoints/4/state/manifest.ocdbt':
             saving.set()
-            time.sleep(60)
+            gone.wait(60)  # the server may answer nobody meanwhile
+            raise Refusal(503, 'too late')
 
     server.before = hold
     both = start(killed)
@@ -508,6 +591,7 @@ def test_two_processes_are_killed_while_saving_and_resume_bit_for_bit(server, sc
     for process in both:
         process.kill()
         process.communicate()
+    gone.set()
     server.before = lambda method, name: None
     half = server.names('killed/checkpoints/4/')
     assert half and 'killed/checkpoints/4/commit_success.txt' not in half

@@ -96,7 +96,7 @@ def client(attempts: int = 8) -> Any:
     """The client of Amazon's own library, after s3fs has been set up.
 
     Args:
-        attempts: of a request that fails for a moment; eight take a minute or more.
+        attempts: of each request; 8 take a bucket that is overloaded about half a minute.
     """
     os.environ.setdefault('EPATH_USE_TF', 'false')  # where it is installed, it reports errors in its own way
     for library in ('fsspec', 's3fs', 'aiobotocore', 'botocore', 'urllib3'):  # which print every failure

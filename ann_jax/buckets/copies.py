@@ -1,15 +1,17 @@
 """Copies of whole files from this machine to a bucket, back, and within it."""
 
+import contextlib
 import functools
 import logging
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from ann_jax.buckets.paths import place
 from ann_jax.buckets.reasons import BucketError, asking
 from ann_jax.buckets.services import opened
-from ann_jax.errors import DataError
+from ann_jax.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +75,25 @@ def fetched(path: str) -> str:
     if '://' not in path:
         return path
     found = place(path)
-    target = Path(tempfile.mkdtemp(dir=_copies().name), found.name)
     try:
+        with asking():
+            target = Path(tempfile.mkdtemp(dir=_copies().name), found.name)
         download(found, target)
     except BucketError as error:
-        raise DataError(f'cannot read {path}: {error}') from error
+        hint = '; in a bucket, name a folder, not a pattern' if {*'*?['} & {*path} else ''
+        raise DataError(f'cannot read {path}: {error}{hint}') from error
     return str(target)
+
+
+@contextlib.contextmanager
+def naming(path: Path, copy: Path) -> Iterator[None]:
+    """Lets errors name what can be mended, in the bucket, and not its copy, which goes with the process."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if copy == path:
+            raise
+        raise type(error)(str(error).replace(str(copy.parent), str(path.parent))) from error
 
 
 @functools.cache

@@ -23,8 +23,14 @@ def read(bucket: str, name: str) -> tuple[str, int]:
 
     Emulators may know no generations.
     """
-    found = client().bucket(bucket).get_blob(name)
-    return (found.download_as_text(), int(found.generation or 0)) if found else ('', 0)
+    from google.api_core.exceptions import NotFound
+
+    blob = client().bucket(bucket).blob(name)
+    try:
+        text = blob.download_as_text()  # which sets the generation too: between two requests it could change
+    except NotFound:
+        return '', 0
+    return text, int(blob.generation or 0)
 
 
 def write_if(bucket: str, name: str, text: str, version: Any) -> int:
@@ -72,7 +78,7 @@ def remove(bucket: str, name: str) -> None:
     """Removes an object if it is there."""
     from google.api_core.exceptions import NotFound
 
-    with contextlib.suppress(NotFound):
+    with contextlib.suppress(NotFound):  # the answer to an earlier try was lost
         client().bucket(bucket).blob(name).delete(retry=_again())
 
 

@@ -1,8 +1,10 @@
 """Why a bucket does not do what it is asked, in one line with a cure."""
 
 import contextlib
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -126,14 +128,23 @@ def _told(error, status, text):
     return short
 
 
+def temporary(why: str, file: str | None = None) -> str:
+    """What is said of an error of this machine, where files lie on their way to a bucket or back."""
+    where = file or tempfile.tempdir or os.environ.get('TMPDIR') or '/tmp'
+    return f'{why}: {where}; free space there, or name another folder for temporary files in TMPDIR'
+
+
 def explained(error: BaseException) -> str:
     """As `reason`, of an error that can only be that of a bucket."""
-    if isinstance(error, FileNotFoundError):
-        return _told(error, 404, str(error))
     if 'roject was not passed' in str(error):
         return 'no project is known: set GOOGLE_CLOUD_PROJECT'
-    found = _cause(error)
-    return _told(*found) if found else f'{type(error).__name__}: {error}'[:300]
+    if found := _cause(error):
+        return _told(*found)
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        return temporary(error.strerror or str(error), error.filename)
+    if isinstance(error, FileNotFoundError):
+        return _told(error, 404, str(error))
+    return f'{type(error).__name__}: {error}'[:300]
 
 
 @contextlib.contextmanager

@@ -129,6 +129,7 @@ _LOST = re.compile(
     r'(peer|task|worker)s? .*(died|unavailable|disconnected)',
     re.IGNORECASE | re.DOTALL,
 )
+_STATUS = re.compile(r'[A-Z_]{5,}: ')  # such as UNAVAILABLE, with which jax also raises a ValueError
 _TASK = re.compile(r'task:(\d+)')
 _GO_ON = 'start the same command again in all processes, and the run goes on from its newest checkpoint'
 
@@ -145,7 +146,7 @@ def lost(error: BaseException, index: int, count: int) -> str:
         One line that names the process, where that is known, and says how to go on; '' for other errors.
     """
     seen: BaseException | None = error
-    while seen is not None and not (isinstance(seen, jax.errors.JaxRuntimeError) and _LOST.search(str(seen))):
+    while seen is not None and not (_is_of_jax(seen) and _LOST.search(str(seen))):
         seen = seen.__cause__ or seen.__context__
     if count < 2 or seen is None:
         return ''
@@ -157,6 +158,12 @@ def lost(error: BaseException, index: int, count: int) -> str:
     )
     who = f'process {" and ".join(map(str, gone))} of {count}' if gone else f'one of the {count} processes'
     return f'{who} is gone, and its own output says why ({reason[:200]}): {_GO_ON}'
+
+
+def _is_of_jax(error):
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and _STATUS.match(str(error))
+    )
 
 
 def is_main() -> bool:

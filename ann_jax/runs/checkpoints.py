@@ -87,6 +87,7 @@ class Checkpoints:
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._damaged_scores = self.folder / 'damaged.scores.json'
         self._lost: bytes | None = None  # what cannot be read of the scores
+        self._unknown = False  # whether some were lost; asked once, for all processes ask
         self._scores, self._made = self._read_scores()
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
@@ -184,7 +185,7 @@ class Checkpoints:
         for step in sorted({*self.steps} & self._scores.keys(), key=lambda each: (self._scores[each], each)):
             found[self._made.get(step, '')] = step
         unknown = []
-        if self._lost is not None or self._damaged_scores.exists():
+        if self._unknown:
             # Any of those before the first score may be the best.
             unknown = [step for step in self.steps if step < min(self._scores, default=np.inf)]
         return [*found.values(), *filter(None, [self.best]), *unknown]
@@ -376,6 +377,7 @@ class Checkpoints:
                 scores[step] = float(json.loads(file.read_text(encoding='utf-8'))['miou'])
         path, data = self.folder / 'scores.json', b''
         try:
+            self._unknown = self._damaged_scores.exists()
             data = path.read_bytes()
             record = json.loads(data)
             # Earlier versions wrote the mIoU alone.
@@ -396,7 +398,7 @@ class Checkpoints:
                 '%s is damaged (%s): the best checkpoint is unknown, and none of those there is '
                 'removed until you remove %s', path, error, self._damaged_scores,
             )  # fmt: skip
-            self._lost = data
+            self._lost, self._unknown = data, True
         return scores, made
 
     def _write_scores(self):
@@ -446,9 +448,10 @@ class Checkpoints:
         text = ' '.join(str(error).split())
         number = re.search(r"os_error_code='(\d+)'", text)  # which follows the names of several files
         text = os.strerror(int(number[1])) if number else text[:300]
+        text = reasons.temporary(text) if remote(self.folder) else f'{text}. Free space or make it writable'
         return SaveError(
-            f'cannot save a checkpoint to {self.folder}: {text}. Free space or make it writable, then '
-            'run the same command again; earlier checkpoints are intact'
+            f'cannot save a checkpoint to {self.folder}: {text}, then run the same command again; earlier '
+            'checkpoints are intact'
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import orbax.checkpoint as ocp
 
 from ann_jax.buckets import copies
+from ann_jax.buckets.reasons import asking
 from ann_jax.parallel import processes
 from ann_jax.runs.facts import COMMITTED
 
@@ -51,6 +52,8 @@ class StagedManager:
         self._copies: dict[int, Path] = {}
         names = [name.split('/') for name in copies.names(self._folder)]
         self._steps = sorted(int(name[0]) for name in names if name[0].isdigit() and name[1:] == [COMMITTED])
+        # Of a run that was killed while it saved or removed them.
+        self._halves = {int(name[0]) for name in names if name[0].isdigit() and name[1:]} - {*self._steps}
 
     def all_steps(self) -> list[int]:
         """Steps of the complete ones."""
@@ -75,7 +78,9 @@ class StagedManager:
             )
             with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
                 checkpointer.save(draft, args=args)
-            self._saving = self._thread.submit(self._copy, draft, {*steps} - {*self._steps})
+            old = {*steps, *self._halves} - {*self._steps}
+            self._halves = set()
+            self._saving = self._thread.submit(self._copy, draft, old)
 
     def _copy(self, draft, old):
         (draft / COMMITTED).touch()
@@ -93,7 +98,8 @@ class StagedManager:
             BucketError: it cannot be read.
         """
         if step not in self._copies:
-            target = Path(tempfile.mkdtemp(dir=self._temporary.name), str(step))
+            with asking():  # for a full disk is no damage
+                target = Path(tempfile.mkdtemp(dir=self._temporary.name), str(step))
             copies.download(self._folder / str(step), target)
             self._copies[step] = target
         return self._copies[step]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ann_jax.buckets.copies import fetched
+from ann_jax.buckets.copies import fetched, naming
 from ann_jax.buckets.paths import place
 from ann_jax.buckets.services import remote
 from ann_jax.data.classes import DATASETS
@@ -108,30 +108,31 @@ def convert(
     ):
         if value not in known:
             raise ConfigError(f'{name}={value!r}: must be one of {", ".join(map(repr, known))}')
-    path = located(path)
-    path = _near(path) if remote(path) else path
-    path = foreign(path) or path
-    if path.is_dir():
-        raise ConfigError(f'{path} is a folder: name a file in it, or open it with ann_jax.load')
-    file = read_file(path, prefer)
-    source = {'file': path.name, 'sha256': sums.check(path), **origin(path)}
-    try:
-        converted = convert_state(
-            file.state,
-            file.meta,
-            name=path.name,
-            part=part,
-            classes=classes,
-            align_corners=align_corners,
-            output_stride=output_stride,
-            source=source,
-        )
-    except DataError as error:
-        raise DataError(f'{path}: {error}') from error
-    # As when they are opened: no folder shall be written that is refused later.
-    dataclasses.replace(converted.weights, path=path).check()
-    converted.notes[:0] = [*file.notes, *filter(None, [sums.doubt(path)])]
-    converted.conversion.ignored.update(dict.fromkeys(file.outside, 'not part of the network'))
+    found = located(path)
+    path = _near(found) if remote(found) else found
+    with naming(found, path):
+        path = foreign(path) or path
+        if path.is_dir():
+            raise ConfigError(f'{path} is a folder: name a file in it, or open it with ann_jax.load')
+        file = read_file(path, prefer)
+        source = {'file': path.name, 'sha256': sums.check(path), **origin(path)}
+        try:
+            converted = convert_state(
+                file.state,
+                file.meta,
+                name=path.name,
+                part=part,
+                classes=classes,
+                align_corners=align_corners,
+                output_stride=output_stride,
+                source=source,
+            )
+        except DataError as error:
+            raise DataError(f'{path}: {error}') from error
+        # As when they are opened: no folder shall be written that is refused later.
+        dataclasses.replace(converted.weights, path=path).check()
+        converted.notes[:0] = [*file.notes, *filter(None, [sums.doubt(path)])]
+        converted.conversion.ignored.update(dict.fromkeys(file.outside, 'not part of the network'))
     if out is not None:
         save(out, converted.weights)
     return converted

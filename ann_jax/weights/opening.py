@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ann_jax import __version__
 from ann_jax.buckets import reasons
-from ann_jax.buckets.copies import fetched
+from ann_jax.buckets.copies import fetched, naming
 from ann_jax.buckets.services import remote
 from ann_jax.data.scenes import VERSIONS
 from ann_jax.errors import ConfigError, DataError, unknown
@@ -48,16 +48,14 @@ def open_weights(path: str | Path, prefer: str = '') -> Weights:
     """
     if prefer not in PREFERENCES:
         raise ConfigError(unknown('prefer', prefer, PREFERENCES[1:]))
-    near = found = located(path)
+    found = located(path)
     try:
         near = _near(found)
-        weights = _read(near, prefer)
-        weights.check()
-    except (ConfigError, DataError) as error:
-        if near == found:
-            raise
-        # The copy is gone with the process: what can be mended lies in the bucket.
-        raise type(error)(str(error).replace(str(near), str(found))) from error
+        with naming(found, near):
+            weights = _read(near, prefer)
+            weights.check()
+    except (ConfigError, DataError):
+        raise
     except Exception as error:
         if why := remote(found) and reasons.reason(error):
             raise DataError(f'cannot read {found}: {why}') from error
