@@ -91,10 +91,6 @@ setup(
             'ann_jax[annotations,datasets,export,gcs,report,s3,serve,tiff,video]',
             'beartype>=0.19',
             'build>=1.2',
-            # The last two are for the server of moto, whose own extra brings all of Amazon's services.
-            'moto[s3]>=5.1',
-            'flask>=3',
-            'flask-cors>=5',
             'huggingface_hub>=1.0',
             'mypy>=1.13',
             'pytest>=8',

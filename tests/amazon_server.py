@@ -1,89 +1,125 @@
-"""A bucket of Amazon's in memory: moto's S3, with the attributes of `bucket_server.BucketServer`."""
+"""A bucket of Amazon's in memory: the part of S3's REST API that s3fs and Amazon's own client use.
 
-import threading
-from collections.abc import MutableMapping
+Objects have ETags, and conditions on them are kept, as by the real service. Source: the reference of the API
+("ListObjectsV2", "GetObject", "HeadObject", "PutObject", "CopyObject", "DeleteObject", "Error responses").
+"""
 
-from bucket_server import Refusal
-from moto.backends import get_backend
-from moto.core import DEFAULT_ACCOUNT_ID
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
-from werkzeug.wrappers import Request, Response
+import hashlib
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+from bucket_server import ENTITY, BucketServer, Handler, Refusal
+
+CODES = {
+    304: 'NotModified',
+    401: 'InvalidAccessKeyId',
+    403: 'AccessDenied',
+    404: 'NoSuchKey',
+    412: 'PreconditionFailed',
+    416: 'InvalidRange',
+    501: 'NotImplemented',
+    503: 'SlowDown',
+}
 
 
-class AmazonServer:
-    """Serves one bucket; use it as a context manager.
+class AmazonServer(BucketServer):
+    """Serves one bucket; its second element of an object is not used, for the ETag is that of the content.
 
     Attributes:
-        objects: name -> (content, ETag).
-        before: called with method and name of the object before each request, '' where there is none; may
-            raise a `Refusal`, or wait.
         knows_conditions: whether it answers requests with a condition on the object.
-        url: its address, for AWS_ENDPOINT_URL.
     """
 
     def __init__(self, bucket='bucket'):
-        backend = get_backend('s3')[DEFAULT_ACCOUNT_ID]['aws']
-        backend.reset()
-        backend.create_bucket(bucket, 'us-east-1')
-        self.objects, self.before = _Objects(backend, bucket), lambda method, name: None
+        super().__init__(bucket, AmazonHandler)
         self.knows_conditions = True
-        self._app = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server('127.0.0.1', 0, self._answer, threaded=True, request_handler=_Quiet)
-        self.url = f'http://127.0.0.1:{self._server.server_port}'
 
-    def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
 
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
+class AmazonHandler(Handler):
+    """Answers a request."""
 
-    def names(self, prefix=''):
-        """Names of the objects, in order."""
-        return sorted(name for name in self.objects if name.startswith(prefix))
-
-    def _answer(self, environ, start_response):
-        request = Request(environ)
+    def reply(self, method, path, headers, body):
+        parts = urlsplit(path)
+        bucket, _, name = unquote(parts.path).lstrip('/').partition('/')
+        asked = dict(parse_qsl(parts.query, keep_blank_values=True))
         try:
-            self.before(request.method, request.path.strip('/').partition('/')[2])
-            if not self.knows_conditions and {'If-Match', 'If-None-Match'} & {*request.headers.keys()}:
-                raise Refusal(501, 'no conditions')
+            self.server.before(method, name)
+            if bucket != self.server.bucket:
+                raise Refusal(404, 'The specified bucket does not exist', 'NoSuchBucket')
+            if not self.server.knows_conditions and ('If-Match' in headers or 'If-None-Match' in headers):
+                raise Refusal(501, 'A header you provided implies functionality that is not implemented')
+            with self.server.lock:
+                return self._answer(method, name, asked, headers, body)
         except Refusal as refusal:
-            status, text = refusal.args
-            codes = {401: 'InvalidAccessKeyId', 403: 'AccessDenied', 501: 'NotImplemented'}
-            code = codes.get(status, 'InvalidRequest')
-            body = f'<Error><Code>{code}</Code><Message>{text}</Message></Error>'
-            return Response(body, status, content_type='application/xml')(environ, start_response)
-        return self._app(environ, start_response)
+            status, text, *code = refusal.args
+            code = code[0] if code else CODES.get(status, 'InvalidRequest')
+            content = f'<Error><Code>{code}</Code><Message>{escape(text)}</Message></Error>'
+            return status, {'Content-Type': 'application/xml'}, content.encode()
 
-
-class _Objects(MutableMapping):
-    def __init__(self, backend, bucket):
-        self._backend, self._bucket = backend, bucket
-
-    def __getitem__(self, name):
-        found = self._backend.get_object(self._bucket, name)
+    def _answer(self, method, name, asked, headers, body):
+        server = self.server
+        if not name:
+            return 200, {'Content-Type': 'application/xml'}, b'' if method == 'HEAD' else self._list(asked)
+        found = server.objects.get(name, (None,))[0]
+        self._check(found, headers)
+        if method == 'PUT':
+            if source := headers.get('x-amz-copy-source'):
+                body = server.objects[unquote(source).lstrip('/').partition('/')[2]][0]
+            server.objects[name] = body, next(server.numbers)
+            copied = f'<CopyObjectResult><ETag>{etag(body)}</ETag></CopyObjectResult>' if source else ''
+            return 200, {'ETag': etag(body)}, copied.encode()
+        if method == 'DELETE':
+            server.objects.pop(name, None)
+            return 204, {}, b''
         if found is None:
-            raise KeyError(name)
-        return found.value, found.etag
+            raise Refusal(404, 'The specified key does not exist.')
+        facts = {
+            'ETag': etag(found),
+            'Last-Modified': 'Thu, 01 Jan 2026 00:00:00 GMT',
+            'Accept-Ranges': 'bytes',
+        }
+        if (cut := ENTITY.fullmatch(headers.get('Range', ''))) is None:
+            return 200, facts, found
+        begin, end = int(cut[1]), min(int(cut[2] or len(found)), len(found) - 1)
+        if begin >= len(found):
+            raise Refusal(416, 'The requested range is not satisfiable')
+        facts['Content-Range'] = f'bytes {begin}-{end}/{len(found)}'
+        return 206, facts, found[begin : end + 1]
 
-    def __setitem__(self, name, content):
-        self._backend.put_object(self._bucket, name, content[0])
+    def _check(self, found, headers):
+        wanted, known = headers.get('If-Match'), headers.get('If-None-Match')
+        if wanted and found is None:
+            raise Refusal(404, 'The specified key does not exist.')
+        if wanted and wanted != etag(found) or known == '*' and found is not None:
+            raise Refusal(412, 'At least one of the pre-conditions you specified did not hold')
 
-    def __delitem__(self, name):
-        self._backend.delete_object(self._bucket, name)
+    def _list(self, asked):
+        prefix, delimiter = asked.get('prefix', ''), asked.get('delimiter', '')
+        after, most = asked.get('continuation-token', ''), int(asked.get('max-keys', 1000))
+        rows, last = {}, ''
+        for name in self.server.names(prefix):
+            head, cut, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, '', '')
+            key = f'{prefix}{head}{cut}' if cut else name
+            if key <= after or key in rows:
+                continue
+            if len(rows) == most:
+                last = [*rows][-1]
+                break
+            shown = quote(key, safe='/')
+            content = self.server.objects[name][0]
+            rows[key] = (
+                f'<CommonPrefixes><Prefix>{shown}</Prefix></CommonPrefixes>'
+                if cut
+                else f'<Contents><Key>{shown}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>'
+                f'<ETag>{etag(content)}</ETag><Size>{len(content)}</Size></Contents>'
+            )
+        more = f'<NextContinuationToken>{escape(last)}</NextContinuationToken>' if last else ''
+        return (
+            f'<ListBucketResult><EncodingType>url</EncodingType><KeyCount>{len(rows)}</KeyCount>'
+            f'<IsTruncated>{str(bool(last)).lower()}</IsTruncated>{more}{"".join(rows.values())}'
+            '</ListBucketResult>'
+        ).encode()
 
-    def __iter__(self):
-        return iter(list(self._backend.buckets[self._bucket].keys))
 
-    def __len__(self):
-        return len(list(iter(self)))
-
-
-class _Quiet(WSGIRequestHandler):
-    protocol_version = 'HTTP/1.1'
-
-    def log(self, *_):
-        pass
+def etag(content):
+    """The ETag of an object that was written at once."""
+    return f'"{hashlib.md5(content).hexdigest()}"'

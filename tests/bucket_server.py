@@ -19,7 +19,7 @@ _BUCKET = re.compile(r'/storage/v1/b/([^/]+)')
 _OBJECTS = re.compile(
     r'(?:/download|/upload)?(?:/resumable/upload)?/storage/v1/b/([^/]+)/o(?:/([^/]+))?(?:/(.*))?'
 )
-_ENTITY = re.compile(r'bytes=(\d+)-(\d*)')
+ENTITY = re.compile(r'bytes=(\d+)-(\d*)')
 
 
 class Refusal(Exception):
@@ -38,8 +38,8 @@ class BucketServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, bucket='bucket'):
-        super().__init__(('127.0.0.1', 0), _Handler)
+    def __init__(self, bucket='bucket', handler=None):
+        super().__init__(('127.0.0.1', 0), handler or GoogleHandler)
         self.bucket, self.objects, self.uploads = bucket, {}, {}
         self.before = lambda method, name: None
         self.lock, self.numbers = threading.RLock(), itertools.count(1_000_000)
@@ -61,7 +61,9 @@ class BucketServer(ThreadingHTTPServer):
         return sorted(name for name in self.objects if name.startswith(prefix))
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Reads a request and writes what `reply` answers."""
+
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
 
@@ -75,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
                 body += self.rfile.read(size)
                 self.rfile.readline()
             self.rfile.readline()
-        status, headers, content = self._reply(self.command, self.path, self.headers, body)
+        status, headers, content = self.reply(self.command, self.path, self.headers, body)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -87,7 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _serve
 
-    def _reply(self, method, path, headers, body):
+
+class GoogleHandler(Handler):
+    """Answers a request, or one of several in a batch."""
+
+    def reply(self, method, path, headers, body):
         parts = urlsplit(path)
         asked = dict(parse_qsl(parts.query, keep_blank_values=True))
         if parts.path.startswith('/batch'):
@@ -127,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {}, json.dumps(self._facts(name)).encode()
         more = {'X-Goog-Generation': str(generation), 'Content-Type': 'application/octet-stream'}
         more |= {'X-Goog-Hash': f'md5={_md5(content)}', 'X-Goog-Metageneration': '1'}
-        if (cut := _ENTITY.fullmatch(headers.get('Range', ''))) is None:
+        if (cut := ENTITY.fullmatch(headers.get('Range', ''))) is None:
             return 200, more, content
         begin, end = int(cut[1]), min(int(cut[2] or len(content)), len(content) - 1)
         if begin >= len(content):
@@ -217,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         for number, part in enumerate(_parts(kind, body)):
             first, _, _ = part.strip().partition(b'\r\n' if b'\r\n' in part else b'\n')
             method, path, _ = first.decode().split()
-            status, _, content = self._reply(
+            status, _, content = self.reply(
                 method, urlsplit(path)._replace(scheme='', netloc='').geturl(), {}, b''
             )
             answers.append(

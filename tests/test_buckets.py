@@ -45,7 +45,7 @@ from ann_jax.weights.opening import open_weights
 # Not imported yet: `buckets` sets up what gcsfs reads when it is.
 MISSING = {
     'gs': [name for name in ('gcsfs', 'google.cloud') if importlib.util.find_spec(name) is None],
-    's3': [name for name in ('s3fs', 'moto', 'flask_cors') if importlib.util.find_spec(name) is None],
+    's3': [name for name in ('s3fs', 'botocore') if importlib.util.find_spec(name) is None],
 }
 
 # orbax leaves coroutines unawaited where reading or writing fails.
