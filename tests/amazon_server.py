@@ -8,7 +8,7 @@ import hashlib
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from bucket_server import ENTITY, BucketServer, Handler, Refusal
+from bucket_server import BucketServer, Handler, Refusal, answer_with
 
 CODES = {
     304: 'NotModified',
@@ -77,13 +77,7 @@ class AmazonHandler(Handler):
             'Last-Modified': 'Thu, 01 Jan 2026 00:00:00 GMT',
             'Accept-Ranges': 'bytes',
         }
-        if (cut := ENTITY.fullmatch(headers.get('Range', ''))) is None:
-            return 200, facts, found
-        begin, end = int(cut[1]), min(int(cut[2] or len(found)), len(found) - 1)
-        if begin >= len(found):
-            raise Refusal(416, 'The requested range is not satisfiable')
-        facts['Content-Range'] = f'bytes {begin}-{end}/{len(found)}'
-        return 206, facts, found[begin : end + 1]
+        return answer_with(found, facts, headers)
 
     def _check(self, found, headers):
         wanted, known = headers.get('If-Match'), headers.get('If-None-Match')

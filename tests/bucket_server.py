@@ -19,7 +19,7 @@ _BUCKET = re.compile(r'/storage/v1/b/([^/]+)')
 _OBJECTS = re.compile(
     r'(?:/download|/upload)?(?:/resumable/upload)?/storage/v1/b/([^/]+)/o(?:/([^/]+))?(?:/(.*))?'
 )
-ENTITY = re.compile(r'bytes=(\d+)-(\d*)')
+_ENTITY = re.compile(r'bytes=(\d+)-(\d*)')
 
 
 class Refusal(Exception):
@@ -133,13 +133,7 @@ class GoogleHandler(Handler):
             return 200, {}, json.dumps(self._facts(name)).encode()
         more = {'X-Goog-Generation': str(generation), 'Content-Type': 'application/octet-stream'}
         more |= {'X-Goog-Hash': f'md5={_md5(content)}', 'X-Goog-Metageneration': '1'}
-        if (cut := ENTITY.fullmatch(headers.get('Range', ''))) is None:
-            return 200, more, content
-        begin, end = int(cut[1]), min(int(cut[2] or len(content)), len(content) - 1)
-        if begin >= len(content):
-            raise Refusal(416, 'Requested range not satisfiable')
-        more['Content-Range'] = f'bytes {begin}-{end}/{len(content)}'
-        return 206, more, content[begin : end + 1]
+        return answer_with(content, more, headers)
 
     def _object(self, name, asked):
         content, generation = self.server.objects.get(name, (None, 0))
@@ -236,6 +230,17 @@ class GoogleHandler(Handler):
             {'Content-Type': 'multipart/mixed; boundary=answers'},
             b''.join(answers) + b'--answers--\r\n',
         )
+
+
+def answer_with(content, facts, headers):
+    """Status, headers and content of an answer: all of the content, or the range of it that was asked for."""
+    if (cut := _ENTITY.fullmatch(headers.get('Range', ''))) is None:
+        return 200, facts, content
+    begin, end = int(cut[1]), min(int(cut[2] or len(content)), len(content) - 1)
+    if begin >= len(content):
+        raise Refusal(416, 'Requested range not satisfiable')
+    facts |= {'Content-Range': f'bytes {begin}-{end}/{len(content)}'}
+    return 206, facts, content[begin : end + 1]
 
 
 def _parts(kind, body):

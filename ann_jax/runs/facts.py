@@ -16,7 +16,7 @@ from ann_jax.runs.history import not_understood
 ITEMS = ('state', 'facts')
 # In the first commits, the config took the place of the facts, and the score was saved with the state.
 EARLY_ITEMS = ('config', 'metrics')
-COMMITTED = 'commit_success.txt'  # in a bucket, what orbax writes last into a checkpoint
+COMMITTED = 'commit_success.txt'  # in a bucket, what is written last into a checkpoint, once by orbax itself
 FACTS = {'config', 'classes', 'colors', 'backbone', 'started_from', 'images', 'version', 'arrays', 'dataset'}
 
 
