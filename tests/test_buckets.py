@@ -186,6 +186,14 @@ def test_files_are_whole_or_absent(server, run):
         write_json(run / 'c.json', {})
 
 
+def test_no_object_leads_out_of_the_copy_of_its_folder(server, run):
+    server.objects[f'{run.name}/photos/../../a.png'] = b'', 7
+    with pytest.raises(
+        DataError, match=r'cannot read .*/photos: \.\./\.\./a\.png in it leads out of its folder'
+    ):
+        copies.fetched(f'{run}/photos')
+
+
 def test_what_needs_a_file_system_says_so(run):
     config = defaults()
     config.dataset.root = 'gs://bucket/records'
